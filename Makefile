@@ -1,0 +1,54 @@
+# `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test format lint types unit snippets world bench-hdpo bench-overhead clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+# Tiny models run fastest on one thread, and two processes then do not fight for the cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing here needs a model hub.
+export HF_HUB_OFFLINE ?= 1
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+# CPU PyTorch goes first: without it another package would bring several GB of CUDA.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Metis needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+install: $(VENV)/installed ## the virtual environment in .venv
+
+demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (about 4 minutes)
+	$(RUN)/metis demo
+
+test: format lint types unit ## everything that CI runs
+
+format: $(VENV)/installed ## is the code formatted?
+	$(RUN)/ruff format --check .
+
+lint: $(VENV)/installed
+	$(RUN)/ruff check .
+
+types: $(VENV)/installed
+	$(RUN)/mypy
+
+unit: $(VENV)/installed ## all tests, on two processes
+	$(RUN)/pytest -n 2 --dist loadfile
+
+world: $(VENV)/installed ## train the shipped cold start again from nothing (about 10 minutes)
+	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
+
+bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (hours)
+	$(RUN)/python benchmarks/hdpo.py
+
+bench-overhead: $(VENV)/installed ## CPU time per turn beside create_agent
+	$(RUN)/python benchmarks/overhead.py
+
+clean: ## remove the environment, runs and caches
+	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

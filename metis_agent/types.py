@@ -1,0 +1,197 @@
+"""The nouns that every layer shares, from the question that comes in to the trajectory that is learnt from.
+
+Plain frozen dataclasses: they cross checkpointers, streams and files, so they hold only values that
+JSON can hold. Validation happens where files are read (`metis_agent.recording.schema`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessage
+
+__all__ = [
+    "TOKEN_RECORD",
+    "Branch",
+    "Draft",
+    "GateDecision",
+    "GateRequest",
+    "Group",
+    "ModelCall",
+    "OutcomeStatus",
+    "Question",
+    "Spending",
+    "ToolOutcome",
+    "ToolSpec",
+    "Trajectory",
+    "TrajectoryStatus",
+    "VerifierName",
+]
+
+TOKEN_RECORD = "token_record"
+"""Key of `AIMessage.response_metadata` under which a recording chat model leaves its exact tokens.
+
+The value is a dict: `prompt_ids: list[int]`, `completion_ids: list[int]`, `log_probs: list[float]` (one for
+each completion token: the policy's own, at the sampling temperature, before any forcing or banning),
+`forced: int` (how many leading completion tokens were forced), `sampling: dict`, `weights_version: str`,
+`template_hash: str`, `continues: bool` (the prompt extends the previous call's ids exactly).
+"""
+
+Branch = Literal["free", "direct", "tool"]
+"""How a rollout starts: as the policy wishes, forced to answer directly, or forced to call a tool."""
+
+OutcomeStatus = Literal["ok", "error", "timeout", "blocked", "repeated"]
+TrajectoryStatus = Literal["finished", "failed"]
+VerifierName = Literal["exact", "numeric", "choice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One thing to ask, with what is needed to check the answer."""
+
+    id: str
+    text: str
+    answer: str | None = None
+    """The reference answer; `None` where nobody knows it (then nothing can be scored)."""
+    verifier: VerifierName = "exact"
+    kind: str = ""
+    """A label to break results down by, such as "sum" or "popular fact"."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolSpec:
+    """What a gate may know of a tool."""
+
+    name: str
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A direct answer, written before the decision by a gate that asks for one."""
+
+    text: str
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What this turn has used so far: executed calls, seconds since it began, and declared tool cost."""
+
+    calls: int = 0
+    calls_per_tool: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRequest:
+    """What a gate sees: the conversation, the tools still within budget, and what has been spent."""
+
+    messages: Sequence[BaseMessage]
+    tools: tuple[ToolSpec, ...]
+    spent: Spending = Spending()
+    draft: Draft | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateDecision:
+    """Answer directly (`allowed` empty), or these tools may be called (and one must be, if `required`)."""
+
+    allowed: tuple[str, ...]
+    required: bool = False
+    probabilities: Mapping[str, float] | None = None
+    """Probability that each tool is worth calling, by name; `None` where the gate has no estimate."""
+    threshold: float | None = None
+    gate: str = ""
+    version: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def direct(self) -> bool:
+        """True where the decision is to answer without a tool."""
+        return not self.allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolOutcome:
+    """What became of one tool call that the model asked for."""
+
+    call_id: str
+    tool: str
+    arguments: Mapping[str, Any]
+    status: OutcomeStatus
+    content: str = ""
+    """The text that the model got back."""
+    seconds: float = 0.0
+    cost: float = 0.0
+
+    @property
+    def executed(self) -> bool:
+        """True where the tool really ran: only these count as T in the rewards."""
+        return self.status in ("ok", "error", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCall:
+    """One call of the chat model, token-exact where the backend gives its tokens."""
+
+    node: str
+    step: int
+    text: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    completion_ids: tuple[int, ...] | None = None
+    log_probs: tuple[float, ...] | None = None
+    forced: int = 0
+    """Leading completion tokens that were forced, not sampled."""
+    continues: bool = False
+    """The prompt starts with the previous call's prompt and completion, token for token."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    weights_version: str = ""
+    template_hash: str = ""
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """The record of one run: everything needed to score it, to show it, and to train on it."""
+
+    id: str
+    question: Question
+    branch: Branch = "free"
+    answer: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """LangChain messages of this turn as dicts, token records moved to `calls`."""
+    calls: tuple[ModelCall, ...] = ()
+    decisions: tuple[GateDecision, ...] = ()
+    outcomes: tuple[ToolOutcome, ...] = ()
+    status: TrajectoryStatus = "finished"
+    error: str = ""
+    """Why the run failed, with `status="failed"`."""
+    seconds: float = 0.0
+    started_at: float = 0.0
+    """Unix time in seconds."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tool_calls(self) -> int:
+        """T of the paper: executed tool calls, from the trace; blocked and repeated ones don't count."""
+        return sum(outcome.executed for outcome in self.outcomes)
+
+    @property
+    def cost(self) -> float:
+        """Declared cost of all executed tool calls."""
+        return sum(outcome.cost for outcome in self.outcomes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The G trajectories of one question."""
+
+    question: Question
+    trajectories: tuple[Trajectory, ...]
