@@ -1,0 +1,116 @@
+"""Which branch each rollout of a group is made to take, and which it took.
+
+A policy that calls a tool 98% of the time samples almost no direct answers, and one that has learned not to
+almost no calls: in such groups no channel sees the alternative, and HDPO can't compare. Stratified groups
+force a few rollouts down each branch and leave the rest free. A forced decision's old log-probability is the
+policy's own (ratio 1, no importance weight); everything after it is sampled as usual.
+
+Stands before `rewards`; its counts feed the branch weight in `advantages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.hdpo.rewards import Scores
+from metis_agent.types import Branch, Trajectory
+
+__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratifiedGroups:
+    """How the rollouts of one question start.
+
+    Raises:
+        ConfigurationError: A count is negative, the group is empty, or the forced rollouts don't fit in it.
+    """
+
+    size: int = 16
+    """G, rollouts for each question."""
+    direct: int = 4
+    """Rollouts forced to answer directly."""
+    tool: int = 4
+    """Rollouts forced to call a tool."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigurationError(
+                f"size={self.size!r}: a group has at least 1 rollout, 2 for any advantage."
+            )
+        for name in ("direct", "tool"):
+            if (count := getattr(self, name)) < 0:
+                raise ConfigurationError(
+                    f"{name}={count!r}: forced rollouts can't be negative; 0 turns them off."
+                )
+        if self.direct + self.tool > self.size:
+            raise ConfigurationError(
+                f"direct={self.direct!r} and tool={self.tool!r} don't fit in size={self.size!r}: together "
+                "they are at most the size. Raise size, or force fewer."
+            )
+
+    def branches(self) -> tuple[Branch, ...]:
+        """The G starts: direct ones first, then tool, then free.
+
+        Example:
+            >>> StratifiedGroups(size=4, direct=1, tool=1).branches()
+            ('direct', 'tool', 'free', 'free')
+        """
+        free = self.size - self.direct - self.tool
+        counts: dict[Branch, int] = {"direct": self.direct, "tool": self.tool, "free": free}
+        return tuple(branch for branch, count in counts.items() for _ in range(count))
+
+
+def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
+    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
+    return "tool" if trajectory.tool_calls else "direct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchCounts:
+    """For each of P questions: rollouts n of each branch, and how many k of them were right; all shaped [P].
+
+    Evidence may be pooled over questions by whoever makes the counts, so they need not be whole numbers.
+
+    Raises:
+        InputError: Shapes differ, a count is negative or not finite, or k > n.
+    """
+
+    direct_right: NDArray[np.float64]
+    direct_n: NDArray[np.float64]
+    tool_right: NDArray[np.float64]
+    tool_n: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        pairs = ((self.direct_right, self.direct_n), (self.tool_right, self.tool_n))
+        shapes = {count.shape for pair in pairs for count in pair}
+        if len(shapes) != 1 or self.direct_n.ndim != 1:
+            raise InputError(
+                f"Branch counts have shapes {sorted(shapes)!r}: all must be [P], one entry a question."
+            )
+        for right, n in pairs:
+            if not bool(np.all((right >= 0) & (right <= n) & np.isfinite(n))):
+                raise InputError(
+                    f"Branch counts right={right!r} of n={n!r}: each needs 0 <= right <= n, finite."
+                )
+
+
+def count_branches(scores: Scores) -> BranchCounts:
+    """Count each group's own branches by what was executed (T = 0 is direct), excluded rollouts left out."""
+    counted = ~scores.excluded
+    direct, tool = counted & (scores.T == 0), counted & (scores.T > 0)
+
+    def total(mask_P_G: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.asarray(mask_P_G.sum(axis=1), dtype=np.float64)
+
+    return BranchCounts(
+        direct_right=total(direct & scores.correct),
+        direct_n=total(direct),
+        tool_right=total(tool & scores.correct),
+        tool_n=total(tool),
+    )
