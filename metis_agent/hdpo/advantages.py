@@ -79,9 +79,7 @@ class Objective:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{field}={value!r}: must be finite and at least 0.")
         if self.ddof not in (0, 1):
-            raise ConfigurationError(
-                f"ddof={self.ddof!r}: 0 is the population deviation, 1 the sample's (TRL's)."
-            )
+            raise ConfigurationError(f"ddof={self.ddof!r}: 0 is the population deviation, 1 the sample's (TRL's).")
         if self.branch_weight and self.name != "hdpo":
             raise ConfigurationError(
                 f"branch_weight=True with name={self.name!r}: only 'hdpo' has a channel of its own to weight."
@@ -119,8 +117,7 @@ def group_advantage(reward: Tensor, included: Tensor, *, eps: float = 1e-4, ddof
     """
     if reward.ndim != 2 or reward.shape != included.shape:
         raise InputError(
-            f"reward is {tuple(reward.shape)!r}, included {tuple(included.shape)!r}: "
-            "both must be the same [P, G]."
+            f"reward is {tuple(reward.shape)!r}, included {tuple(included.shape)!r}: both must be the same [P, G]."
         )
     included = included & ~reward.isnan()
     n = included.sum(1, keepdim=True)

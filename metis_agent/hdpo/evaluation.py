@@ -141,9 +141,7 @@ def evaluate(
         )
     judged = {question_id: [judge(run, verify)[0] for run in group] for question_id, group in runs.items()}
     table = _Table(
-        accuracy=np.array(
-            [_mean([right for right in verdicts if right is not None]) for verdicts in judged.values()]
-        ),
+        accuracy=np.array([_mean([right for right in verdicts if right is not None]) for verdicts in judged.values()]),
         tool_rate=np.array([_mean([branch_of(run) == "tool" for run in group]) for group in runs.values()]),
         calls=np.array([_mean([run.tool_calls for run in group]) for group in runs.values()]),
         seconds=np.array([_mean([run.seconds for run in group]) for group in runs.values()]),

@@ -20,7 +20,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches"]
+__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decision_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,10 @@ class StratifiedGroups:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ConfigurationError(
-                f"size={self.size!r}: a group has at least 1 rollout, 2 for any advantage."
-            )
+            raise ConfigurationError(f"size={self.size!r}: a group has at least 1 rollout, 2 for any advantage.")
         for name in ("direct", "tool"):
             if (count := getattr(self, name)) < 0:
-                raise ConfigurationError(
-                    f"{name}={count!r}: forced rollouts can't be negative; 0 turns them off."
-                )
+                raise ConfigurationError(f"{name}={count!r}: forced rollouts can't be negative; 0 turns them off.")
         if self.direct + self.tool > self.size:
             raise ConfigurationError(
                 f"direct={self.direct!r} and tool={self.tool!r} don't fit in size={self.size!r}: together "
@@ -64,6 +60,30 @@ class StratifiedGroups:
         free = self.size - self.direct - self.tool
         counts: dict[Branch, int] = {"direct": self.direct, "tool": self.tool, "free": free}
         return tuple(branch for branch, count in counts.items() for _ in range(count))
+
+
+def decision_weights(
+    tool_probability: NDArray[np.float64], called: NDArray[np.bool_], groups: StratifiedGroups
+) -> NDArray[np.float64]:
+    """w_b for each rollout's decision, as at the head of this module.
+
+    Args:
+        tool_probability: [P], the policy's own probability of beginning with a call; NaN where it is not known.
+        called: [P, G], whether the rollout began with a call.
+        groups: How many were forced.
+
+    Returns:
+        [P, G]; 1 everywhere without forced rollouts, and where the probability is not known.
+    """
+    if not groups.direct and not groups.tool:
+        return np.ones(called.shape)
+    pi_T = tool_probability[:, None]
+    pi_b = np.where(called, pi_T, 1 - pi_T)
+    forced = np.where(called, groups.tool, groups.direct) / groups.size
+    free = 1 - (groups.direct + groups.tool) / groups.size
+    mixture = forced + free * pi_b
+    weights = np.divide(pi_b, mixture, out=np.ones(called.shape), where=mixture > 0)
+    return np.where(np.isnan(weights), 1.0, weights)
 
 
 def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
@@ -90,14 +110,10 @@ class BranchCounts:
         pairs = ((self.direct_right, self.direct_n), (self.tool_right, self.tool_n))
         shapes = {count.shape for pair in pairs for count in pair}
         if len(shapes) != 1 or self.direct_n.ndim != 1:
-            raise InputError(
-                f"Branch counts have shapes {sorted(shapes)!r}: all must be [P], one entry a question."
-            )
+            raise InputError(f"Branch counts have shapes {sorted(shapes)!r}: all must be [P], one entry a question.")
         for right, n in pairs:
             if not bool(np.all((right >= 0) & (right <= n) & np.isfinite(n))):
-                raise InputError(
-                    f"Branch counts right={right!r} of n={n!r}: each needs 0 <= right <= n, finite."
-                )
+                raise InputError(f"Branch counts right={right!r} of n={n!r}: each needs 0 <= right <= n, finite.")
 
 
 def count_branches(scores: Scores) -> BranchCounts:

@@ -40,9 +40,7 @@ class Verifier(Protocol):
 
 # --- exact --------------------------------------------------------------------------------------------------
 
-_LEAD_IN = re.compile(
-    r"^\W*(?:so\W+)?(?:(?:the|my)\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*", re.I
-)
+_LEAD_IN = re.compile(r"^\W*(?:so\W+)?(?:(?:the|my)\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)\s*", re.I)
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DASHES = str.maketrans(dict.fromkeys("−‐‑‒–—", "-"))
@@ -199,9 +197,7 @@ _NO_ARTICLE = r"(?!(?<=[AI])\s+[a-z]{3})"
 _ALSO = (
     re.compile(rf"^{_CLOSE}(?:[,;/&-]|\b(?:or|and)\b){_OPEN}(?:(?:or|and)\b)?{_OPEN}{_LETTER}{_NO_ARTICLE}"),
     re.compile(rf"^[\s.,;:)\]}}*]*{_OPEN}{_LETTER}(?=[.,;:)\]}}*]|\s*$)"),
-    re.compile(
-        rf"\b(?i:or|maybe|perhaps|possibly|alternatively|could|might|also)\b[^.!?\n]*?{_LETTER}{_NO_ARTICLE}"
-    ),
+    re.compile(rf"\b(?i:or|maybe|perhaps|possibly|alternatively|could|might|also)\b[^.!?\n]*?{_LETTER}{_NO_ARTICLE}"),
 )
 
 

@@ -80,9 +80,7 @@ def test_tool_channel_by_hand() -> None:
     # mean 2/3, deviations 1/3, -1/6, -1/6; sum of squares 1/9 + 2/36 = 1/6, sample variance 1/12.
     # 1/3 / sqrt(1/12) = 2/sqrt(3) = 1.15470, -1/6 / sqrt(1/12) = -0.57735.
     channels = advantages(Objective(eps=0.0), scores_of([[1, 1, 1, 0]], [[0, 1, 1, 0]]))
-    torch.testing.assert_close(
-        channels.tool, torch.tensor([[1.15470, -0.57735, -0.57735, 0]]), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(channels.tool, torch.tensor([[1.15470, -0.57735, -0.57735, 0]]), atol=1e-5, rtol=0)
     # r_acc = 1, 1, 1, 0.1: mean 0.775, deviations 0.225 (three) and -0.675; squares 0.151875 + 0.455625 =
     # 0.6075, variance 0.2025, deviation 0.45: 0.5, 0.5, 0.5, -1.5.
     torch.testing.assert_close(channels.acc, torch.tensor([[0.5, 0.5, 0.5, -1.5]]))
@@ -92,9 +90,7 @@ def test_tool_channel_by_hand() -> None:
 
 
 def test_excluded_rollout_leaves_the_others_as_if_it_were_not_there() -> None:
-    with_one = advantages(
-        Objective(), scores_of([[1, 1, 0, 1]], [[0, 1, 2, 5]], [[False, False, False, True]])
-    )
+    with_one = advantages(Objective(), scores_of([[1, 1, 0, 1]], [[0, 1, 2, 5]], [[False, False, False, True]]))
     without = advantages(Objective(), scores_of([[1, 1, 0]], [[0, 1, 2]]))
     for channel in ("acc", "tool"):
         torch.testing.assert_close(getattr(with_one, channel)[:, :3], getattr(without, channel))
@@ -183,8 +179,7 @@ def test_thousands_of_random_groups_equal_the_reference() -> None:
         scores = scores_of(right.tolist(), T.tolist(), excluded.tolist())
         r_acc, r_tool = 0.1 + 0.9 * right, right / (T + 1.0)
         hdpo, coupled, gdpo = (
-            advantages(Objective(name=name, w_tool=0.3, alpha=0.4), scores)
-            for name in ("hdpo", "coupled", "gdpo")
+            advantages(Objective(name=name, w_tool=0.3, alpha=0.4), scores) for name in ("hdpo", "coupled", "gdpo")
         )
         expected = {
             "acc": (hdpo.acc, reference.grpo(r_acc, excluded)),
@@ -228,9 +223,7 @@ def test_without_the_tool_channel_it_is_the_grpo_of_trl() -> None:
 def test_gdpo_is_trl_normalize_then_sum() -> None:
     rng = np.random.default_rng(2)
     excluded = rng.random((50, 8)) < 0.1
-    scores = scores_of(
-        (rng.random((50, 8)) < 0.5).tolist(), rng.integers(0, 4, (50, 8)).tolist(), excluded.tolist()
-    )
+    scores = scores_of((rng.random((50, 8)) < 0.5).tolist(), rng.integers(0, 4, (50, 8)).tolist(), excluded.tolist())
     rewards = torch.tensor(np.stack([scores.r_acc, scores.r_tool], axis=-1)).reshape(-1, 2)
     theirs = trl_advantages(rewards, [1.0, 0.15], 8, "normalize_then_sum")
     ours = advantages(Objective(name="gdpo", w_tool=0.15), scores)

@@ -64,9 +64,7 @@ def test_thresholds() -> None:
     strict = evaluate(runs, direct_right=direct, tool_right=tool).overall
     assert strict.redundant_rate.questions == strict.necessary_recall.questions == 0
     assert strict.redundant_rate == Estimate(value=None, low=None, high=None, questions=0)
-    loose = evaluate(
-        runs, direct_right=direct, tool_right=tool, known_at=0.75, failed_at=0.25, helped_at=0.4
-    ).overall
+    loose = evaluate(runs, direct_right=direct, tool_right=tool, known_at=0.75, failed_at=0.25, helped_at=0.4).overall
     assert (loose.redundant_rate.value, loose.necessary_recall.value) == (1.0, 0.0)
 
 
@@ -146,9 +144,7 @@ def test_same_seed_same_interval() -> None:
 
 
 def test_to_dict_is_json() -> None:
-    written = json.loads(
-        json.dumps(evaluate([run("a", kind="sum")], direct_right={}).to_dict(), allow_nan=False)
-    )
+    written = json.loads(json.dumps(evaluate([run("a", kind="sum")], direct_right={}).to_dict(), allow_nan=False))
     assert written["overall"]["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0, "questions": 1}
     assert written["overall"]["necessary_recall"]["value"] is None
     assert written["kinds"]["sum"]["tool_rate"]["value"] == 0.0

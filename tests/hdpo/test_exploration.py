@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, branch_of, count_branches
+from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, branch_of, count_branches, decision_weights
 from metis_agent.hdpo.rewards import score
 
 from .reference import group, trajectory
@@ -19,7 +21,7 @@ def test_default_group_of_sixteen() -> None:
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
 def test_branches_fill_the_group(direct: int, tool: int, free: int) -> None:
     size = direct + tool + free
-    if not size:
+    if not size or (direct and not tool):
         return
     branches = StratifiedGroups(size=size, direct=direct, tool=tool).branches()
     assert len(branches) == size
@@ -68,3 +70,42 @@ def test_counts_that_cannot_be() -> None:
         BranchCounts(direct_right=one, direct_n=one, tool_right=one, tool_n=np.array([np.inf]))
     with pytest.raises(InputError, match=r"all must be \[P\]"):
         BranchCounts(direct_right=one, direct_n=one, tool_right=one, tool_n=np.ones(2))
+
+
+def test_decision_weights_worked_by_hand() -> None:
+    # G = 16 with 4 forced each way: f = 1/4, free = 1/2. pi_T = 0.9:
+    #   a call:    0.9 / (0.25 + 0.5 * 0.9) = 0.9 / 0.7 = 9/7
+    #   no call:   0.1 / (0.25 + 0.5 * 0.1) = 0.1 / 0.3 = 1/3
+    weights = decision_weights(np.array([0.9]), np.array([[True, False] * 8]), StratifiedGroups())
+    np.testing.assert_allclose(weights, [[9 / 7, 1 / 3] * 8])
+
+
+def test_decision_weights_are_one_where_nothing_is_forced_or_nothing_known() -> None:
+    called = np.array([[True, False, True, True]])
+    free = StratifiedGroups(size=4, direct=0, tool=0)
+    np.testing.assert_array_equal(decision_weights(np.array([0.2]), called, free), np.ones((1, 4)))
+    some = StratifiedGroups(size=4, direct=1, tool=1)
+    np.testing.assert_array_equal(decision_weights(np.array([np.nan]), called, some), np.ones((1, 4)))
+
+
+@given(
+    pi_T=st.floats(0, 1),
+    values=st.tuples(st.floats(-5, 5), st.floats(-5, 5)),
+    direct=st.integers(1, 6),
+    tool=st.integers(1, 6),
+)
+def test_weighted_stratified_groups_estimate_the_policys_own_expectation(
+    pi_T: float, values: tuple[float, float], direct: int, tool: int
+) -> None:
+    """Sum over branches of (share in the group) x (weight) x value = E_pi[value]."""
+    groups = StratifiedGroups(size=16, direct=direct, tool=tool)
+    w_D, w_T = decision_weights(np.array([pi_T]), np.array([[False, True]]), groups)[0]
+    free = (16 - direct - tool) / 16
+    share_D, share_T = direct / 16 + free * (1 - pi_T), tool / 16 + free * pi_T
+    expected = (1 - pi_T) * values[0] + pi_T * values[1]
+    assert math.isclose(share_D * w_D * values[0] + share_T * w_T * values[1], expected, abs_tol=1e-9)
+
+
+def test_forcing_direct_alone_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Force at least one"):
+        StratifiedGroups(direct=4, tool=0)

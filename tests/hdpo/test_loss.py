@@ -155,12 +155,8 @@ def test_random_batches_equal_the_reference(normaliser: Normaliser, seed: int) -
         normaliser=normaliser,
     )
     table = log_probs.tolist(), old.tolist()
-    acc = reference.surrogate(
-        *table, A_acc.tolist(), mask.tolist(), low=0.2, high=0.28, normaliser=normaliser
-    )
-    tool = reference.surrogate(
-        *table, A_tool.tolist(), mask.tolist(), low=0.1, high=0.15, normaliser=normaliser
-    )
+    acc = reference.surrogate(*table, A_acc.tolist(), mask.tolist(), low=0.2, high=0.28, normaliser=normaliser)
+    tool = reference.surrogate(*table, A_tool.tolist(), mask.tolist(), low=0.1, high=0.15, normaliser=normaliser)
     assert result.acc.loss.item() == pytest.approx(acc, abs=1e-6)
     assert result.tool.loss.item() == pytest.approx(tool, abs=1e-6)
     assert result.loss.item() == pytest.approx(0.7 * acc + 0.3 * tool, abs=1e-6)

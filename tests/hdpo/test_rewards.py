@@ -50,9 +50,7 @@ def test_format_reward() -> None:
     assert format_reward(trajectory(statuses=["error", "blocked"])) == 1.0
 
 
-@pytest.mark.parametrize(
-    "call", [{"name": "", "args": {}}, {"args": {}}, {"name": "python", "args": "1 + 1"}]
-)
+@pytest.mark.parametrize("call", [{"name": "", "args": {}}, {"args": {}}, {"name": "python", "args": "1 + 1"}])
 def test_format_reward_of_a_malformed_call(call: dict[str, object]) -> None:
     assert format_reward(trajectory(calls=(ModelCall(node="gate", step=0, tool_calls=(call,)),))) == 0.0
     good = {"name": "python", "args": {"code": "1"}}

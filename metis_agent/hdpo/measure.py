@@ -1,0 +1,117 @@
+"""Measure an agent on questions: run it freely, probe both branches, evaluate.
+
+Whether a call was redundant is a fact about the model: can it answer the question without? So each question is
+also run forced direct, several times, and forced to call a tool, and `evaluation` reads both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metis_agent.hdpo.evaluation import Evaluation, evaluate, share_right
+from metis_agent.hdpo.rewards import Verify
+from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
+from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.types import Branch, Question, Trajectory
+
+__all__ = ["Measurement", "Probes", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """How often each question is run with its start forced."""
+
+    direct: int = 4
+    """A question is known where all of these are right."""
+    tool: int = 1
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """One entry a forced run."""
+        direct: Branch = "direct"
+        tool: Branch = "tool"
+        return (direct,) * self.direct + (tool,) * self.tool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """An evaluation, the free runs behind it, and how long they took."""
+
+    evaluation: Evaluation
+    trajectories: tuple[Trajectory, ...]
+    seconds_per_question: float
+    """Wall time in which free runs were under way, divided by the questions: what one costs when many run at once."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Point estimates by name, `intervals` beside them, and `kinds` with both."""
+        evaluation = self.evaluation.to_dict()
+        return {
+            **_flat(evaluation["overall"]),
+            "seconds_per_question": self.seconds_per_question,
+            "questions": evaluation["questions"],
+            "failed": evaluation["failed"],
+            "unjudged": evaluation["unjudged"],
+            "confidence": evaluation["confidence"],
+            "kinds": {kind: _flat(metrics) for kind, metrics in evaluation["kinds"].items()},
+        }
+
+
+def measure(
+    rollouts: Rollouts,
+    questions: Sequence[Question],
+    *,
+    name: str,
+    seed: int = 0,
+    probes: Probes = Probes(),
+    probe_rollouts: Rollouts | None = None,
+    verify: Verify = default_verify,
+    progress: Callable[[Trajectory], None] = lambda _: None,
+) -> Measurement:
+    """Run `questions` freely once each and by the probes, and evaluate.
+
+    Args:
+        rollouts: The agent as it is deployed.
+        questions: Held-out questions.
+        name: Of the rollouts in the store; a crashed measurement of the same name is taken up again.
+        seed: Of all sampling.
+        probes: How many forced runs.
+        probe_rollouts: The agent that the probes sample from, for instance at another temperature.
+        verify: Judges the answers.
+        progress: Called with each finished trajectory.
+    """
+    free = rollouts.collect(group_rollouts(questions, ("free",), name=f"{name}/free", seed=seed), progress=progress)
+    forced = (probe_rollouts or rollouts).collect(
+        group_rollouts(questions, probes.branches, name=f"{name}/probe", seed=seed), progress=progress
+    )
+    by_branch = {branch: [run for run in forced if run.branch == branch] for branch in ("direct", "tool")}
+    evaluation = evaluate(
+        free,
+        direct_right=share_right(by_branch["direct"], verify),
+        tool_right=share_right(by_branch["tool"], verify),
+        verify=verify,
+        seed=seed,
+    )
+    return Measurement(
+        evaluation=evaluation, trajectories=tuple(free), seconds_per_question=_busy(free) / len(questions)
+    )
+
+
+def _busy(trajectories: Sequence[Trajectory]) -> float:
+    """Seconds covered by at least one run; pauses between a crash and its resumption don't count."""
+    covered, end = 0.0, 0.0
+    for run in sorted(trajectories, key=lambda run: run.started_at):
+        finish = run.started_at + run.seconds
+        covered += max(0.0, finish - max(run.started_at, end))
+        end = max(end, finish)
+    return covered
+
+
+def _flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    # Latencies of runs that share a batch are not what a single question takes.
+    names = [name for name in metrics if name != "seconds_per_question"]
+    return {
+        **{name: metrics[name]["value"] for name in names},
+        "intervals": {name: [metrics[name]["low"], metrics[name]["high"]] for name in names},
+    }

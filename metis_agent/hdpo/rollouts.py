@@ -1,0 +1,141 @@
+"""Group rollouts through the graph that serves users: hundreds at once, recorded, and resumed after a crash.
+
+A rollout is named before it runs. Its trajectory is stored under that name as soon as it is finished, so
+whoever asks for the same rollouts again, after a kill -9 say, gets the finished ones back from the store and
+runs only the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+
+from metis_agent.agent import MetisAgent
+from metis_agent.errors import InfrastructureError
+from metis_agent.gates.base import Gate
+from metis_agent.gates.baselines import BranchGate
+from metis_agent.recording.recorder import trajectory_of
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
+
+__all__ = ["Rollout", "Rollouts", "group_rollouts", "groups_of"]
+
+BRANCHES: tuple[Branch, ...] = ("free", "direct", "tool")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One rollout to run: its name, the question, how it starts, and the seed of all its randomness."""
+
+    id: str
+    question: Question
+    branch: Branch = "free"
+    seed: int = 0
+
+
+def group_rollouts(questions: Iterable[Question], branches: Sequence[Branch], *, name: str, seed: int) -> list[Rollout]:
+    """One rollout a question and branch given; `name` and `seed` make ids and seeds distinct."""
+    return [
+        Rollout(
+            id=f"{name}/{question.id}/{index}",
+            question=question,
+            branch=branch,
+            seed=zlib.crc32(f"{seed}/{name}/{question.id}/{index}".encode()),
+        )
+        for question in questions
+        for index, branch in enumerate(branches)
+    ]
+
+
+def groups_of(trajectories: Sequence[Trajectory], size: int) -> list[Group]:
+    """Consecutive trajectories, `size` at a time, as groups of one question each."""
+    chunks = (tuple(trajectories[start : start + size]) for start in range(0, len(trajectories), size))
+    return [Group(question=chunk[0].question, trajectories=chunk) for chunk in chunks]
+
+
+class Rollouts:
+    """Runs rollouts through one agent per branch.
+
+    Args:
+        build: makes the agent around a gate; called once a branch, so that model and tools stay the user's.
+        store: where finished trajectories go, and where those of an earlier process are found.
+        concurrency: graph runs in flight at once.
+    """
+
+    def __init__(self, build: Callable[[Gate], MetisAgent], store: TrajectoryStore, *, concurrency: int = 256) -> None:
+        self._agents: Mapping[Branch, MetisAgent] = {branch: build(BranchGate(branch)) for branch in BRANCHES}
+        self._store = store
+        self._concurrency = concurrency
+        self._finished_before = frozenset(store.ids())
+
+    def collect(
+        self, rollouts: Sequence[Rollout], *, progress: Callable[[Trajectory], None] = lambda _: None
+    ) -> list[Trajectory]:
+        """Run the rollouts and return their trajectories in the same order.
+
+        A rollout whose infrastructure fails (sandbox, judge, storage of a tool) comes back with
+        `status="failed"`, to be excluded and counted. Any other exception is a defect and propagates;
+        what was finished by then is in the store.
+        """
+        found = self._recall({rollout.id for rollout in rollouts} & self._finished_before)
+        for trajectory in found.values():
+            progress(trajectory)
+        missing = [rollout for rollout in rollouts if rollout.id not in found]
+        for trajectory in _run(self._run_all(missing, progress)):
+            found[trajectory.id] = trajectory
+        return [found[rollout.id] for rollout in rollouts]
+
+    def _recall(self, ids: frozenset[str] | set[str]) -> dict[str, Trajectory]:
+        if not ids:
+            return {}
+        return {trajectory.id: trajectory for trajectory in self._store.read() if trajectory.id in ids}
+
+    async def _run_all(self, rollouts: Sequence[Rollout], progress: Callable[[Trajectory], None]) -> list[Trajectory]:
+        slots = asyncio.Semaphore(self._concurrency)
+
+        async def one(rollout: Rollout) -> Trajectory:
+            async with slots:
+                trajectory = await self._run_one(rollout)
+            self._store.append(trajectory)
+            progress(trajectory)
+            return trajectory
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one(rollout)) for rollout in rollouts]
+        return [task.result() for task in running]
+
+    async def _run_one(self, rollout: Rollout) -> Trajectory:
+        started = time.time()
+        # No thread_id: that belongs to conversations, and each rollout is a run of its own.
+        config = RunnableConfig(configurable={"seed": rollout.seed})
+        state: Mapping[str, Any] = {"messages": []}
+        status: TrajectoryStatus = "finished"
+        error = ""
+        try:
+            state = await self._agents[rollout.branch].ainvoke(
+                {"messages": [HumanMessage(rollout.question.text)]}, config
+            )
+        except InfrastructureError as failure:
+            status, error = "failed", f"{type(failure).__name__}: {failure}"
+        return trajectory_of(
+            state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
+            seconds=time.time() - started, status=status, error=error,
+        )  # fmt: skip
+
+
+def _run(work: Coroutine[Any, Any, list[Trajectory]]) -> list[Trajectory]:
+    """Run to the end, also where an event loop is already running (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()
