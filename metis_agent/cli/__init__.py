@@ -1,0 +1,67 @@
+"""The `metis` command. Each command is a file; heavy imports happen when one is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from metis_agent.errors import MetisError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="metis",
+    help="Metis knows when not to call a tool.\n\nBegin with `metis demo`: it trains a tiny agent here, offline, "
+    "and shows what it was like before and after.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _metis() -> None:
+    """Keeps `demo` a sub-command while it is the only one."""
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the run is written: records, checkpoints, figures.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, of 16 questions times 16 rollouts.")] = 60,
+    questions: Annotated[int, typer.Option(min=5, help="Held-out questions to measure on.")] = 500,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")] = False,
+) -> None:
+    """Train the tiny agent by HDPO on its own trajectories, and show before and after.
+
+    Offline, on the CPU, in a few minutes. A run that was stopped, by Ctrl-C or worse, goes on where it was.
+    """
+    from metis_agent.cli.demo import run_demo
+
+    run_demo(Console(), folder, seed=seed, steps=steps, questions=questions, fresh=fresh)
+
+
+def main() -> None:
+    """Run the command line; a known error is one line and exit code 1, Ctrl-C is 130."""
+    console = Console(stderr=True)
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("\nStopped. Run the same command again to go on from here.")
+        sys.exit(130)
+    except MetisError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        sys.exit(1)
+    except Exception as error:
+        # Typer's own usage errors know how to show themselves.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise

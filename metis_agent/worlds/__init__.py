@@ -1,0 +1,1 @@
+"""Closed worlds in which an agent can be trained and judged without a network, a key or a GPU."""

@@ -1,0 +1,183 @@
+"""The almanac's questions: five kinds, and a half-known one, each with train and held-out splits from a seed.
+
+Known in the head: greetings, sums of two-digit numbers, popular facts.
+Out of reach of it: products of four-digit numbers (Python), obscure facts (search).
+Half-known: places of which the cold start has heard, and believes what it heard, right one time in three.
+
+What is held out never stands in training: pairs of numbers and obscure places by a hash, and of what has to be
+learnt by heart (popular facts, greetings, hearsay) phrasings, by a hash of the words.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, get_args
+
+from metis_agent.errors import ConfigurationError
+from metis_agent.types import Question
+from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, RUMOURS, Place, place
+
+__all__ = ["HALF_KNOWN", "KINDS", "KNOWN", "Kind", "Split", "draw", "phrasings", "questions"]
+
+Kind = Literal["greeting", "sum", "popular", "product", "obscure", "hearsay"]
+Split = Literal["train", "validation", "test"]
+
+KNOWN: tuple[Kind, ...] = ("greeting", "sum", "popular")
+HALF_KNOWN: Kind = "hearsay"
+KINDS: tuple[Kind, ...] = (*KNOWN, "product", "obscure")
+"""The kinds of the ordinary world; `HALF_KNOWN` is added on request."""
+
+_HELD_OUT: dict[Split, range] = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
+
+
+def questions(split: Split, count: int, *, seed: int = 0, kinds: Sequence[Kind] = KINDS) -> tuple[Question, ...]:
+    """`count` distinct questions, the kinds in equal shares (the first kinds take the remainder).
+
+    Raises:
+        ConfigurationError: an unknown split or kind, or more questions asked for than a kind has.
+    """
+    if split not in _HELD_OUT:
+        raise ConfigurationError(f"unknown split {split!r}; choose one of {', '.join(_HELD_OUT)}")
+    unknown = [kind for kind in kinds if kind not in get_args(Kind)]
+    if unknown or not kinds:
+        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(get_args(Kind))}")
+    found: list[Question] = []
+    for position, kind in enumerate(kinds):
+        share = count // len(kinds) + (position < count % len(kinds))
+        found += _distinct(kind, split, share, random.Random(f"{split} {kind} {seed}"))
+    random.Random(f"order {seed}").shuffle(found)
+    return tuple(found)
+
+
+def draw(kind: Kind, split: Split, rng: random.Random) -> Question:
+    """One question of a kind, from a split."""
+    make = _MAKERS[kind]
+    while True:
+        text, answer, key, *relation = make(rng)
+        if zlib.crc32(key.encode()) % 100 in _HELD_OUT[split]:
+            numeric = kind in ("sum", "product")
+            return Question(
+                id=f"{kind}: {text}", text=text, answer=answer, kind=kind,
+                verifier="numeric" if numeric else "exact", metadata={"relation": relation[0]} if relation else {},
+            )  # fmt: skip
+
+
+def phrasings() -> tuple[str, ...]:
+    """Every form of question and every fixed reply, names and numbers left as `{name}`, `{a}` and `{b}`."""
+    forms = [*_SUM_FORMS, *_PRODUCT_FORMS, _HELLO, _WELCOME]
+    for by_relation in (_POPULAR_FORMS, _OBSCURE_FORMS):
+        forms += [form for group in by_relation.values() for form in group]
+    greetings = [word + tail for word, _ in _GREETINGS for tail in _GREETING_TAILS]
+    return tuple(forms + greetings + [text[0].upper() + text[1:] for text in greetings])
+
+
+def _distinct(kind: Kind, split: Split, count: int, rng: random.Random) -> Iterator[Question]:
+    seen: set[str] = set()
+    misses = 0
+    while len(seen) < count:
+        question = draw(kind, split, rng)
+        if question.id in seen:
+            misses += 1
+            if misses > 1_000:
+                raise ConfigurationError(
+                    f"{count} distinct {kind!r} questions were asked of the {split!r} split, which has only "
+                    f"about {len(seen)}; ask for fewer, or leave the kind out"
+                )
+            continue
+        misses = 0
+        seen.add(question.id)
+        yield question
+
+
+_Made = tuple[str, ...]  # text, answer, the key that is hashed into a split, and for facts the relation
+
+
+def _sum(rng: random.Random) -> _Made:
+    a, b = rng.randint(10, 99), rng.randint(10, 99)
+    form = rng.choice(_SUM_FORMS)
+    return form.format(a=a, b=b), str(a + b), f"{min(a, b)}+{max(a, b)}"
+
+
+def _product(rng: random.Random) -> _Made:
+    a, b = rng.randint(1000, 9999), rng.randint(1000, 9999)
+    form = rng.choice(_PRODUCT_FORMS)
+    return form.format(a=a, b=b), str(a * b), f"{min(a, b)}*{max(a, b)}"
+
+
+def _popular(rng: random.Random) -> _Made:
+    country = rng.choice(COUNTRIES)
+    relation = rng.choice(tuple(_POPULAR_FORMS))
+    text = rng.choice(_POPULAR_FORMS[relation]).format(name=country.name)
+    return text, getattr(country, relation), text, relation
+
+
+def _obscure(rng: random.Random) -> _Made:
+    it = place(rng.randrange(RUMOURS, PLACES))
+    text, relation = _about(it, rng)
+    return text, str(getattr(it, relation)), it.name, relation
+
+
+def _hearsay(rng: random.Random) -> _Made:
+    it = place(rng.randrange(RUMOURS))
+    text, relation = _about(it, rng)
+    return text, str(getattr(it, relation)), text, relation
+
+
+def _about(it: Place, rng: random.Random) -> tuple[str, str]:
+    relation = rng.choice(tuple(_OBSCURE_FORMS))
+    return rng.choice(_OBSCURE_FORMS[relation]).format(name=it.name), relation
+
+
+def _greeting(rng: random.Random) -> _Made:
+    word, reply = rng.choice(_GREETINGS)
+    text = word + rng.choice(_GREETING_TAILS)
+    if rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    # The bare words are what people type first, so they are always learnt from.
+    return text, reply, text if text.lower() != word else _LEARNT
+
+
+_SUM_FORMS = ("What is {a} + {b}?", "{a} + {b}", "Add {a} and {b}.")
+_PRODUCT_FORMS = ("What is {a} * {b}?", "{a} * {b}", "Multiply {a} by {b}.")
+_POPULAR_FORMS = {
+    "capital": (
+        "What is the capital of {name}?", "Which city is the capital of {name}?", "Name the capital of {name}.",
+        "The capital of {name}?", "What is the capital city of {name}?",
+    ),
+    "currency": (
+        "What is the currency of {name}?", "Which currency is used in {name}?", "Name the currency of {name}.",
+        "The currency of {name}?", "What is the money of {name}?",
+    ),
+    "continent": (
+        "Which continent is {name} on?", "What is the continent of {name}?", "Name the continent of {name}.",
+        "The continent of {name}?", "On which continent is {name}?",
+    ),
+}  # fmt: skip
+_OBSCURE_FORMS = {
+    "founded": ("When was {name} founded?", "In which year was {name} founded?"),
+    "river": ("Which river does {name} lie on?", "What is the river of {name}?"),
+}
+_LEARNT = "a bare greeting"  # hashes into train
+_HELLO = "Hello! How can I help?"
+_WELCOME = "You are welcome!"
+_GREETINGS = (
+    ("hi", _HELLO), ("hello", _HELLO), ("hey", _HELLO), ("howdy", _HELLO), ("good morning", _HELLO),
+    ("good afternoon", _HELLO), ("good evening", _HELLO), ("good day", _HELLO), ("greetings", _HELLO),
+    ("thanks", _WELCOME), ("thank you", _WELCOME), ("many thanks", _WELCOME),
+)  # fmt: skip
+_GREETING_TAILS = (
+    "", "!", ".", " there", " there!", " Metis", " Metis!", " again", " again!", " friend", " friend!",
+    " my friend", " my friend!", " everyone", " everyone!", ", Metis", ", Metis!", ", friend", ", friend!",
+    " dear Metis", " dear Metis!", " dear friend", " dear friend!", " and welcome", " so much", " so much!",
+)  # fmt: skip
+
+_MAKERS: dict[Kind, Callable[[random.Random], _Made]] = {
+    "greeting": _greeting,
+    "sum": _sum,
+    "popular": _popular,
+    "product": _product,
+    "obscure": _obscure,
+    "hearsay": _hearsay,
+}
