@@ -1,0 +1,1 @@
+"""Chat models that keep exact token ids and log-probabilities, so that training sees what was sampled."""

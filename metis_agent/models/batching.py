@@ -1,0 +1,188 @@
+"""Micro-batching: many callers wait, one worker runs their requests together.
+
+Hundreds of graph runs call the model at once, each for one completion; a model is only fast on batches. A
+batch starts when it is full, or when arrivals have paused for a moment; while one runs, the next gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from metis_agent.errors import ConfigurationError
+
+__all__ = ["MicroBatcher"]
+
+RequestT = TypeVar("RequestT")
+ResultT = TypeVar("ResultT")
+
+_LONGEST_LINGER = 0.025
+_LINGER_SHARE = 0.05
+_IDLE_SECONDS = 5.0
+_CLOSE_SECONDS = 10.0
+
+
+class MicroBatcher(Generic[RequestT, ResultT]):
+    """Runs requests from any thread or event loop in batches, on one worker thread.
+
+    The worker starts with the first request and ends after a few idle seconds, so an unused model holds no
+    thread. At interpreter exit waiting requests are cancelled and the running batch is given a few seconds.
+
+    Args:
+        run: Turns a batch of requests into as many results, in order. Called on the worker thread only.
+        max_batch: The most requests that one call of `run` gets.
+        linger: Seconds without a new request after which a batch starts though it is not full. It grows to
+            5% of the last batch's run time (25 ms at most): waiting for stragglers pays when a batch is long.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[RequestT]], Sequence[ResultT]], *, max_batch: int, linger: float = 0.002
+    ) -> None:
+        if max_batch < 1 or linger < 0:
+            raise ConfigurationError(
+                f"max_batch={max_batch!r}, linger={linger!r}: a batch holds at least 1 request and waits "
+                "0 or more seconds. Pass max_batch >= 1 and linger >= 0."
+            )
+        self._run = run
+        self._max_batch = max_batch
+        self._linger = linger
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[RequestT, Future[ResultT]]] = deque()
+        self._last_arrival = 0.0
+        self._last_run_seconds = 0.0
+        self._worker: threading.Thread | None = None
+        self._to_wake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        self.closed = False
+
+    def submit(self, request: RequestT) -> Future[ResultT]:
+        """Queue a request. Cancel the future to withdraw it; a running one finishes and is dropped."""
+        future: Future[ResultT] = Future()
+        with self._changed:
+            if self.closed:
+                raise RuntimeError("The model is closed: the interpreter is shutting down. Ask before exit.")
+            self._waiting.append((request, future))
+            self._last_arrival = time.monotonic()
+            if self._worker is None:
+                self._start()
+            elif len(self._waiting) in (1, self._max_batch):
+                # In between the worker wakes by its own clock, which costs callers nothing.
+                self._changed.notify()
+        return future
+
+    async def ask(self, request: RequestT) -> ResultT:
+        """Queue a request and await its result; cancelling the task withdraws it.
+
+        All results of a batch wake their event loop in one go. One by one, the first caller would be back
+        with its next request while the others still wait to be woken, and would get a batch of its own.
+        """
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        future = self.submit(request)
+        future.add_done_callback(lambda _: self._wake(loop, woken))
+        try:
+            await woken
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        return future.result()
+
+    def close(self) -> None:
+        """Cancel what waits and let the running batch end (ten seconds at most)."""
+        with self._changed:
+            self.closed = True
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
+            self._changed.notify()
+            worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join(timeout=_CLOSE_SECONDS)
+
+    def _start(self) -> None:
+        self._worker = threading.Thread(target=self._work, name="metis-micro-batcher", daemon=True)
+        _close_at_exit(self)
+        self._worker.start()
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+            if live:
+                began = time.monotonic()
+                self._run_batch(live)
+                self._last_run_seconds = time.monotonic() - began
+            # Idle, the worker must not keep the last results alive.
+            del batch, live
+
+    def _wake(self, loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
+        if threading.current_thread() is self._worker:
+            self._to_wake.setdefault(loop, []).append(woken)
+        else:
+            _wake_all(loop, [woken])
+
+    def _run_batch(self, batch: Sequence[tuple[RequestT, Future[ResultT]]]) -> None:
+        self._settle(batch)
+        for loop, woken in self._to_wake.items():
+            _wake_all(loop, woken)
+        self._to_wake.clear()
+
+    def _settle(self, batch: Sequence[tuple[RequestT, Future[ResultT]]]) -> None:
+        try:
+            results = self._run([request for request, _ in batch])
+            paired = list(zip(batch, results, strict=True))
+        except BaseException as error:  # every waiting caller must hear of it, whatever it is
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        for (_, future), result in paired:
+            future.set_result(result)
+
+    def _next_batch(self) -> list[tuple[RequestT, Future[ResultT]]] | None:
+        """Wait for a batch; `None` when the worker should end."""
+        with self._changed:
+            if not self._waiting and not self.closed:
+                self._changed.wait(timeout=_IDLE_SECONDS)
+            if self.closed or not self._waiting:
+                self._worker = None
+                return None
+            pause = max(self._linger, min(_LONGEST_LINGER, _LINGER_SHARE * self._last_run_seconds))
+            while len(self._waiting) < self._max_batch and not self.closed:
+                remaining = self._last_arrival + pause - time.monotonic()
+                if remaining <= 0:
+                    break
+                self._changed.wait(timeout=remaining)
+            return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+
+
+def _wake_all(loop: asyncio.AbstractEventLoop, woken: Sequence[asyncio.Future[None]]) -> None:
+    def wake() -> None:
+        for future in woken:
+            if not future.done():
+                future.set_result(None)
+
+    # A loop that has closed meanwhile has nobody left to wake.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(wake)
+
+
+_open: weakref.WeakSet[MicroBatcher[object, object]] = weakref.WeakSet()
+
+
+def _close_at_exit(batcher: MicroBatcher[RequestT, ResultT]) -> None:
+    # One hook for all: an atexit entry for each model would keep every model alive.
+    if not _open:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _open.add(batcher)  # type: ignore[arg-type]
+
+
+def _close_all() -> None:
+    for batcher in list(_open):
+        batcher.close()

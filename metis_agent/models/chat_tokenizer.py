@@ -1,0 +1,128 @@
+"""A tokenizer with its chat template: render, encode, decode, quickly and from any thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.models.recent import Recent
+
+__all__ = ["ChatTokenizer"]
+
+_CACHED = 4096
+
+
+class ChatTokenizer:
+    """Wraps a transformers tokenizer.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        eos_ids: The tokens that end a turn.
+        template_arguments: More variables for the template, such as `{"enable_thinking": False}`.
+
+    Raises:
+        ConfigurationError: The tokenizer has no chat template.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, eos_ids: frozenset[int], template_arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigurationError(
+                f"The tokenizer {type(tokenizer).__name__} has no chat template; a chat model renders its "
+                "prompts with one. Use the instruct variant of the model, or set tokenizer.chat_template."
+            )
+        self._tokenizer = tokenizer
+        self._arguments = dict(template_arguments or {})
+        self.eos_texts = {token: str(tokenizer.decode([token])) for token in eos_ids}
+        # Splits after each end-of-turn token.
+        self._turns = re.compile("|".join(f"(?<={re.escape(mark)})" for mark in self.eos_texts.values()))
+        self._identity = _identity(tokenizer, self._arguments)
+        self._lock = threading.Lock()  # fast tokenizers can't be borrowed by two threads at once
+        self._encoded: Recent[tuple[int, ...]] = Recent(_CACHED)
+        self._hashes: Recent[str] = Recent(_CACHED)
+        self.splits_at_ends = self._check_split()
+        """Whether turns encode one by one as they do together; then what came before need not be encoded."""
+
+    def template_hash(self, offered: str) -> str:
+        """Identifies tokenizer, template, its arguments and the offered tools (as JSON)."""
+        return self._hashes.get(offered, lambda: _digest(self._identity, offered))
+
+    def render(self, chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *, reply: bool) -> str:
+        """The template's text, with the opening of a reply where asked for.
+
+        Raises:
+            InputError: The template refuses the conversation.
+        """
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    chat,
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=reply,
+                    **self._arguments,
+                )
+            )
+        except (TemplateError, ValueError) as error:
+            roles = [message["role"] for message in chat]
+            raise InputError(
+                f"The chat template refuses a conversation with the roles {roles!r}: {error}. A conversation "
+                "holds at least one message, in an order that the template knows."
+            ) from error
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, nothing added; turns that came before are not encoded again."""
+        turns = self._turns.split(text) if self.splits_at_ends else [text]
+        return tuple(token for turn in turns if turn for token in self._encode(turn))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without its end-of-turn token."""
+        if ids and ids[-1] in self.eos_texts:
+            ids = ids[:-1]
+        with self._lock:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def end_of_turn(self, text: str, start: int) -> tuple[int, int] | None:
+        """Where the next end-of-turn token begins in a text, and which it is."""
+        found = [(text.find(mark, start), token) for token, mark in self.eos_texts.items()]
+        return min((entry for entry in found if entry[0] >= 0), default=None)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return self._encoded.get(text, lambda: self._encode_anew(text))
+
+    def _encode_anew(self, text: str) -> tuple[int, ...]:
+        with self._lock:
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _check_split(self) -> bool:
+        """Whether turns can be encoded one by one: not where a tokenizer puts a space before every text."""
+        for mark in self.eos_texts.values():
+            turns = [f"a{mark}", f"\nb{mark}", " c"]
+            if self._encode_anew("".join(turns)) != tuple(token for turn in turns for token in self._encode_anew(turn)):
+                return False
+        return bool(self.eos_texts)
+
+
+def _identity(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = tokenizer.get_vocab()
+    if backend is not None:
+        # Padding and truncation are the state of the last call, not of the tokenizer.
+        vocabulary = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
+    return _digest(
+        json.dumps(vocabulary, sort_keys=True),
+        str(tokenizer.chat_template),
+        json.dumps(arguments, sort_keys=True, default=repr),
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,289 @@
+"""`LocalChatModel`: a LangChain chat model on a transformers model in this process.
+
+The backend of rollouts and of the offline world. Every reply carries a token record: the exact prompt and
+completion ids and the log-probabilities as sampled. Concurrent calls are batched together.
+A tiny model runs fastest with one thread a process (`torch.set_num_threads(1)`, or OMP_NUM_THREADS=1); that
+setting is the process's, so this library leaves it alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from array import array
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr
+
+from metis_agent.errors import InputError
+from metis_agent.models.batching import MicroBatcher
+from metis_agent.models.call import Call
+from metis_agent.models.chat_tokenizer import ChatTokenizer
+from metis_agent.models.checkpoint import load_checkpoint
+from metis_agent.models.engine import Completion, Engine, GenerationRequest
+from metis_agent.models.opening import named_opening
+from metis_agent.models.prompt import PromptBuilder
+from metis_agent.models.recent import Recent
+from metis_agent.models.sampler import RowSampling
+from metis_agent.models.tool_schemas import ToolSchemas, resolve_tool_choice
+from metis_agent.models.wire import TOOL_CALL_OPENING
+
+__all__ = ["LocalChatModel"]
+
+
+class LocalChatModel(BaseChatModel):
+    """A chat model on any transformers causal language model with a chat template.
+
+    Per call, `temperature`, `top_p`, `top_k`, `seed`, `max_new_tokens` (or `max_tokens`) and `stop` may be
+    given to `invoke`, `ainvoke` or `bind`. A graph run passes its seed as `config["configurable"]["seed"]`;
+    each call mixes it with its prompt, so the calls of one run draw different numbers. Without any seed one
+    is drawn from the model's own generator; the record's `sampling["seed"]` tells which, and giving it again
+    repeats the reply. Replies are never streamed: `stream` gives the whole reply at once.
+    """
+
+    model: Any = Field(exclude=True, repr=False)
+    """The transformers model. Its weights may change between calls (a trainer's live policy)."""
+    tokenizer: Any = Field(exclude=True, repr=False)
+    model_name: str = "local"
+    weights_version: str = "0"
+    """Recorded with every reply; set it whenever the weights change. Taken when a call is made."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps every token."""
+    max_new_tokens: int = Field(default=512, ge=1, validation_alias=AliasChoices("max_new_tokens", "max_tokens"))
+    stop: list[str] | None = None
+    """Texts that end a reply; they are not part of it."""
+    seed: int | None = None
+    """Seed of every call that has none of its own."""
+    rng_seed: int | None = None
+    """Seed of the generator that seeds come from where nobody gives one; `None` for a fresh one."""
+    max_batch: int = Field(default=256, ge=1)
+    linger: float = Field(default=0.002, ge=0.0)
+    """Seconds without a new call after which a batch starts though it is not full."""
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """More variables for the chat template, such as `{"enable_thinking": False}`."""
+
+    offers_tools_when_direct: ClassVar[bool] = True
+    """A gate that decides "answer" keeps the tools in the prompt and passes `tool_choice="none"`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+
+    _engine: Engine = PrivateAttr()
+    _tokens: ChatTokenizer = PrivateAttr()
+    _prompts: PromptBuilder = PrivateAttr()
+    _openings: Recent[tuple[int, ...]] = PrivateAttr(default_factory=lambda: Recent(1024))
+    _batcher: MicroBatcher[GenerationRequest, Completion] = PrivateAttr()
+    _schemas: ToolSchemas = PrivateAttr(default_factory=ToolSchemas)
+    _rng: random.Random = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Build the parts that calls share."""
+        super().model_post_init(context)
+        self._rng = random.Random(self.rng_seed)
+        self._engine = Engine(self.model, self.tokenizer, interrupted=lambda: self._batcher.closed)
+        self._batcher = MicroBatcher(self._engine.run, max_batch=self.max_batch, linger=self.linger)
+        self._tokens = ChatTokenizer(
+            self.tokenizer, eos_ids=self._engine.eos_ids, template_arguments=self.template_arguments
+        )
+        self._prompts = PromptBuilder(self._tokens)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = "auto",
+        **options: Any,
+    ) -> LocalChatModel:
+        """Load a model folder.
+
+        Args:
+            path: A folder written by `save_pretrained`: config, safetensors, tokenizer, chat template.
+            device: Where the model runs.
+            dtype: Type of the weights; "auto" keeps the checkpoint's.
+            **options: Fields of this class, such as `temperature`, `max_new_tokens` or `max_batch`.
+
+        Raises:
+            CheckpointError: The folder is missing, truncated or not a causal language model.
+        """
+        loaded = load_checkpoint(path, device=device, dtype=dtype)
+        return cls(**{"model_name": str(path), **options, "model": loaded.model, "tokenizer": loaded.tokenizer})
+
+    @property
+    def _llm_type(self) -> str:
+        return "metis-local"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {
+            "model_name": self.model_name,
+            "weights_version": self.weights_version,
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider="metis",
+            ls_model_type="chat",
+            ls_model_name=self.model_name,
+            ls_temperature=kwargs.get("temperature", self.temperature),
+            ls_max_tokens=self._new_tokens(kwargs),
+        )
+        if stop:
+            params["ls_stop"] = stop
+        return params
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools.
+
+        Args:
+            tools: LangChain tools, functions, pydantic classes or OpenAI-style schemas.
+            tool_choice: `None` or "auto": the model decides. "none": the tools stay in the prompt, token for
+                token, but can't be called. "any" or "required": the opening of a call is forced. A tool's
+                name: forced through the name, where the tokens allow it.
+            **kwargs: Further call options.
+
+        Raises:
+            UnknownToolError: `tool_choice` names a tool that is not among `tools`.
+        """
+        schemas = self._schemas.convert(tools)
+        return self.bind(tools=schemas, tool_choice=resolve_tool_choice(tool_choice, schemas), **kwargs)
+
+    def invoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """One reply; see `Runnable.invoke`. `config["configurable"]["seed"]` seeds it."""
+        return super().invoke(input, config, stop=stop, **_with_seed(config, kwargs))
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """One reply, batched with all others that are waiting; see `invoke`."""
+        return await super().ainvoke(input, config, stop=stop, **_with_seed(config, kwargs))
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._prepare(messages, stop, kwargs)
+        future = self._batcher.submit(call.request)
+        try:
+            completion = future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        return self._result(call, completion)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._prepare(messages, stop, kwargs)
+        return self._result(call, await self._batcher.ask(call.request))
+
+    def _prepare(self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> Call:
+        tools = options.get("tools") or []
+        choice = resolve_tool_choice(options.get("tool_choice"), tools)
+        prompt = self._prompts.build(messages, tools)
+        seed = self._call_seed(options)
+        stops = tuple(stop if stop is not None else self.stop or ())
+        sampling = RowSampling(
+            temperature=_given(options, "temperature", self.temperature),
+            top_p=_given(options, "top_p", self.top_p),
+            top_k=_given(options, "top_k", self.top_k),
+            seed=(seed % 2**64) << 32 | zlib.crc32(array("q", prompt.ids).tobytes()),
+            forced=self._forced(choice, tools),
+            banned=self._banned(choice),
+        )
+        limit = self._room(len(prompt.ids), self._new_tokens(options))
+        request = GenerationRequest(prompt_ids=prompt.ids, max_new_tokens=limit, sampling=sampling, stop=stops)
+        return Call(request=request, prompt=prompt, seed=seed, choice=choice, weights_version=self.weights_version)
+
+    def _call_seed(self, options: Mapping[str, Any]) -> int:
+        """The call's own seed, else the graph run's, else the model's, else a fresh one."""
+        for seed in (options.get("seed"), options.get("run_seed"), _run_seed(), self.seed):
+            if seed is not None:
+                return int(seed)
+        return self._rng.getrandbits(32)
+
+    def _forced(self, choice: str, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        if choice in ("auto", "none"):
+            return ()
+        if choice == "any":
+            return self._tokens.encode(TOOL_CALL_OPENING)
+        schema = next(tool for tool in tools if tool["function"]["name"] == choice)
+        key = json.dumps(schema, ensure_ascii=False)
+        return self._openings.get(key, lambda: named_opening(self._tokens, schema))
+
+    def _banned(self, choice: str) -> tuple[int, ...]:
+        # Where a tokenizer spells the opening in several tokens none of them can be banned alone; then, as
+        # for a model that spells it letter by letter, the reply is read as text and no call comes out of it.
+        opening = self._tokens.encode(TOOL_CALL_OPENING)
+        return opening if choice == "none" and len(opening) == 1 else ()
+
+    def _new_tokens(self, options: Mapping[str, Any]) -> int:
+        return int(options.get("max_new_tokens") or options.get("max_tokens") or self.max_new_tokens)
+
+    def _room(self, prompt_length: int, wanted: int) -> int:
+        context = self._engine.context_length
+        if context is None:
+            return wanted
+        if prompt_length >= context:
+            raise InputError(
+                f"The prompt has {prompt_length} tokens and the model {context} positions; a reply "
+                "needs at least one more. Shorten the conversation or the tool results."
+            )
+        return min(wanted, context - prompt_length)
+
+    def _result(self, call: Call, completion: Completion) -> ChatResult:
+        message = call.message(completion, self._tokens.decode(completion.ids), model_name=self.model_name)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _given(options: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = options.get(name)
+    return default if value is None else value
+
+
+def _with_seed(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Hand on the seed of a config given with the call: `_generate` gets to see a graph's config only."""
+    seed = (config or {}).get("configurable", {}).get("seed")
+    return options if seed is None else {"run_seed": seed, **options}
+
+
+def _run_seed() -> int | None:
+    """The seed of the graph run that this call is part of."""
+    seed: int | None = ensure_config().get("configurable", {}).get("seed")
+    return seed

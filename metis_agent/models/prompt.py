@@ -1,0 +1,135 @@
+"""Messages to prompt ids, token-exact over several turns.
+
+Where the conversation holds a reply with a token record, the next prompt is that record's prompt and
+completion ids with the tokens of what came after: never decoded and encoded again, because encoding the same
+text can give other tokens than the model sampled, and a trainer must see what was sampled. Where the template
+rewrites history (Qwen3 strips earlier thinking), or the history was edited, the whole is rendered anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage
+
+from metis_agent.models.chat_tokenizer import ChatTokenizer
+from metis_agent.models.recent import Recent
+from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
+from metis_agent.types import TOKEN_RECORD
+
+__all__ = ["Prompt", "PromptBuilder"]
+
+_CACHED = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt's ids; `continues` where they extend an earlier call's prompt and completion exactly."""
+
+    ids: tuple[int, ...]
+    continues: bool
+    template_hash: str
+
+
+class PromptBuilder:
+    """Builds prompts. Safe to use from many threads.
+
+    Args:
+        tokenizer: Renders and encodes.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._rendered: Recent[str] = Recent(_CACHED)
+        self._built: Recent[None] = Recent(_CACHED)
+        """The prompts built so far, as (text, ids): a record that holds one needs no further proof."""
+
+    def build(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The prompt for the next reply.
+
+        Args:
+            messages: The conversation so far.
+            tools: OpenAI-style schemas of the tools that the template describes.
+
+        Raises:
+            InputError: The template refuses the conversation, or a message can't be rendered as text.
+        """
+        offered = json.dumps(tools, ensure_ascii=False)
+        conversation = _Conversation(messages=messages, chat=to_chat_dicts(messages), tools=tools, offered=offered)
+        template_hash = self._tokenizer.template_hash(offered)
+        ids, continues = self._ids(conversation, len(messages), template_hash)
+        return Prompt(ids=ids, continues=continues, template_hash=template_hash)
+
+    def _ids(self, conversation: _Conversation, end: int, template_hash: str) -> tuple[tuple[int, ...], bool]:
+        """Prompt ids for the first `end` messages, and whether they continue a record."""
+        everything = self._render(conversation, end, reply=True)
+        exact = self._continued(conversation, end, template_hash, everything)
+        ids = self._tokenizer.encode(everything) if exact is None else exact
+        self._built.get((everything, ids), lambda: None)
+        return ids, exact is not None
+
+    def _continued(
+        self, conversation: _Conversation, end: int, template_hash: str, everything: str
+    ) -> tuple[int, ...] | None:
+        """The ids of the last reply's record and of what follows it; `None` where that is not exact."""
+        for index in range(end - 1, -1, -1):
+            message = conversation.messages[index]
+            if isinstance(message, AIMessage):
+                record = message.response_metadata.get(TOKEN_RECORD)
+                if not record or record["template_hash"] != template_hash or not self._tokenizer.splits_at_ends:
+                    return None
+                return self._extend(conversation, index, message, everything)
+        return None
+
+    def _extend(
+        self, conversation: _Conversation, index: int, message: AIMessage, everything: str
+    ) -> tuple[int, ...] | None:
+        record = message.response_metadata[TOKEN_RECORD]
+        prompt_ids, completion_ids = tuple(record["prompt_ids"]), tuple(record["completion_ids"])
+        earlier = self._render(conversation, index, reply=True)
+        known = (earlier, prompt_ids) in self._built
+        if not known and self._ids(conversation, index, record["template_hash"])[0] != prompt_ids:
+            return None  # what came before the reply is no longer what the model saw
+        text = self._tokenizer.decode(completion_ids)
+        sampling = record["sampling"]
+        reply = parse_reply(text, calls=sampling["tool_choice"] != "none", stop=sampling["stop"])
+        if not _says(message, reply) or self._tokenizer.end_of_turn(text, 0) is not None:
+            return None
+        found = self._tokenizer.end_of_turn(everything, len(earlier)) if everything.startswith(earlier) else None
+        if found is None:
+            return None
+        start, token = found
+        # A template that never writes reasoning is no matter; one that takes it back is.
+        if (
+            reply.reasoning
+            and reply.reasoning not in everything[len(earlier) : start]
+            and reply.reasoning in self._render(conversation, index + 1, reply=False)[len(earlier) :]
+        ):
+            return None
+        if completion_ids and completion_ids[-1] == token:
+            start += len(self._tokenizer.eos_texts[token])
+        return prompt_ids + completion_ids + self._tokenizer.encode(everything[start:])
+
+    def _render(self, conversation: _Conversation, end: int, *, reply: bool) -> str:
+        """The template's text for the first `end` messages, with the opening of a reply where asked for."""
+        chat = conversation.chat[:end]
+        key = (json.dumps(chat, ensure_ascii=False, default=repr), conversation.offered, reply)
+        return self._rendered.get(key, lambda: self._tokenizer.render(chat, conversation.tools, reply=reply))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conversation:
+    messages: Sequence[BaseMessage]
+    chat: list[dict[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    offered: str
+
+
+def _says(message: AIMessage, reply: Reply) -> bool:
+    """Whether nobody edited the message (stripped a blocked call, say) since its tokens were made."""
+    return message.text == reply.content and [(call["name"], call["args"]) for call in message.tool_calls] == [
+        (call["name"], call["args"]) for call in reply.tool_calls
+    ]

@@ -1,0 +1,135 @@
+"""Choosing each token: temperature, seed, forcing and banning for each row, with its log-probability.
+
+One logits processor decides and leaves only its choice finite, so that `generate` in greedy mode picks it:
+transformers keeps the cache, the stopping and the model's other inputs, and the choice is ours. Sampling is
+by inverse CDF with one uniform a token from a generator of the row's own: the same seed gives the same
+tokens whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from metis_agent.errors import ConfigurationError
+
+__all__ = ["RowSampling", "TokenChooser"]
+
+# The largest uniform: float32 rounding must not carry it to the very end of the CDF.
+_BELOW_ONE = 1.0 - 2.0**-22
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSampling:
+    """How the tokens of one row are chosen."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    seed: int = 0
+    forced: tuple[int, ...] = ()
+    """The completion's first tokens, whatever the policy thinks of them."""
+    banned: tuple[int, ...] = ()
+    """Tokens that can't be chosen at any position (forced ones can)."""
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0.0 and 0.0 < self.top_p <= 1.0 and self.top_k >= 0):
+            raise ConfigurationError(
+                f"temperature={self.temperature!r}, top_p={self.top_p!r}, top_k={self.top_k!r}: the rule is "
+                "temperature >= 0 (0 is greedy), 0 < top_p <= 1 and top_k >= 0 (0 keeps every token)."
+            )
+
+
+class TokenChooser(LogitsProcessor):
+    """Chooses a token for each row and remembers its log-probability. For one call of `generate`.
+
+    The log-probability is the policy's own: log-softmax of the logits at the row's temperature (1 where it is
+    greedy), before top-k, top-p, banning and forcing, so that a trainer's ratio starts at 1.
+
+    Args:
+        rows: One a row of the batch.
+        device: Where the scores are.
+    """
+
+    def __init__(self, rows: Sequence[RowSampling], device: torch.device) -> None:
+        self._generators = [random.Random(row.seed) for row in rows]
+        self._step = 0
+        self._log_probs: list[Tensor] = []
+        temperatures = torch.tensor([row.temperature or 1.0 for row in rows], device=device)
+        self._temperature_B1 = None if bool((temperatures == 1.0).all()) else temperatures[:, None]
+        sampled = torch.tensor([row.temperature > 0 for row in rows], device=device)
+        self._sampled_B = sampled if bool(sampled.any()) else None
+        self._forced_BF = _padded([row.forced for row in rows], device)
+        banned = [(index, token) for index, row in enumerate(rows) for token in row.banned]
+        self._banned_2N = torch.tensor(banned, device=device).T if banned else None
+        truncated = any(row.top_p < 1.0 or row.top_k > 0 for row in rows)
+        self._top_k_B1 = torch.tensor([[row.top_k] for row in rows], device=device) if truncated else None
+        self._top_p_B1 = torch.tensor([[row.top_p] for row in rows], device=device) if truncated else None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V) in float32; returned with all but the chosen token at minus infinity."""
+        logits = scores if self._temperature_B1 is None else scores / self._temperature_B1
+        log_z_B1 = logits.logsumexp(dim=-1, keepdim=True)
+        allowed = self._allowed(logits)
+        chosen_B = allowed.argmax(dim=-1)
+        if self._sampled_B is not None:
+            chosen_B = torch.where(self._sampled_B, self._draw(allowed, log_z_B1), chosen_B)
+        if self._step < self._forced_BF.shape[1]:
+            forced_B = self._forced_BF[:, self._step]
+            chosen_B = torch.where(forced_B >= 0, forced_B, chosen_B)
+        chosen_B1 = chosen_B[:, None]
+        self._log_probs.append((logits.gather(1, chosen_B1) - log_z_B1)[:, 0])
+        self._step += 1
+        return scores.fill_(-torch.inf).scatter_(1, chosen_B1, 0.0)
+
+    def log_probs(self) -> Tensor:
+        """The chosen tokens' log-probabilities so far, (B, T)."""
+        return torch.stack(self._log_probs, dim=1)
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """The logits with banned and truncated tokens at minus infinity."""
+        if self._banned_2N is None and self._top_k_B1 is None:
+            return logits
+        allowed = logits.clone()
+        if self._banned_2N is not None:
+            allowed[self._banned_2N[0], self._banned_2N[1]] = -torch.inf
+        if self._top_k_B1 is not None:
+            allowed = self._truncate(allowed)
+        return allowed
+
+    def _truncate(self, logits: Tensor) -> Tensor:
+        """Keep the top k tokens and the smallest set that holds probability p; always the best token."""
+        assert self._top_k_B1 is not None
+        assert self._top_p_B1 is not None
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
+        before[:, 0] = 0.0
+        rank = torch.arange(logits.shape[-1], device=logits.device)
+        cut = ((self._top_k_B1 > 0) & (rank >= self._top_k_B1)) | ((self._top_p_B1 < 1.0) & (before >= self._top_p_B1))
+        cut[:, 0] = False
+        return logits.scatter(1, order, ordered.masked_fill(cut, -torch.inf))
+
+    def _draw(self, allowed: Tensor, log_z_B1: Tensor) -> Tensor:
+        """One token a row by inverse CDF; a token of probability zero is never drawn."""
+        cdf = (allowed - log_z_B1).exp_().cumsum(dim=-1)
+        uniform = torch.tensor(
+            [[generator.random()] for generator in self._generators], dtype=cdf.dtype, device=cdf.device
+        )
+        target = uniform.clamp_(max=_BELOW_ONE) * cdf[:, -1:]
+        # right=True: the first token whose CDF exceeds the target, so steps of height zero are passed over.
+        return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_(max=cdf.shape[-1] - 1)
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Rows of token ids (B, F), padded with -1."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long, device=device).reshape(
+        len(rows), width
+    )

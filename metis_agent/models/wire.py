@@ -1,0 +1,186 @@
+"""The tag format between text and messages: what a model writes, read as LangChain messages, and back.
+
+The wire of Qwen3 and Metis (arXiv:2604.08545, section 4 of its code's prompts):
+`<think>…</think>` or `<reason>…</reason>`, then either `<tool_call>{"name": …, "arguments": {…}}</tool_call>`
+(one or several) or `<answer>…</answer>`, or plain text. Reading never raises: a model's malformed call is
+data (an `invalid_tool_call` with the reason), not a crash. Needs no torch: the vLLM model reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from metis_agent.errors import InputError
+
+__all__ = ["TOOL_CALL_OPENING", "Reply", "parse_reply", "to_chat_dicts"]
+
+TOOL_CALL_OPENING = "<tool_call>"
+
+_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
+_THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+# A chat template may have opened <think> in the prompt; then the reply holds only its end.
+_THINK_TAIL = re.compile(r"\A((?:(?!<think>).)*?)</think>", re.DOTALL)
+_REASON = re.compile(r"<reason>(.*?)(?:</reason>|\Z)", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+
+_TEXT_BLOCKS = ("text", "text-plain")
+# Blocks of an assistant message that say nothing to the template: calls travel in `tool_calls`.
+_SILENT_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a model's text says."""
+
+    content: str
+    """The answer: the inside of `<answer>` where there is one, else the text outside of all blocks."""
+    reasoning: str = ""
+    """The inside of `<think>` and `<reason>`."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """`{"name", "args"}` of each well-formed call, in order."""
+    invalid_tool_calls: tuple[dict[str, Any], ...] = ()
+    """`{"name", "args", "error"}` of each malformed one; `args` is its raw text."""
+
+
+def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = ()) -> Reply:
+    """Read a model's text.
+
+    Args:
+        text: The decoded completion, without its end-of-turn token.
+        calls: Whether `<tool_call>` blocks count; with `False` they are plain text, so no call comes out.
+        stop: Texts at which the reply ends; they are not part of it.
+
+    Returns:
+        The reply. Any string gives one; this never raises.
+    """
+    for mark in stop:
+        text = text.split(mark, 1)[0]
+    if "<" not in text:
+        return Reply(content=text.strip())
+    reasoning: list[str] = []
+    for pattern in (_THINK_TAIL, _THINK, _REASON):
+        text = _cut(text, pattern, reasoning)
+    valid: list[dict[str, Any]] = []
+    invalid: list[dict[str, Any]] = []
+    if calls:
+        for match in _CALL.finditer(text):
+            _read_call(match[1], closed=bool(match[2]), valid=valid, invalid=invalid)
+        text = _CALL.sub("", text)
+    answer = _ANSWER.search(text)
+    return Reply(
+        content=(answer[1] if answer else text).strip(),
+        reasoning="\n".join(part for part in reasoning if part),
+        tool_calls=tuple(valid),
+        invalid_tool_calls=tuple(invalid),
+    )
+
+
+def to_chat_dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Messages as the dicts that chat templates read.
+
+    Args:
+        messages: A conversation; content blocks are flattened to text.
+
+    Raises:
+        InputError: A message holds a block that is not text (an image, audio, a file), or its role is
+            unknown.
+    """
+    return [_to_chat_dict(message) for message in messages]
+
+
+def _cut(text: str, pattern: re.Pattern[str], found: list[str]) -> str:
+    found.extend(match[1].strip() for match in pattern.finditer(text))
+    return pattern.sub("", text)
+
+
+def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: list[dict[str, Any]]) -> None:
+    name, error = None, ""
+    try:
+        call = json.loads(raw)
+        name, arguments = _name_and_arguments(call)
+    except (ValueError, RecursionError) as problem:
+        named = re.search(r'"name"\s*:\s*"([^"]*)"', raw)
+        name = named[1] if named else None
+        error = f'{problem} A call reads <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>.'
+        if not closed:
+            error = f"The call breaks off before </tool_call>. {error}"
+        invalid.append({"name": name, "args": raw.strip(), "error": error})
+    else:
+        valid.append({"name": name, "args": arguments})
+
+
+def _name_and_arguments(call: object) -> tuple[str, dict[str, Any]]:
+    """The two parts of a decoded call, or ValueError with what is wrong."""
+    if not isinstance(call, dict):
+        raise ValueError(f"The call is {type(call).__name__}, not an object.")
+    name, arguments = call.get("name"), call.get("arguments")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'"name" is {name!r}, not a non-empty string.')
+    if isinstance(arguments, str):
+        # The OpenAI style: arguments as JSON in a string.
+        arguments = json.loads(arguments)
+    if not isinstance(arguments, dict):
+        raise ValueError(f'"arguments" is {type(arguments).__name__}, not an object.')
+    return name, arguments
+
+
+def _to_chat_dict(message: BaseMessage) -> dict[str, Any]:
+    content = message.content if isinstance(message.content, str) else _flatten(message)
+    if isinstance(message, HumanMessage):
+        return {"role": "user", "content": content}
+    if isinstance(message, ToolMessage):
+        named = {"name": message.name} if message.name else {}
+        return {"role": "tool", "content": content, **named, "tool_call_id": message.tool_call_id}
+    if isinstance(message, SystemMessage):
+        return {"role": "system", "content": content}
+    if isinstance(message, AIMessage):
+        return _assistant_dict(message, content)
+    if isinstance(message, ChatMessage):
+        return {"role": message.role, "content": content}
+    raise InputError(
+        f"A message of type {type(message).__name__!r} has no place in a chat template. Roles are system, "
+        "user, assistant and tool: use SystemMessage, HumanMessage, AIMessage or ToolMessage."
+    )
+
+
+def _assistant_dict(message: AIMessage, content: str) -> dict[str, Any]:
+    written: dict[str, Any] = {"role": "assistant", "content": content}
+    if reasoning := message.additional_kwargs.get("reasoning_content"):
+        written["reasoning_content"] = reasoning
+    if message.tool_calls:
+        written["tool_calls"] = [
+            {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    return written
+
+
+def _flatten(message: BaseMessage) -> str:
+    """The text of a message whose content is a list of blocks."""
+    parts: list[str] = []
+    for block in message.content:
+        if isinstance(block, str):
+            parts.append(block)
+            continue
+        kind = block.get("type")
+        if kind in _TEXT_BLOCKS:
+            parts.append(str(block.get("text", "")))
+        elif not (isinstance(message, AIMessage) and kind in _SILENT_BLOCKS):
+            raise InputError(
+                f"A {message.type} message holds a block of type {kind!r}, which this text model can't read. "
+                "Give text blocks only, or describe the rest in words."
+            )
+    return "".join(parts)

@@ -1,0 +1,177 @@
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from metis_agent.errors import InfrastructureError
+from metis_agent.models.engine import Engine, GenerationRequest
+from metis_agent.models.sampler import RowSampling
+
+from .teacher import teacher_forced
+
+
+def requests(count: int, *, limit: int = 16, groups: int | None = None, **sampling: Any) -> list[GenerationRequest]:
+    """Random prompts of different lengths; `groups` of them distinct."""
+    shuffled = random.Random(7)
+    prompts = [tuple(shuffled.choices(range(4, 100), k=shuffled.randint(1, 40))) for _ in range(groups or count)]
+    return [
+        GenerationRequest(
+            prompt_ids=prompts[index % len(prompts)],
+            max_new_tokens=limit,
+            sampling=RowSampling(**{"temperature": 1.0, "seed": index, **sampling}),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def engine(policy: Any, tokenizer: Any) -> Engine:
+    return Engine(policy, tokenizer)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("groups", [None, 5])
+def test_log_probs_are_those_of_a_plain_forward_pass(
+    engine: Engine, policy: Any, groups: int | None, temperature: float
+) -> None:
+    batch = requests(20, groups=groups, temperature=temperature)
+    for request, completion in zip(batch, engine.run(batch), strict=True):
+        expected = teacher_forced(policy, request.prompt_ids, completion.ids, temperature)
+        assert completion.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_is_the_argmax_of_a_plain_forward_pass(engine: Engine, policy: Any) -> None:
+    batch = requests(8, temperature=0.0)
+    for request, completion in zip(batch, engine.run(batch), strict=True):
+        ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
+        with torch.no_grad():
+            best = policy(ids).logits[0, len(request.prompt_ids) - 1 : -1].argmax(dim=-1)
+        assert completion.ids == best.tolist()
+        assert completion.log_probs == pytest.approx(
+            teacher_forced(policy, request.prompt_ids, completion.ids), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("groups", [None, 4])
+def test_same_tokens_alone_and_in_a_batch_of_64(engine: Engine, groups: int | None) -> None:
+    batch = requests(64, groups=groups)
+    together = engine.run(batch)
+    for index in range(0, 64, 7):
+        (alone,) = engine.run([batch[index]])
+        assert alone.ids == together[index].ids
+        assert alone.log_probs == pytest.approx(together[index].log_probs, abs=1e-4)
+
+
+def test_shared_prefill_is_used_and_changes_nothing(
+    engine: Engine, policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = requests(24, groups=6)
+    assert engine._shared_prefill(batch)["past_key_values"].layers[0].keys.shape[0] == 24
+    shared = engine.run(batch)
+    monkeypatch.setattr(engine, "_shared_prefill", lambda _: {})
+    assert [completion.ids for completion in engine.run(batch)] == [completion.ids for completion in shared]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_a_trainers_switches_on_the_live_model_change_nothing(policy: Any, tokenizer: Any) -> None:
+    model = copy.deepcopy(policy)
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = model.generation_config.use_cache = False
+    model.train()
+    batch = requests(12, groups=4)
+    plain = Engine(policy, tokenizer).run(batch)
+    assert [c.ids for c in Engine(model, tokenizer).run(batch)] == [c.ids for c in plain]
+
+
+def test_every_row_has_its_own_limit(engine: Engine) -> None:
+    batch = [request for limit in (1, 5, 9) for request in requests(6, limit=limit, banned=tuple(engine.eos_ids))]
+    completions = engine.run(batch)
+    assert [len(completion.ids) for completion in completions] == [1] * 6 + [5] * 6 + [9] * 6
+    assert {completion.finish for completion in completions} == {"length"}
+    assert all(len(completion.log_probs) == len(completion.ids) for completion in completions)
+
+
+def test_end_of_turn_is_kept_and_stops(engine: Engine, tokenizer: Any) -> None:
+    end = tokenizer.eos_token_id
+    batch = [
+        *requests(1, limit=5, forced=(7, 8, end, 9)),
+        *requests(1, limit=3, forced=(7, 8, end)),
+        *requests(1, limit=2, forced=(7, 8, end)),
+    ]
+    assert [(c.ids, c.finish) for c in engine.run(batch)] == [
+        ([7, 8, end], "stop"), ([7, 8, end], "stop"), ([7, 8], "length")
+    ]  # fmt: skip
+
+
+def test_stop_text_ends_its_row_with_the_token_that_completes_it(engine: Engine, tokenizer: Any) -> None:
+    said = tuple(tokenizer("one. two")["input_ids"])
+    common: dict[str, Any] = {
+        "prompt_ids": (5, 6), "max_new_tokens": 8, "sampling": RowSampling(forced=said)
+    }  # fmt: skip
+    stopped, free = engine.run([GenerationRequest(**common, stop=("absent", ". ")), GenerationRequest(**common)])
+    assert tokenizer.decode(stopped.ids) == "one. "
+    assert stopped.finish == "stop"
+    assert free.ids[: len(said)] == list(said[:8])
+
+
+def test_a_checkpoints_own_generation_settings_change_nothing(policy: Any, tokenizer: Any) -> None:
+    # Qwen checkpoints ship such a file; with its repetition penalty the record would not be the policy's.
+    altered = copy.deepcopy(policy)
+    altered.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True, temperature=0.6, top_p=0.8, top_k=20, repetition_penalty=1.5, suppress_tokens=[9],
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    batch = requests(8)
+    plain, other = Engine(policy, tokenizer).run(batch), Engine(altered, tokenizer).run(batch)
+    assert [completion.ids for completion in other] == [completion.ids for completion in plain]
+
+
+def test_every_end_token_of_the_checkpoint_counts(policy: Any, tokenizer: Any) -> None:
+    altered = copy.deepcopy(policy)
+    altered.generation_config.eos_token_id = [8, 9]
+    engine = Engine(altered, tokenizer)
+    assert engine.eos_ids == {8, 9, tokenizer.eos_token_id}
+    (completion,) = engine.run(requests(1, forced=(20, 9, 21)))
+    assert completion.ids == [20, 9]
+
+
+def test_training_mode_is_put_back_and_dropout_is_off(policy: Any, tokenizer: Any) -> None:
+    model = copy.deepcopy(policy)
+    model.config.attention_dropout = 0.9
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    model.train()
+    batch = requests(4)
+    assert [c.ids for c in Engine(model, tokenizer).run(batch)] == [c.ids for c in Engine(policy, tokenizer).run(batch)]
+    assert model.training
+
+
+def test_new_weights_are_used_at_once(policy: Any, tokenizer: Any) -> None:
+    model = copy.deepcopy(policy)
+    engine = Engine(model, tokenizer)
+    batch = requests(4)
+    before = [completion.ids for completion in engine.run(batch)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    after = engine.run(batch)
+    assert [completion.ids for completion in after] != before
+    assert after[0].log_probs == pytest.approx(teacher_forced(model, batch[0].prompt_ids, after[0].ids), abs=1e-4)
+
+
+def test_diverged_weights_are_an_infrastructure_failure(policy: Any, tokenizer: Any) -> None:
+    model = copy.deepcopy(policy)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(InfrastructureError, match="NaN"):
+        Engine(model, tokenizer).run(requests(2))
+
+
+def test_interruption_ends_a_running_batch(policy: Any, tokenizer: Any) -> None:
+    asked = iter([False, False, True])
+    engine = Engine(policy, tokenizer, interrupted=lambda: next(asked))
+    (completion,) = engine.run(requests(1, limit=500, banned=tuple(Engine(policy, tokenizer).eos_ids)))
+    assert len(completion.ids) == 3

@@ -1,0 +1,173 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from metis_agent.errors import InputError
+from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
+
+CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
+
+
+def test_the_wire_needs_neither_torch_nor_transformers() -> None:
+    program = "import sys, metis_agent.models.wire; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_plain_text_is_the_content() -> None:
+    assert parse_reply(" Paris ") == Reply(content="Paris")
+
+
+def test_metis_answer() -> None:
+    reply = parse_reply("<reason>It is well known.</reason>\n<answer>Paris</answer>")
+    assert reply == Reply(content="Paris", reasoning="It is well known.")
+
+
+def test_tag_in_reasoning_is_no_answer_and_no_call() -> None:
+    reply = parse_reply(f"<reason>not <answer>Rome</answer>, nor {CALL}</reason><answer>Paris</answer>")
+    assert reply.content == "Paris"
+    assert reply.tool_calls == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("<think>a</think>b", "a"),
+        ("a</think>b", "a"),  # the template opened the block in the prompt
+        ("a</think><think>c</think>b", "a\nc"),
+    ],
+)
+def test_thinking(text: str, reasoning: str) -> None:
+    assert parse_reply(text) == Reply(content="b", reasoning=reasoning)
+
+
+def test_unfinished_blocks_run_to_the_end() -> None:
+    assert parse_reply("<think>so far") == Reply(content="", reasoning="so far")
+    assert parse_reply("<answer>Par") == Reply(content="Par")
+
+
+def test_one_call() -> None:
+    reply = parse_reply(f"<reason>Compute.</reason>{CALL}")
+    assert reply == Reply(content="", reasoning="Compute.", tool_calls=({"name": "python", "args": {"code": "1 + 1"}},))
+
+
+def test_several_calls_with_text_between() -> None:
+    reply = parse_reply(f"First {CALL} then {CALL}")
+    assert len(reply.tool_calls) == 2
+    assert reply.content == "First  then"
+
+
+def test_whole_call_without_its_end_tag_counts() -> None:
+    assert parse_reply(CALL.removesuffix("</tool_call>")).tool_calls[0]["name"] == "python"
+
+
+def test_arguments_as_a_json_string() -> None:
+    reply = parse_reply('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>')
+    assert reply.tool_calls == ({"name": "f", "args": {"x": 1}},)
+
+
+def test_calls_are_text_where_they_do_not_count() -> None:
+    assert parse_reply(CALL, calls=False) == Reply(content=CALL)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "says"),
+    [
+        ('{"name": "python", "arguments": {"code"', "python", "Expecting"),
+        ("[1]", None, "list"),
+        ('{"arguments": {}}', None, '"name" is None'),
+        ('{"name": "", "arguments": {}}', "", "non-empty"),
+        ('{"name": "f"}', "f", "NoneType"),
+        ('{"name": "f", "arguments": [1]}', "f", "list"),
+        ('{"name": "f", "arguments": "x"}', "f", "Expecting"),
+        ("[" * 100_000, None, "recursion"),
+        ('{"name": "f", "arguments": {"x": ' + "1" * 5000 + "}}", "f", "digits"),
+    ],
+)
+def test_malformed_call_is_data_with_the_reason(raw: str, name: str | None, says: str) -> None:
+    reply = parse_reply(f"<tool_call>{raw}</tool_call>")
+    assert reply.tool_calls == ()
+    (invalid,) = reply.invalid_tool_calls
+    assert invalid["name"] == name
+    assert invalid["args"] == raw
+    assert says in invalid["error"]
+
+
+def test_broken_off_call_says_so() -> None:
+    (invalid,) = parse_reply('<tool_call>{"name": "py').invalid_tool_calls
+    assert "breaks off" in invalid["error"]
+
+
+TAGS = ("think", "reason", "answer", "tool_call")
+PIECES = st.sampled_from([f"<{tag}>" for tag in TAGS] + [f"</{tag}>" for tag in TAGS] + ['{"name":', "}", '"', "["])
+
+
+@given(st.lists(PIECES | st.text(max_size=8)), st.booleans())
+def test_parsing_never_raises_and_never_invents_calls(parts: list[str], calls: bool) -> None:
+    text = "".join(parts)
+    reply = parse_reply(text, calls=calls)
+    found = len(reply.tool_calls) + len(reply.invalid_tool_calls)
+    assert found <= (text.count("<tool_call>") if calls else 0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=3))
+def test_calls_round_trip(name: str, arguments: dict[str, Any]) -> None:
+    # Spelled as JSON with escapes, no text in a call can look like a tag.
+    written = json.dumps({"name": name, "arguments": arguments}).replace("<", "\\u003c")
+    assert parse_reply(f"<tool_call>{written}</tool_call>").tool_calls == ({"name": name, "args": arguments},)
+
+
+def test_messages_become_template_dicts() -> None:
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage([{"type": "text", "text": "1 + "}, "1?"]),
+        AIMessage(
+            [{"type": "text", "text": "Hm."}, {"type": "reasoning", "reasoning": "r"}],
+            additional_kwargs={"reasoning_content": "r"},
+            tool_calls=[{"name": "python", "args": {"code": "1+1"}, "id": "c1"}],
+        ),
+        ToolMessage("2", tool_call_id="c1", name="python"),
+        ChatMessage(content="x", role="developer"),
+    ]
+    assert to_chat_dicts(messages) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {
+            "role": "assistant",
+            "content": "Hm.",
+            "reasoning_content": "r",
+            "tool_calls": [{"type": "function", "function": {"name": "python", "arguments": {"code": "1+1"}}}],
+        },
+        {"role": "tool", "content": "2", "name": "python", "tool_call_id": "c1"},
+        {"role": "developer", "content": "x"},
+    ]
+
+
+def test_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"'image'.*text model"):
+        to_chat_dicts([HumanMessage([{"type": "image", "url": "https://example.com/a.png"}])])
+
+
+def test_unknown_message_type_is_refused() -> None:
+    with pytest.raises(InputError, match="FunctionMessage"):
+        to_chat_dicts([FunctionMessage(content="x", name="f")])
