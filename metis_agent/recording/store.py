@@ -1,0 +1,221 @@
+"""Trajectories on disk, or on any fsspec file system: a folder of append-only JSONL segments.
+
+Written by the recorder, from many threads and processes at once; read by curation and training, and by a
+resumed run that asks which questions are done. Bad lines are data too: a write that a crash cut short must
+not stop a training run, nor go unnoticed: such lines are skipped, counted and logged with their place.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from metis_agent.errors import InputError, SchemaVersionError, StorageError
+from metis_agent.recording import schema
+from metis_agent.recording.places import Place
+from metis_agent.recording.report import StoreReport, Tally
+from metis_agent.recording.segments import LocalSegments, RemoteSegments, SegmentWriter, is_segment
+from metis_agent.types import Trajectory
+
+__all__ = ["TrajectoryStore"]
+
+_T = TypeVar("_T")
+_MAX_LINE = 256 * 2**20
+_TOO_LONG = b"line over the limit: "
+
+
+class TrajectoryStore:
+    """A folder of trajectories, appended to by many and read in a stable order.
+
+    Args:
+        url: a folder, or any fsspec URL (`s3://bucket/runs`, `memory://runs`).
+        read_only: don't check that it can be written to, and refuse to append.
+        segment_bytes: size at which a new segment is begun.
+        fsync: wait for the disk at each append, so that power loss loses nothing (local folders only).
+        storage_options: keywords for the fsspec file system, such as credentials.
+
+    Local appends are safe once they return. On other file systems lines wait in memory for `flush`, a full
+    segment or `close`: use the store in a `with` block there.
+
+    Raises:
+        ConfigurationError: the URL's file system is unknown or not installed.
+        StorageError: the place can't be written to; with `read_only`, it isn't there.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        segment_bytes: int = 64 * 2**20,
+        fsync: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._place = Place(url, storage_options)
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self._writer: SegmentWriter | None = None
+        self._reopen = partial(
+            TrajectoryStore,
+            url,
+            read_only=read_only,
+            segment_bytes=segment_bytes,
+            fsync=fsync,
+            storage_options=storage_options,
+        )
+        if read_only:
+            self._place.check_exists()
+        elif self._place.is_local:
+            self._writer = LocalSegments(Path(self._place.root), segment_bytes=segment_bytes, fsync=fsync)
+        else:
+            self._writer = RemoteSegments(self._place, segment_bytes=segment_bytes)
+        if self._writer is not None:
+            weakref.finalize(self, self._writer.close)
+            _open_stores.add(self)
+
+    @property
+    def url(self) -> str:
+        """Where the segments are."""
+        return self._place.url
+
+    @property
+    def report(self) -> StoreReport:
+        """What the latest `read` has met so far; complete once its iterator is exhausted."""
+        return self._tally.report()
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Add a trajectory; from any thread.
+
+        Raises:
+            InputError: it holds a value that JSON has no form for.
+            StorageError: it could not be written; nothing of it is left in the store.
+        """
+        line = schema.dumps(trajectory).encode() + b"\n"
+        if len(line) > _MAX_LINE:
+            raise InputError(
+                f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}. "
+                "Keep images in the image store and record their references."
+            )
+        with self._lock:
+            self._require_writer().append(line)
+
+    def flush(self) -> None:
+        """Upload what still waits in memory; nothing to do for a local folder."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and let go of the open segment; a later append begins another."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+
+    def segments(self) -> list[str]:
+        """Return the names of the segments, oldest first."""
+        return sorted(filter(is_segment, self._place.names()))
+
+    def read(self, *, from_segment: str | None = None) -> Iterator[Trajectory]:
+        """Stream all trajectories, segments by name and lines in order, one in memory at a time.
+
+        Args:
+            from_segment: the segment to begin with (see `segments`); earlier ones are left out.
+
+        Raises:
+            StorageError: a segment can't be read.
+            SchemaVersionError: a record was written by a newer Metis.
+        """
+        self._tally = Tally()
+        names = [name for name in self.segments() if from_segment is None or name >= from_segment]
+        return self._parsed(names, schema.loads, self._tally)
+
+    def ids(self) -> set[str]:
+        """Return the ids of the finished trajectories: what a resumed run may leave out."""
+        heads = self._parsed(self.segments(), schema.identity, Tally())
+        return {id_ for id_, status in heads if status == "finished"}
+
+    def count(self) -> int:
+        """Return the number of whole lines, without parsing them: bad ones count too."""
+        return sum(block.count(b"\n") for name in self.segments() for block in self._place.blocks(name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"TrajectoryStore({self.url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reopen, ()  # a spawned worker gets a writer of its own
+
+    def _require_writer(self) -> SegmentWriter:
+        if self._writer is None:
+            raise StorageError(f"{self.url!r} was opened with read_only=True; open it without to append.")
+        return self._writer
+
+    def _parsed(self, names: list[str], parse: Callable[[bytes], _T], tally: Tally) -> Iterator[_T]:
+        for name in names:
+            for number, (line, last) in enumerate(_lines(self._place.blocks(name)), start=1):
+                if not line.endswith(b"\n") and last:
+                    tally.skip(name, number, "no line break: a write was cut short", torn=True)
+                    continue
+                try:
+                    parsed = parse(line)
+                except SchemaVersionError as error:
+                    raise SchemaVersionError(f"{name} line {number}: {error}") from error
+                except InputError as error:
+                    tally.skip(name, number, str(error), torn=last and not schema.is_json(line))
+                    continue
+                tally.read += 1
+                yield parsed
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._place.reconnect()
+        if self._writer is not None:
+            self._writer.forget()
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield each line, its break included, and whether it is the last.
+
+    A line over the limit is not gathered up; what stands for it is no JSON, so it is reported as bad.
+    """
+    held: bytes | None = None
+    parts: list[bytes] = []
+    length = 0
+    for block in blocks:
+        *whole, tail = block.split(b"\n")
+        for piece in whole:
+            if held is not None:
+                yield held, False
+            held = b"".join((*parts, piece, b"\n"))
+            parts, length = [], 0
+        length += len(tail)
+        if length > _MAX_LINE:
+            parts = [_TOO_LONG]
+        elif tail:
+            parts.append(tail)
+    if held is not None:
+        yield held, not parts
+    if parts:
+        yield b"".join(parts), True
+
+
+_open_stores: weakref.WeakSet[TrajectoryStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which can't fork
+    os.register_at_fork(after_in_child=_after_fork)

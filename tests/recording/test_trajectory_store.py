@@ -1,0 +1,459 @@
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from metis_agent.errors import (
+    ConfigurationError,
+    InputError,
+    MissingDependencyError,
+    SchemaVersionError,
+    StorageError,
+)
+from metis_agent.recording import TrajectoryStore, dumps, store
+from metis_agent.types import Question, Trajectory
+
+SCRIPT = """
+import sys
+from metis_agent.recording import TrajectoryStore
+from metis_agent.types import Question, Trajectory
+
+def make(i, size):
+    return Trajectory(id=str(i), question=Question(id="q", text="Who?"), answer="x" * size)
+
+store = TrajectoryStore(sys.argv[1])
+"""
+
+
+def make(i, **fields):
+    return Trajectory(id=str(i), question=Question(id=f"q{i}", text="Who?"), **fields)
+
+
+def read_ids(place, **options):
+    return [trajectory.id for trajectory in TrajectoryStore(place, **options).read()]
+
+
+def segment_files(folder):
+    return sorted(folder.glob("segment-*.jsonl"))
+
+
+def write_segment(folder, name, content):
+    folder.mkdir(exist_ok=True)
+    (folder / f"segment-{name}.jsonl").write_bytes(content)
+
+
+def line(i):
+    return dumps(make(i)).encode() + b"\n"
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    return str(tmp_path / "runs") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_what_is_appended_is_read_back_in_order(url):
+    trajectories = [make(i, answer="é漢\u2028", metadata={"i": i}) for i in range(20)]
+    with TrajectoryStore(url) as writer:
+        for trajectory in trajectories:
+            writer.append(trajectory)
+    reader = TrajectoryStore(url, read_only=True)
+    assert list(reader.read()) == trajectories
+    assert reader.count() == 20
+    assert (reader.report.read, reader.report.torn, reader.report.corrupt) == (20, 0, 0)
+
+
+def test_a_local_append_is_readable_at_once(tmp_path):
+    writer = TrajectoryStore(tmp_path)
+    writer.append(make(1))
+    assert read_ids(tmp_path) == ["1"]
+
+
+def test_a_remote_append_is_readable_after_flush():
+    url = f"memory://{uuid.uuid4().hex}"
+    writer = TrajectoryStore(url)
+    writer.append(make(1))
+    assert read_ids(url) == []
+    writer.flush()
+    assert read_ids(url) == ["1"]
+    writer.append(make(2))
+    writer.close()
+    writer.close()
+    assert read_ids(url) == ["1", "2"]
+    assert len(TrajectoryStore(url).segments()) == 2
+
+
+def test_segments_rotate_by_size_and_none_exceeds_it(url):
+    size = 3 * len(line(10)) + 1
+    with TrajectoryStore(url, segment_bytes=size) as writer:
+        for i in range(10, 20):
+            writer.append(make(i))
+    assert read_ids(url) == [str(i) for i in range(10, 20)]
+    assert len(TrajectoryStore(url).segments()) == 4  # 3 + 3 + 3 + 1
+
+
+def test_a_line_larger_than_a_segment_has_one_of_its_own(url):
+    with TrajectoryStore(url, segment_bytes=10) as writer:
+        writer.append(make(1))
+        writer.append(make(2))
+    assert read_ids(url) == ["1", "2"]
+    assert len(TrajectoryStore(url).segments()) == 2
+
+
+def test_reading_can_begin_at_a_segment(url):
+    with TrajectoryStore(url, segment_bytes=10) as writer:
+        for i in range(4):
+            writer.append(make(i))
+    segments = TrajectoryStore(url).segments()
+    read = TrajectoryStore(url).read(from_segment=segments[2])
+    assert [trajectory.id for trajectory in read] == ["2", "3"]
+
+
+def test_reading_streams(tmp_path):
+    write_segment(tmp_path, "a", line(1) + b"garbage\n" + line(2))
+    reader = TrajectoryStore(tmp_path)
+    stream = reader.read()
+    assert next(stream).id == "1"
+    assert (reader.report.read, reader.report.corrupt) == (1, 0)  # it has not looked further
+    assert next(stream).id == "2"
+    assert (reader.report.read, reader.report.corrupt) == (2, 1)
+
+
+def test_each_read_counts_from_zero(tmp_path):
+    write_segment(tmp_path, "a", line(1) + b"garbage\n" + line(2))
+    reader = TrajectoryStore(tmp_path)
+    for _ in range(2):
+        assert len(list(reader.read())) == 2
+        assert reader.report.corrupt == 1
+
+
+@pytest.mark.parametrize(
+    "torn", [line(2)[:-1], line(2)[:30], line(2)[:30] + b"\n", b"\x00" * 4096], ids=["a", "b", "c", "zeros"]
+)
+def test_a_torn_last_line_is_skipped_and_counted(tmp_path, torn, caplog):
+    write_segment(tmp_path, "1", line(1) + torn)
+    write_segment(tmp_path, "2", line(3))
+    reader = TrajectoryStore(tmp_path)
+    assert [trajectory.id for trajectory in reader.read()] == ["1", "3"]
+    assert (reader.report.torn, reader.report.corrupt) == (1, 0)
+    assert "segment-1.jsonl, line 2" in caplog.text
+
+
+@pytest.mark.parametrize("garbage", [b"\n", b"\xff\x00\xfe\n", b"[]\n", b'{"schema":1,"id":3}\n', line(9)[:40] + b"\n"])
+def test_garbage_in_the_middle_is_skipped_counted_and_located(tmp_path, garbage, caplog):
+    write_segment(tmp_path, "1", line(1) + garbage + line(2))
+    reader = TrajectoryStore(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert [trajectory.id for trajectory in reader.read()] == ["1", "2"]
+    report = reader.report
+    assert (report.read, report.torn, report.corrupt) == (2, 0, 1)
+    assert [(bad.segment, bad.line) for bad in report.bad_lines] == [("segment-1.jsonl", 2)]
+    assert report.bad_lines[0].reason
+    assert "segment-1.jsonl, line 2" in caplog.text
+    assert reader.ids() == {"1", "2"}
+
+
+def test_a_whole_last_line_that_is_no_trajectory_is_corrupt_not_torn(tmp_path):
+    write_segment(tmp_path, "1", line(1) + b'{"schema":1}\n')
+    reader = TrajectoryStore(tmp_path)
+    assert len(list(reader.read())) == 1
+    assert (reader.report.torn, reader.report.corrupt) == (0, 1)
+
+
+def test_the_list_of_bad_lines_is_bounded_the_count_is_not(tmp_path):
+    write_segment(tmp_path, "1", b"x\n" * 500 + line(1))
+    reader = TrajectoryStore(tmp_path)
+    assert len(list(reader.read())) == 1
+    assert reader.report.corrupt == 500
+    assert len(reader.report.bad_lines) == 100
+
+
+def test_a_line_over_the_limit_is_bad_and_the_next_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_MAX_LINE", 2**20)
+    write_segment(tmp_path, "1", line(1) + dumps(make(2, answer="x" * 2**22)).encode() + b"\n" + line(3))
+    reader = TrajectoryStore(tmp_path)
+    assert [trajectory.id for trajectory in reader.read()] == ["1", "3"]
+    assert reader.report.corrupt == 1
+    with pytest.raises(InputError, match=r"'4' takes \d+ bytes; .* image store"):
+        reader.append(make(4, answer="x" * 2**20))
+
+
+def test_lines_may_cross_blocks(tmp_path):
+    trajectories = [make(i, answer="x" * (300_000 + i)) for i in range(12)]
+    with TrajectoryStore(tmp_path) as writer:
+        for trajectory in trajectories:
+            writer.append(trajectory)
+    assert list(TrajectoryStore(tmp_path).read()) == trajectories
+
+
+def test_a_record_of_a_newer_version_stops_the_reading(tmp_path):
+    write_segment(tmp_path, "1", line(1) + line(2).replace(b'"schema":1', b'"schema":99'))
+    reader = TrajectoryStore(tmp_path)
+    with pytest.raises(SchemaVersionError, match=r"segment-1.jsonl line 2.*Upgrade"):
+        list(reader.read())
+    with pytest.raises(SchemaVersionError, match="Upgrade"):
+        reader.ids()
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a segment")
+    (tmp_path / "images").mkdir()
+    write_segment(tmp_path, "1", line(1))
+    assert read_ids(tmp_path) == ["1"]
+
+
+def test_ids_are_those_of_finished_runs(url):
+    with TrajectoryStore(url) as writer:
+        writer.append(make(1))
+        writer.append(make(2, status="failed", error="sandbox gone"))
+        writer.append(make("half \ud83d"))
+    assert TrajectoryStore(url).ids() == {"1", "half \ud83d"}
+
+
+def test_a_new_store_is_empty(url):
+    fresh = TrajectoryStore(url)
+    assert (fresh.segments(), list(fresh.read()), fresh.ids(), fresh.count()) == ([], [], set(), 0)
+    fresh.close()
+    assert TrajectoryStore(url).segments() == []
+
+
+def test_two_writers_never_share_a_segment(url):
+    with TrajectoryStore(url) as one, TrajectoryStore(url) as other:
+        for i in range(5):
+            one.append(make(f"one-{i}"))
+            other.append(make(f"other-{i}"))
+    assert len(TrajectoryStore(url).segments()) == 2
+    assert len(read_ids(url)) == 10
+
+
+def test_a_new_writer_leaves_a_torn_segment_as_it_is(tmp_path):
+    write_segment(tmp_path, "0", line(1) + line(2)[:30])
+    before = segment_files(tmp_path)[0].read_bytes()
+    with TrajectoryStore(tmp_path) as writer:
+        writer.append(make(3))
+        assert [trajectory.id for trajectory in writer.read()] == ["1", "3"]
+    assert segment_files(tmp_path)[0].read_bytes() == before
+
+
+def test_threads_append_whole_lines(url):
+    with TrajectoryStore(url, segment_bytes=20_000) as writer, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: writer.append(make(i, answer="x" * (i % 700))), range(400)))
+    reader = TrajectoryStore(url)
+    assert sorted(int(trajectory.id) for trajectory in reader.read()) == list(range(400))
+    assert (reader.report.torn, reader.report.corrupt) == (0, 0)
+
+
+def test_a_forked_child_opens_a_segment_of_its_own(url, tmp_path):
+    writer = TrajectoryStore(url)
+    writer.append(make("parent"))
+    child_sees = tmp_path / "child"
+
+    def child():
+        writer.append(make("child"))
+        writer.close()
+        child_sees.write_text(json.dumps(read_ids(url)))  # memory:// is the child's own copy
+
+    with writer._lock:  # as if another thread of the parent were writing during the fork
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    writer.append(make("parent again"))
+    writer.close()
+    if url.startswith("memory://"):
+        assert json.loads(child_sees.read_text()) == ["child"]  # not the parent's buffer a second time
+        assert read_ids(url) == ["parent", "parent again"]
+    else:
+        assert sorted(read_ids(url)) == ["child", "parent", "parent again"]
+        assert len(TrajectoryStore(url).segments()) == 2
+
+
+def test_a_store_can_be_sent_to_a_spawned_worker(tmp_path):
+    writer = TrajectoryStore(tmp_path, segment_bytes=10)
+    writer.append(make(1))
+    with pickle.loads(pickle.dumps(writer)) as copy:
+        copy.append(make(2))
+        copy.append(make(3))
+    assert read_ids(tmp_path) == ["1", "2", "3"]
+    assert len(segment_files(tmp_path)) == 3
+
+
+def test_a_killed_writer_loses_nothing_that_it_was_told_is_kept(tmp_path):
+    script = SCRIPT + "\nfor i in range(10**9):\n    store.append(make(i, 400_000))\n    print(i, flush=True)\n"
+    writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    for _ in range(40):
+        acknowledged = int(writer.stdout.readline())
+    writer.send_signal(signal.SIGKILL)
+    rest = writer.communicate()[0].split()
+    acknowledged = int(rest[-1]) if rest else acknowledged
+    assert writer.returncode == -signal.SIGKILL
+
+    with TrajectoryStore(tmp_path) as reader:
+        reader.append(make("after"))
+        ids = [trajectory.id for trajectory in reader.read()]
+        assert reader.report.corrupt == 0
+        assert reader.report.torn <= 1
+    assert ids[: acknowledged + 1] == [str(i) for i in range(acknowledged + 1)]
+    assert ids[-1] == "after"
+    assert len(segment_files(tmp_path)) == 2
+
+
+def test_many_processes_write_at_once(tmp_path):
+    script = SCRIPT + "\nfor i in range(200):\n    store.append(make(sys.argv[2] + str(i), 3000))\n"
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in "abc"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    reader = TrajectoryStore(tmp_path)
+    assert len(reader.ids()) == reader.count() == 600
+    assert len(segment_files(tmp_path)) == 3
+
+
+def test_a_full_disk_leaves_no_partial_line(tmp_path):
+    # RLIMIT_FSIZE makes the kernel write what still fits and then refuse, as a full disk does.
+    script = SCRIPT + (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "store.append(make('first', 1000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        store.append(make('large', 10_000))\n"
+        "    except OSError as error:\n"
+        "        print(type(error).__name__, error)\n"
+        "store.append(make('small', 10))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    messages = run.stdout.splitlines()
+    assert len(messages) == 2
+    assert all(message.startswith("StorageError a trajectory could not be written") for message in messages)
+    reader = TrajectoryStore(tmp_path)
+    assert [trajectory.id for trajectory in reader.read()] == ["first", "small"]
+    assert (reader.report.torn, reader.report.corrupt) == (0, 0)
+    assert len(segment_files(tmp_path)) == 1
+
+
+def test_where_the_partial_line_stays_the_next_goes_to_another_segment(tmp_path, monkeypatch):
+    writer = TrajectoryStore(tmp_path)
+    writer.append(make(1))
+    write = os.write
+
+    def half(fd, content):
+        write(fd, content[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stuck(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", half)
+        broken.setattr(os, "ftruncate", stuck)
+        with pytest.raises(StorageError, match="No space left on device"):
+            writer.append(make(2))
+    writer.append(make(3))
+    assert [trajectory.id for trajectory in writer.read()] == ["1", "3"]
+    assert (writer.report.torn, writer.report.corrupt) == (1, 0)
+
+
+def test_a_failed_upload_keeps_the_lines_for_the_next_flush(monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}"
+    writer = TrajectoryStore(url)
+    writer.append(make(1))
+
+    def down(*_, **__):
+        raise OSError("503 Slow Down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(writer._place.fs), "pipe_file", down)
+        with pytest.raises(StorageError, match="503 Slow Down"):
+            writer.flush()
+    writer.close()
+    assert read_ids(url) == ["1"]
+
+
+def test_fsync_waits_for_each_line(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
+    with TrajectoryStore(tmp_path, fsync=True) as writer:
+        writer.append(make(1))
+        writer.append(make(2))
+    assert len(synced) == 3  # the folder with the new segment's name, then two lines
+
+
+def test_what_can_not_be_written_is_found_before_any_work(tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    for place in (in_the_way, in_the_way / "runs"):
+        with pytest.raises(StorageError, match=r"can't be written to '.*file.*Name a folder"):
+            TrajectoryStore(place)
+    with pytest.raises(StorageError, match="can't be written"):
+        TrajectoryStore("/proc/no-such-place")
+
+
+def test_a_remote_place_that_can_not_be_written_is_found_before_any_work(monkeypatch):
+    fs = type(TrajectoryStore("memory://any")._place.fs)
+
+    def forbidden(*_, **__):
+        raise PermissionError("403 Forbidden")
+
+    monkeypatch.setattr(fs, "pipe_file", forbidden)
+    with pytest.raises(StorageError, match="403 Forbidden"):
+        TrajectoryStore(f"memory://{uuid.uuid4().hex}")
+
+
+def test_the_probe_leaves_nothing(url):
+    writer = TrajectoryStore(url)
+    assert writer._place.names() == []
+
+
+def test_read_only_neither_makes_nor_writes(tmp_path):
+    with pytest.raises(StorageError, match="no such folder"):
+        TrajectoryStore(tmp_path / "nothing", read_only=True)
+    reader = TrajectoryStore(tmp_path, read_only=True)
+    with pytest.raises(StorageError, match="read_only"):
+        reader.append(make(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_json_can_not_hold_is_refused_and_leaves_nothing(url):
+    with TrajectoryStore(url) as writer:
+        with pytest.raises(InputError, match="convert the value"):
+            writer.append(make(1, metadata={"v": object()}))
+        writer.append(make(2))
+    assert read_ids(url) == ["2"]
+
+
+def test_a_wrong_address_is_a_configuration_error(monkeypatch):
+    with pytest.raises(ConfigurationError, match="'nope://x' is no place"):
+        TrajectoryStore("nope://x")
+    with pytest.raises(ConfigurationError, match="empty"):
+        TrajectoryStore("")
+
+    def missing(*_, **__):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("metis_agent.recording.places.url_to_fs", missing)
+    with pytest.raises(MissingDependencyError, match="s3fs"):
+        TrajectoryStore("s3://bucket/runs")
+
+
+def test_file_urls_and_paths_are_the_same_place(tmp_path):
+    with TrajectoryStore(f"file://{tmp_path}/runs") as writer:
+        writer.append(make(1))
+    assert read_ids(tmp_path / "runs") == ["1"]
+
+
+def test_a_dropped_store_still_uploads_what_it_holds():
+    url = f"memory://{uuid.uuid4().hex}"
+    writer = TrajectoryStore(url)
+    writer.append(make(1))
+    del writer
+    assert read_ids(url) == ["1"]
