@@ -1,0 +1,101 @@
+"""What a session can import: loaded once before the fork, or found later on paths that it may read."""
+
+import builtins
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+
+from .folders import everyone_may_enter
+
+__all__ = ["add_site_folders", "be_like_a_console", "reroute", "reseed", "warm"]
+
+# fmt: off
+_STANDARD = (
+    "math", "cmath", "json", "re", "datetime", "calendar", "time", "collections", "itertools", "functools",
+    "operator", "statistics", "fractions", "decimal", "numbers", "random", "string", "textwrap", "heapq", "bisect",
+    "copy", "dataclasses", "enum", "typing", "io", "ast", "inspect", "linecache", "traceback", "unicodedata",
+    "base64", "hashlib", "csv", "pprint", "contextlib", "warnings", "pathlib", "threading", "signal",
+)
+# fmt: on
+
+
+def add_site_folders(folders: Iterable[str]) -> None:
+    """Make the installed packages importable; their `.pth` files are not run."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def warm(packages: Iterable[str]) -> list[str]:
+    """Import the usual modules and the optional packages; gives the packages that could be imported."""
+    for name in _STANDARD:
+        importlib.import_module(name)
+    loaded = []
+    for name in packages:
+        # A broken package is the same as an absent one here: the code that imports it gets the error.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+            loaded.append(name)
+    with contextlib.suppress(Exception):
+        if "numpy" in loaded:
+            importlib.import_module("numpy.random")
+        if "PIL" in loaded:
+            importlib.import_module("PIL.Image").preinit()
+    return loaded
+
+
+def be_like_a_console() -> None:
+    """Small things that code expects of a console, or that the sandbox would break."""
+    sitebuiltins = importlib.import_module("_sitebuiltins")
+    for name in ("exit", "quit"):
+        setattr(builtins, name, sitebuiltins.Quitter(name, ""))
+    builtins.input = _no_input
+    # Modes and times can't be set here; copying a file should still work.
+    vars(shutil).update(copymode=_copy_nothing, copystat=_copy_nothing)
+
+
+def reroute(folders: Iterable[str]) -> list[int]:
+    """Keep folders importable that the session's uid can't reach, such as an interpreter under `/root`.
+
+    They are opened now and entered later through `/proc/self/fd`, which needs no right on their parents.
+
+    Returns:
+        The descriptors that must stay open.
+    """
+    routes, descriptors = {}, []
+    for folder in folders:
+        if os.path.isdir(folder) and not everyone_may_enter(folder):
+            descriptors.append(os.open(folder, os.O_PATH | os.O_DIRECTORY))
+            routes[folder] = f"/proc/self/fd/{descriptors[-1]}"
+    if routes:
+        sys.path[:] = [_routed(entry, routes) for entry in sys.path]
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__path__", None)
+            if isinstance(path, list):
+                path[:] = [_routed(entry, routes) for entry in path]
+        sys.path_importer_cache.clear()
+        importlib.invalidate_caches()
+    return descriptors
+
+
+def reseed() -> None:
+    """After a fork: sessions must not draw the same random numbers. `random` does this by itself."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _routed(entry: str, routes: dict[str, str]) -> str:
+    for folder, route in routes.items():
+        if entry == folder or entry.startswith(folder + os.sep):
+            return route + entry[len(folder) :]
+    return entry
+
+
+def _no_input(prompt: object = "", /) -> str:
+    raise EOFError("input() has nobody to ask here; assign the value in the code instead")
+
+
+def _copy_nothing(source: object, destination: object, *, follow_symlinks: bool = True) -> None:
+    return None

@@ -1,0 +1,173 @@
+"""The warm process that forks sessions; started once by the host, and ended by the host's end.
+
+It runs no code of a model. Its control socket carries one message for each session to open: the limits,
+and two descriptors (the session's stream, its screen). It answers nothing there; the session itself says
+that it is ready. It watches the host (socket and pidfd) and its sessions (pidfds), and when the host is
+gone, by whatever death, kills them all and removes their folders.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from . import imports
+from .contain import Containment
+from .folders import remove_folder
+from .screen import Screen
+from .serve import announce, serve
+
+__all__ = ["main"]
+
+_STREAM_FD, _SCREEN_FD, _OWN_PIDFD = 3, 4, 5
+_MAX_OPEN_FILES = 8192
+_MAX_MESSAGE = 1 << 16
+
+
+def main() -> None:
+    """Arguments: a folder to take off the path, the control socket's and the host pidfd's numbers."""
+    sys.path.remove(sys.argv[1])
+    control = socket.socket(fileno=_move_up(int(sys.argv[2])))
+    host = _move_up(int(sys.argv[3]))
+    settings = json.loads(control.recv(_MAX_MESSAGE))
+    template = Template(control, host, settings)
+    template.greet()
+    try:
+        template.loop()
+    finally:
+        template.end_all()
+
+
+class Template:
+    """State of the warm process: its sessions, and the uids that are free."""
+
+    def __init__(self, control: socket.socket, host: int, settings: Mapping[str, Any]) -> None:
+        self._control, self._host = control, host
+        self._folder = None if settings["own_mount"] else str(settings["folder"])
+        first, count = settings["uids"] or (0, 0)
+        self._uids = list(range(first, first + count))
+        self._shared_uid = not self._uids
+        self._children: dict[int, tuple[int, int | None]] = {}
+        self._poll = select.poll()
+        for fd in (control.fileno(), host):
+            self._poll.register(fd, select.POLLIN)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self._open_files = min(hard, _MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else _MAX_OPEN_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files, self._open_files))
+        self._prepare(settings)
+
+    def _prepare(self, settings: Mapping[str, Any]) -> None:
+        for fd in (_STREAM_FD, _SCREEN_FD, _OWN_PIDFD):
+            # Held until a session puts its own there, so that nothing else gets these numbers.
+            os.dup2(0, fd, inheritable=False)
+        imports.add_site_folders(settings["site"])
+        self._packages = imports.warm(settings["packages"])
+        imports.be_like_a_console()
+        # A session's own mounts bring their own parent folders; without them, its uid may be shut out.
+        rerouting = bool(self._uids) and self._folder is not None
+        routes = imports.reroute(settings["readable"]) if rerouting else []
+        self._first_free = max([_OWN_PIDFD, *routes]) + 1
+        self._containment = Containment(settings)
+        # What exists now is shared with every session; a collection there should not copy its pages.
+        gc.collect()
+        gc.freeze()
+
+    def greet(self) -> None:
+        """Tell the host that all is ready, with a descriptor of this process."""
+        fd = os.pidfd_open(os.getpid())
+        message = json.dumps({"packages": self._packages}).encode()
+        socket.send_fds(self._control, [message], [fd])
+        os.close(fd)
+
+    def loop(self) -> None:
+        """Fork and reap until the host is gone."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._host:
+                    return
+                if fd != self._control.fileno():
+                    self._reap(fd)
+                elif not self._take_request():
+                    return
+
+    def end_all(self) -> None:
+        """Kill every session, and remove what they wrote."""
+        if self._folder is None:
+            # First process of its namespace: the kernel kills the others when it ends, and unmounts.
+            return
+        for pid, _ in self._children.values():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        remove_folder(self._folder)
+
+    def _take_request(self) -> bool:
+        message, fds, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 2)
+        if not message:
+            return False
+        try:
+            stream, screen = fds
+            if self._shared_uid or self._uids:
+                self._fork(json.loads(message), stream, screen)
+            else:
+                os.write(stream, b"failed: as many sessions are open as this sandbox has uids; close some")
+        except OSError as error:
+            # No process or descriptor left. The template itself goes on.
+            os.write(stream, f"failed: {error}".encode())
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _fork(self, request: Mapping[str, Any], stream: int, screen: int) -> None:
+        uid = self._uids.pop() if self._uids else None
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become_session(request, uid, stream, screen)
+            finally:
+                os._exit(1)
+        watched = os.pidfd_open(pid)
+        self._children[watched] = (pid, uid)
+        self._poll.register(watched, select.POLLIN)
+
+    def _reap(self, watched: int) -> None:
+        self._poll.unregister(watched)
+        pid, uid = self._children.pop(watched)
+        os.close(watched)
+        os.waitpid(pid, 0)
+        if uid is not None:
+            self._uids.append(uid)
+
+    def _become_session(self, request: Mapping[str, Any], uid: int | None, stream: int, screen: int) -> None:
+        os.dup2(stream, _STREAM_FD, inheritable=False)
+        os.dup2(screen, _SCREEN_FD, inheritable=False)
+        for fd in (1, 2):
+            os.dup2(0, fd)
+        connection = socket.socket(fileno=_STREAM_FD)
+        capacity = request["output"]
+
+        def prepare() -> None:
+            imports.reseed()
+            self._containment.enter(request, uid)
+            os.closerange(self._first_free, self._open_files)
+
+        os.dup2(os.pidfd_open(os.getpid()), _OWN_PIDFD, inheritable=False)
+        if announce(connection, prepare, [_OWN_PIDFD]):
+            serve(connection, Screen(_SCREEN_FD, capacity), capacity)
+
+
+def _move_up(fd: int) -> int:
+    """The low numbers are for the sessions' descriptors."""
+    import fcntl
+
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
+    os.close(fd)
+    return moved

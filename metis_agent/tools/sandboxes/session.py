@@ -1,0 +1,123 @@
+"""A session on this machine: one process at a time, replaced after a timeout or a death."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from metis_agent.errors import ConfigurationError, InputError, SandboxGoneError
+from metis_agent.tools.sandboxes.base import Execution, ExecutionStatus
+from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
+from metis_agent.tools.sandboxes.inside.wire import FrameError
+from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, SessionProcess
+
+__all__ = ["LocalSession"]
+
+_DIED = "The process ended during the call: it ran out of memory, crashed in native code, or was made to exit."
+
+
+class LocalSession:
+    """See `SandboxSession`. Calls from several threads run one after another.
+
+    Args:
+        start: starts a fresh process.
+        limits: of this session.
+    """
+
+    def __init__(self, *, start: Callable[[], SessionProcess], limits: SandboxLimits) -> None:
+        self._start, self._limits = start, limits
+        self._turn = threading.Lock()
+        """Held during a call."""
+        self._hold = threading.Lock()
+        """Held while `_process` changes, so that `close` never signals a released one."""
+        self._closed = False
+        self._process: SessionProcess | None = start()
+
+    def run(self, code: str, timeout: float | None = None) -> Execution:
+        """See `SandboxSession.run`."""
+        seconds = self._limits.seconds if timeout is None else timeout
+        if not seconds > 0:
+            raise ConfigurationError(f"timeout={timeout!r}: it must be a number of seconds above 0.")
+        source = code.encode("utf-8", "replace")
+        if len(source) > MAX_CODE_BYTES:
+            raise InputError(
+                f"the code is {len(source)} bytes long; at most {MAX_CODE_BYTES} can be run. Write less data "
+                "into the code."
+            )
+        with self._turn:
+            return self._call(self._running_process(), source, seconds)
+
+    def close(self) -> None:
+        """See `SandboxSession.close`."""
+        self._closed = True
+        with self._hold:
+            if self._process is not None:
+                self._process.kill()
+        with self._turn:
+            self._discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running_process(self) -> SessionProcess:
+        if self._closed:
+            raise SandboxGoneError("this session is closed; open another one with Sandbox.open().")
+        if self._process is None:
+            process = self._start()
+            with self._hold:
+                self._process = process
+        return self._process
+
+    def _call(self, process: SessionProcess, source: bytes, seconds: float) -> Execution:
+        began = time.monotonic()
+        try:
+            reply = process.call(source, seconds)
+        except CallTimeoutError:
+            return self._ended(process, "timeout", f"Stopped after {seconds:g} s.", began)
+        except LimitExceededError as error:
+            return self._ended(process, "killed", str(error), began)
+        except FrameError as error:
+            return self._ended(process, "killed", f"The process broke the protocol ({error}).", began)
+        except EOFError:
+            if self._closed or not process.backend_alive():
+                self._discard()
+                cause = "it was closed" if self._closed else "the sandbox was closed, or died"
+                message = f"the session ended under a call: {cause}. What it had computed is lost."
+                raise SandboxGoneError(message) from None
+            return self._ended(process, "killed", _DIED, began)
+        except BaseException:
+            # An interrupt in this thread: the answer may still come, and must not meet the next call.
+            self._discard()
+            raise
+        stdout, stderr, dropped = process.printed()
+        return Execution(
+            status="ok" if reply.finished else "error",
+            stdout=stdout,
+            stderr=stderr,
+            traceback=reply.error,
+            result=reply.result,
+            seconds=time.monotonic() - began,
+            truncated=dropped or reply.truncated,
+        )
+
+    def _ended(self, process: SessionProcess, status: ExecutionStatus, reason: str, began: float) -> Execution:
+        process.kill()
+        seconds = time.monotonic() - began
+        stdout, stderr, dropped = process.printed()
+        self._discard()
+        return Execution(status=status, stdout=stdout, stderr=stderr, reason=reason, seconds=seconds, truncated=dropped)
+
+    def _discard(self) -> None:
+        with self._hold:
+            process, self._process = self._process, None
+        if process is not None:
+            process.release()

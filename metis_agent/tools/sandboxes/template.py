@@ -1,0 +1,216 @@
+"""The host's hold on a template process: start it, ask it for sessions, notice its end.
+
+See `inside.template` for the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from metis_agent.errors import SandboxGoneError, SandboxUnavailableError
+from metis_agent.tools.sandboxes.inside.folders import remove_folder
+from metis_agent.tools.sandboxes.inside.screen import screen_size
+from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.machine import bare_environment, inside_folder, interpreter, tasks_of_user
+from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess
+from metis_agent.tools.sandboxes.watch import pid_of, watch_session
+
+__all__ = ["PATIENCE_SECONDS", "Template", "TemplatePlan", "new_screen"]
+
+PATIENCE_SECONDS = 0.1
+"""A dying template's sessions can be gone before it is; so long one waits to tell the two apart."""
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.template import main; main()"
+_START_SECONDS = 60.0
+_FORK_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_SPARE_TASKS = 4096
+_F_ADD_SEALS, _SEAL_ALL_BUT_WRITE = 1033, 0x1 | 0x2 | 0x4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplatePlan:
+    """What differs between backends."""
+
+    prefix: Sequence[str]
+    """Arguments before the interpreter's."""
+    folder: str
+    """Where sessions have their work folders; with `own_mount`, where each mounts its own."""
+    own_mount: bool
+    settings: Mapping[str, Any]
+    """`readable`, `site`, `packages`, `uids`, `landlock_abi`: see `inside.contain`."""
+
+
+class Template:
+    """A running template process; made once it is warm and has said so.
+
+    Raises:
+        SandboxUnavailableError: it did not start; the message has its own words.
+    """
+
+    def __init__(self, plan: TemplatePlan) -> None:
+        self._plan = plan
+        self._opened = 0
+        self._stopped = False
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process: subprocess.Popen[bytes] | None = None
+        with theirs, tempfile.TemporaryFile() as words:
+            try:
+                process = self._process = _launch(plan, theirs.fileno(), words)
+                theirs.close()
+                self._handle = self._await_greeting()
+            except (OSError, EOFError) as error:
+                self._control.close()
+                _end(process)
+                words.seek(0)
+                said = words.read(1 << 16).decode("utf-8", "replace").split("\n")
+                last = next((line for line in reversed(said) if line.strip()), str(error))
+                raise SandboxUnavailableError(f"the sandbox process did not start: {last}") from error
+        pid = pid_of(self._handle.fd)
+        self._base_memory = _address_space(pid)
+        self._tasks = tasks_of_user() + _SPARE_TASKS
+        # Sessions are the first to go when the machine runs out of memory.
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as score:
+            score.write("1000")
+
+    def alive(self, patience: float = 0.0) -> bool:
+        """Whether it still runs, `patience` seconds from now at the latest."""
+        return not self._stopped and not self._handle.wait(patience)
+
+    def fork(self, limits: SandboxLimits) -> SessionProcess:
+        """A fresh, contained session process.
+
+        Raises:
+            SandboxGoneError: the template died.
+            SandboxUnavailableError: the session could not be contained, and so was not started.
+        """
+        self._opened += 1
+        name = f"{os.getpid()}-{self._opened}-{os.urandom(4).hex()}"
+        ours, theirs = socket.socketpair()
+        screen = new_screen(limits.output_bytes)
+        try:
+            with theirs:
+                request = json.dumps(self._request(limits, name)).encode()
+                socket.send_fds(self._control, [request], [theirs.fileno(), screen])
+            handle = _await_ready(ours)
+        except BaseException as error:
+            ours.close()
+            os.close(screen)
+            if isinstance(error, OSError | EOFError):
+                raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
+            raise
+        folder = None if self._plan.own_mount else os.path.join(self._plan.folder, name)
+        return SessionProcess(
+            stream=ours,
+            screen_fd=screen,
+            capacity=limits.output_bytes,
+            handle=handle,
+            watch=watch_session(
+                pid=pid_of(handle.fd),
+                folder=folder,
+                disk_mb=limits.disk_mb,
+                threads=None if self._plan.settings["uids"] else limits.processes,
+            ),
+            backend_alive=lambda: self.alive(PATIENCE_SECONDS),
+            clean_up=lambda: remove_folder(folder) if folder is not None else None,
+        )
+
+    def stop(self) -> None:
+        """End it and all its sessions; once."""
+        self._stopped = True
+        self._control.close()
+        if not self._handle.wait(_STOP_SECONDS):
+            self._handle.send_signal(signal.SIGKILL)
+            self._process.kill()
+        self._process.wait()
+        self._handle.close()
+        if not self._plan.own_mount:
+            remove_folder(self._plan.folder)
+
+    def forget(self) -> None:
+        """In a forked copy of the host: let go of what belongs to the original."""
+        self._stopped = True
+        self._control.close()
+        self._handle.close()
+
+    def _request(self, limits: SandboxLimits, name: str) -> dict[str, Any]:
+        return {
+            "folder": name,
+            "memory": self._base_memory + (limits.memory_mb << 20),
+            "disk": limits.disk_mb << 20,
+            "threads": limits.processes,
+            "tasks": self._tasks,
+            "output": limits.output_bytes,
+        }
+
+    def _await_greeting(self) -> PidfdHandle:
+        settings = {**self._plan.settings, "folder": self._plan.folder, "own_mount": self._plan.own_mount}
+        self._control.settimeout(_START_SECONDS)
+        self._control.send(json.dumps(settings).encode())
+        message, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        if not message or not fds:
+            raise EOFError("it ended without a word")
+        return PidfdHandle(fds[0])
+
+
+def new_screen(capacity: int) -> int:
+    """Shared memory of a fixed size; the descriptor is the caller's to close."""
+    import fcntl  # not on Windows, where the rest of this package can still be imported
+
+    fd = os.memfd_create("metis-screen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, screen_size(capacity))
+    fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_ALL_BUT_WRITE)
+    return fd
+
+
+def _launch(plan: TemplatePlan, control: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    host = os.pidfd_open(os.getpid())
+    command = [interpreter(), "-I", "-S", "-B", "-c", _BOOT, inside_folder(), str(control), str(host)]
+    try:
+        return subprocess.Popen(
+            [*plan.prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            cwd="/",
+            env=bare_environment(),
+            pass_fds=(control, host),
+            # Ctrl-C in the host's terminal is the host's to handle.
+            start_new_session=True,
+        )
+    finally:
+        os.close(host)
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """Wait for a process that is ending by itself; not for ever."""
+    if process is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        process.kill()
+        process.wait()
+
+
+def _await_ready(stream: socket.socket) -> PidfdHandle:
+    stream.settimeout(_FORK_SECONDS)
+    message, fds, _, _ = socket.recv_fds(stream, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+    if message == b"ready" and fds:
+        return PidfdHandle(fds[0])
+    if not message:
+        raise EOFError("the stream closed before the session was ready")
+    raise SandboxUnavailableError(f"a session could not be contained: {message.decode('utf-8', 'replace')}")
+
+
+def _address_space(pid: int) -> int:
+    """Bytes of address space that a process has mapped."""
+    with open(f"/proc/{pid}/statm") as sizes:
+        return int(sizes.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

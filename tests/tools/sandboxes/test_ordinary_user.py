@@ -1,0 +1,108 @@
+"""As root the sessions drop to a uid of their own; without root they must be contained all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from metis_agent.tools.sandboxes import BubblewrapSandbox, Sandbox
+from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter
+
+from .conftest import LIGHT_IMPORT, PACKAGE
+
+NOBODY = 65534
+
+CODE = """
+import json, os, sys
+os.setgroups([])
+os.setresgid({uid}, {uid}, {uid})
+os.setresuid({uid}, {uid}, {uid})
+from metis_agent.tools.sandboxes import BubblewrapSandbox, LandlockSandbox, SandboxLimits
+from metis_agent.tools.sandboxes.selftest import failures
+open({own!r} + "/secret", "w").write("secret")
+attacks = {{
+    "read": "open({own!r} + '/secret').read()",
+    "write": "open({own!r} + '/new', 'w')",
+    "truncate": "import os; os.open({own!r} + '/secret', os.O_RDONLY | os.O_TRUNC)",
+    "chmod": "import os; os.chmod({own!r} + '/secret', 0)",
+    "signal": "import os; os.kill(%d, 0)" % os.getpid(),
+    "own": "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, %d)" % os.getpid(),
+    "environment": "open('/proc/%d/environ').read()" % os.getpid(),
+    "fork": "import os; os.fork()",
+    "threads": (
+        "import threading, time\\nthreading.stack_size(1 << 18)\\n"
+        "for _ in range(60): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\\n"
+        "time.sleep(1)"
+    ),
+    "disk": "for n in range(99): open('f%d' % n, 'wb').write(b'x' * (1 << 20))",
+}}
+with {kind}(SandboxLimits(processes=16, disk_mb=8)) as sandbox:
+    wrong = failures(sandbox)
+    with sandbox.open() as session, sandbox.open() as other:
+        pid = session.run("import os\\nx = 1\\nos.getpid()").result
+        attacks["signal the other session"] = "import os; os.kill(%s, 9)" % pid
+        attacks["read the other session"] = "open('/proc/%s/mem', 'rb').read(1)" % pid
+        outcome = {{name: other.run(code).status for name, code in attacks.items()}}
+        alive = session.run("x").result
+        uid = session.run("import os; os.getuid()").result
+print(json.dumps([wrong, outcome, alive, uid, open({own!r} + "/secret").read()]))
+"""
+
+
+def usable_python() -> str:
+    """One that any user may run, of a version that this package supports."""
+    for program in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin")):
+        if program and everyone_may_enter(os.path.dirname(os.path.realpath(program))):
+            version = subprocess.run(
+                [program, "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True
+            )
+            if version.stdout.strip() == b"True":
+                return program
+    pytest.skip("no Python here that an ordinary user may run")
+
+
+def test_contained_without_root(sandbox: Sandbox) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the other tests run as an ordinary user already")
+    if not everyone_may_enter(str(PACKAGE)):
+        pytest.skip("an ordinary user can't reach the package")
+    kind = type(sandbox).__name__
+    own = tempfile.mkdtemp(dir="/tmp")
+    os.chown(own, NOBODY, NOBODY)
+    try:
+        code = LIGHT_IMPORT + CODE.format(uid=NOBODY, own=own, kind=kind)
+        ran = subprocess.run(
+            [usable_python(), "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
+        )
+    finally:
+        shutil.rmtree(own)
+    if kind == BubblewrapSandbox.__name__ and "did not start" in ran.stderr:
+        pytest.skip(f"no user namespaces for ordinary users here: {ran.stderr[-300:]}")
+    assert ran.returncode == 0, ran.stderr
+    wrong, outcome, alive, uid, secret = json.loads(ran.stdout)
+    assert wrong == []
+    assert set(outcome.values()) <= {"error", "killed"}, outcome
+    assert (alive, uid, secret) == ("1", str(NOBODY), "secret")
+
+
+def test_root_drops_to_an_own_uid(sandbox: Sandbox) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can")
+    with sandbox.open() as one, sandbox.open() as other:
+        uids = {session.run("import os\nos.getuid()").result for session in (one, other)}
+        assert len(uids) == 2
+        assert not uids & {"0", str(NOBODY)}
+        code = "import os\nos.getuid() == os.geteuid() == os.getgid() and os.getgroups() == []"
+        assert one.run(code).result == "True"
+        assert "CapEff" not in (one.run("open('/proc/self/status').read()").result or "")
