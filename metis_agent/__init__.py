@@ -1,0 +1,44 @@
+"""Metis: a LangGraph agent that knows when not to call a tool.
+
+Example:
+    ```python
+    from metis_agent import Budget, PythonTool, create_metis_agent
+
+    agent = create_metis_agent(model, [PythonTool()], budget=Budget(calls=3))
+    agent.invoke({"messages": [("user", "hi")]})
+    ```
+"""
+
+from metis_agent.agent import MetisAgent, create_metis_agent
+from metis_agent.budget import Budget
+from metis_agent.errors import MetisError
+from metis_agent.gates.base import Gate
+from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
+from metis_agent.recording.recorder import Recorder
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.tools.python import PythonTool
+from metis_agent.tools.text_search import TextSearchTool
+from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
+
+__all__ = [
+    "AlwaysGate",
+    "Budget",
+    "Gate",
+    "GateDecision",
+    "GateRequest",
+    "MetisAgent",
+    "MetisError",
+    "ModelGate",
+    "NeverGate",
+    "PythonTool",
+    "Question",
+    "Recorder",
+    "TextSearchTool",
+    "ToolOutcome",
+    "Trajectory",
+    "TrajectoryStore",
+    "__version__",
+    "create_metis_agent",
+]
+
+__version__ = "0.1.0"

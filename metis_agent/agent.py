@@ -1,0 +1,249 @@
+"""The agent: a compiled LangGraph whose every turn passes a gate, *answer directly or call a tool*.
+
+`create_metis_agent` takes the keywords of `langchain.agents.create_agent` and a few of its own. What it
+returns is a `CompiledStateGraph` in every respect: streams, checkpointers, interrupts, a node in other graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import SystemMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as as_tool
+from langgraph.cache.base import BaseCache
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.store.base import BaseStore
+from langgraph.types import All, Checkpointer, GraphOutput
+
+from metis_agent.budget import Budget, terms_of
+from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.gates.base import Gate, SupportsDecide, as_gate
+from metis_agent.gates.baselines import ModelGate
+from metis_agent.graphs.bindings import Bindings
+from metis_agent.graphs.build import NODES, build_graph
+from metis_agent.graphs.setup import Setup
+from metis_agent.graphs.state import MetisState
+from metis_agent.recording.recorder import Recorder
+from metis_agent.types import ToolSpec
+
+if TYPE_CHECKING:
+    _Graph = CompiledStateGraph[Any, Any, Any, Any]
+else:
+    _Graph = CompiledStateGraph
+
+__all__ = ["DEFAULT_BLOCK_MESSAGE", "MetisAgent", "create_metis_agent"]
+
+DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
+
+
+class MetisAgent(_Graph):
+    """A compiled graph that knows its gate, tools and budget. Made by `create_metis_agent`."""
+
+    def __init__(self, *, metis: Setup | None = None, **keywords: Any) -> None:
+        # `copy`, and with it `with_config`, calls this again with everything in `__dict__`.
+        super().__init__(**keywords)
+        self.metis = metis
+
+    def invoke(
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        stream_mode: Any = "values",
+        version: Literal["v1", "v2"] = "v1",
+        **keywords: Any,
+    ) -> Any:
+        """Run the graph, as `CompiledStateGraph.invoke` does."""
+        # The same result, cheaper: in v2 interrupts come with the values, in v1 by a second stream beside them.
+        if stream_mode != "values" or version != "v1":
+            return super().invoke(input, config, stream_mode=stream_mode, version=version, **keywords)
+        return _as_v1(super().invoke(input, config, version="v2", **keywords))
+
+    async def ainvoke(
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        stream_mode: Any = "values",
+        version: Literal["v1", "v2"] = "v1",
+        **keywords: Any,
+    ) -> Any:
+        """Run the graph, as `CompiledStateGraph.ainvoke` does."""
+        if stream_mode != "values" or version != "v1":
+            return await super().ainvoke(input, config, stream_mode=stream_mode, version=version, **keywords)
+        return _as_v1(await super().ainvoke(input, config, version="v2", **keywords))
+
+    @property
+    def gate(self) -> Gate:
+        """What decides at every step."""
+        return self._setup.gate
+
+    @property
+    def tools(self) -> Mapping[str, BaseTool]:
+        """The tools by name."""
+        return self._setup.tools
+
+    @property
+    def budget(self) -> Budget:
+        """What one turn may spend."""
+        return self._setup.budget
+
+    @property
+    def _setup(self) -> Setup:
+        if self.metis is None:
+            raise ConfigurationError("This MetisAgent has no setup: None. Make it by create_metis_agent.")
+        return self.metis
+
+
+def create_metis_agent(
+    model: str | BaseChatModel,
+    tools: Sequence[BaseTool | Callable[..., Any]] | None = (),
+    *,
+    gate: Gate | SupportsDecide | None = None,
+    budget: Budget | None = None,
+    recorder: Recorder | None = None,
+    tool_timeout: float | None = 60.0,
+    block_message: str = DEFAULT_BLOCK_MESSAGE,
+    record_calls: bool | None = None,
+    system_prompt: str | SystemMessage | None = None,
+    state_schema: type[Any] | None = None,
+    context_schema: type[Any] | None = None,
+    checkpointer: Checkpointer | None = None,
+    store: BaseStore | None = None,
+    interrupt_before: All | list[str] | None = None,
+    interrupt_after: All | list[str] | None = None,
+    debug: bool = False,
+    name: str | None = None,
+    cache: BaseCache[Any] | None = None,
+) -> MetisAgent:
+    """Make an agent.
+
+    Args:
+        model: a chat model, or a string for LangChain's `init_chat_model` (needs the extra `langchain`).
+        tools: LangChain tools, or functions to make tools of. Each gets a node of its name. A tool may
+            declare `metadata={"cost": 0.02, "repeatable": True}`.
+        gate: decides at every step whether a tool may be called; by default the model decides.
+        budget: what one turn may spend; by default 8 tool calls.
+        recorder: writes every turn to a trajectory store, in a node of its own.
+        tool_timeout: seconds that a tool call may take; `None` for no limit.
+        block_message: what the model reads instead of the result of a call that was not run; a format
+            string with the fields `{tool}` and `{reason}`.
+        record_calls: keep each turn's model calls in `calls`; by default where there is a recorder, or where
+            the model leaves token records.
+        system_prompt: goes before the conversation at every model call.
+        state_schema: a `TypedDict` with further state fields, for tools that read or update them.
+        context_schema: as in `create_agent`.
+        checkpointer: as in `create_agent`.
+        store: as in `create_agent`.
+        interrupt_before: names of nodes (tools are nodes) to stop before.
+        interrupt_after: names of nodes to stop after.
+        debug: as in `create_agent`.
+        name: names the graph and the model's messages.
+        cache: as in `create_agent`.
+
+    Returns:
+        An agent that takes `{"messages": [...]}` and gives `messages`, and for the latest turn `decisions`,
+        `outcomes` and `calls`.
+
+    Raises:
+        ConfigurationError: an argument can't be used; found before anything runs.
+        UnknownToolError: the budget names a tool that is not among the tools.
+        MissingDependencyError: a model is named by a string, and `langchain` is not installed.
+
+    Example:
+        >>> from metis_agent.agent import create_metis_agent
+        >>> agent = create_metis_agent(my_chat_model, [search], budget=Budget(calls=3))  # doctest: +SKIP
+        >>> agent.invoke({"messages": [{"role": "user", "content": "hi"}]})  # doctest: +SKIP
+    """
+    by_name = _by_name(tools or ())
+    budget = budget or Budget()
+    budget.check_tools(by_name)
+    _check_block_message(block_message)
+    if tool_timeout is not None and not 0 < tool_timeout < float("inf"):
+        raise ConfigurationError(
+            f"tool_timeout is {tool_timeout!r}; it must be a positive number of seconds, or None for no limit."
+        )
+    setup = Setup(
+        models=Bindings(_chat_model(model), list(by_name.values())),
+        gate=ModelGate() if gate is None else as_gate(gate),
+        tools=by_name,
+        specs=tuple(ToolSpec(name=tool.name, description=tool.description) for tool in by_name.values()),
+        terms={tool.name: terms_of(tool) for tool in by_name.values()},
+        budget=budget,
+        block_message=block_message,
+        tool_timeout=tool_timeout,
+        system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
+        name=name,
+        recorder=recorder,
+        record_calls=True if recorder is not None and record_calls is None else record_calls,
+        returns_directly=any(tool.return_direct for tool in by_name.values()),
+    )
+    graph = build_graph(setup, state_schema=state_schema, context_schema=context_schema).compile(
+        checkpointer=checkpointer,
+        store=store,
+        interrupt_before=interrupt_before,
+        interrupt_after=interrupt_after,
+        debug=debug,
+        name=name,
+        cache=cache,
+    )
+    parts = {key: value for key, value in vars(graph).items() if key != "__orig_class__"}
+    parts["config"] = {"recursion_limit": budget.max_steps}
+    return MetisAgent(metis=setup, **parts)
+
+
+def _as_v1(output: GraphOutput[Any]) -> Any:
+    if not output.interrupts:
+        return output.value
+    value = output.value if isinstance(output.value, dict) else {}
+    return {**value, "__interrupt__": list(output.interrupts)}
+
+
+def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:
+    taken = {*NODES, *MetisState.__annotations__}
+    by_name: dict[str, BaseTool] = {}
+    for candidate in tools:
+        if not isinstance(candidate, BaseTool) and not callable(candidate):
+            raise ConfigurationError(
+                f"{candidate!r} is no tool: pass LangChain tools or functions. Tools that run at the model "
+                "provider can't be enforced; bind them to the model yourself."
+            )
+        tool = candidate if isinstance(candidate, BaseTool) else as_tool(candidate)
+        if tool.name in taken or any(mark in tool.name for mark in "|:") or tool.name.startswith("__"):
+            raise ConfigurationError(
+                f"A tool is named {tool.name!r}; tools are nodes of the graph, so their names can't be one of "
+                f"{sorted(taken)}, hold '|' or ':', or start with '__'. Rename it."
+            )
+        if tool.name in by_name:
+            raise ConfigurationError(f"Two tools are named {tool.name!r}; names must differ. Rename one.")
+        by_name[tool.name] = tool
+    return by_name
+
+
+def _chat_model(model: str | BaseChatModel) -> Runnable[Any, Any]:
+    if isinstance(model, Runnable):
+        return model
+    if not isinstance(model, str):
+        raise ConfigurationError(f"model is {model!r}; it must be a chat model, or a string such as 'openai:...'.")
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The model is named by a string, {model!r}, which needs LangChain's init_chat_model. "
+            "Install it with `pip install 'metis-agent[langchain]'`, or pass a chat model."
+        ) from error
+    named: Runnable[Any, Any] = init_chat_model(model)
+    return named
+
+
+def _check_block_message(template: str) -> None:
+    try:
+        template.format(tool="", reason="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"block_message is {template!r}; it must be a format string with no fields but {{tool}} and {{reason}}."
+        ) from error

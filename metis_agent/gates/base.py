@@ -1,0 +1,179 @@
+"""What a gate is: probabilities that each tool is worth calling, and the threshold that makes them a decision.
+
+Where it stands: the first node of every turn asks the gate; the graph then enforces its decision. A gate of
+your own overrides `estimate` (or `aestimate`) and leaves the threshold to this class, or overrides `decide`
+(or `adecide`) whole. One of the two flavours is enough: the other is derived from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
+
+from metis_agent.errors import ConfigurationError, GateError
+from metis_agent.types import GateDecision, GateRequest
+
+__all__ = ["Gate", "SupportsDecide", "allows", "as_gate"]
+
+_R = TypeVar("_R")
+
+
+def allows(probability: float, threshold: float) -> bool:
+    """The tie rule, in one place: a tool is allowed where its probability is *greater* than the threshold.
+
+    A tie answers directly, the cheaper side. So a threshold of 1 never calls a tool, and one of 0 calls each
+    tool that has any chance of being needed.
+    """
+    return probability > threshold
+
+
+class SupportsDecide(Protocol):
+    """The least that can stand where a gate is expected; an async `adecide` in place of `decide` does too."""
+
+    def decide(self, request: GateRequest) -> GateDecision:
+        """Decide on one step of a turn."""
+
+
+class Gate:
+    """Base of all gates.
+
+    Args:
+        threshold: a tool is allowed where its estimated probability is above this (see `allows`), in [0, 1].
+        required: where any tool is allowed, the model has to call one; by default it may still answer.
+        name: what decisions and records call this gate; the class name by default.
+        version: tells apart trained states of one gate in the records.
+
+    A gate that calls a chat model should tag that call `nostream`, or its tokens show up in `messages` streams.
+
+    Raises:
+        ConfigurationError: the threshold is not a number in [0, 1].
+    """
+
+    threshold: float = 0.5
+    required: bool = False
+    name: str = ""
+    version: str = ""
+
+    def __init__(self, *, threshold: float = 0.5, required: bool = False, name: str = "", version: str = "") -> None:
+        if not 0 <= threshold <= 1:
+            raise ConfigurationError(f"The gate's threshold is {threshold!r}; it must be a number in [0, 1].")
+        self.threshold = threshold
+        self.required = required
+        self.name = name or type(self).__name__
+        self.version = version
+
+    def estimate(self, request: GateRequest) -> Mapping[str, float]:
+        """Probability that each tool of the request is worth calling now, by name; one left out counts as 0."""
+        raise NotImplementedError(f"{type(self).__name__} implements no sync estimate.")
+
+    async def aestimate(self, request: GateRequest) -> Mapping[str, float]:
+        """The same without blocking the event loop."""
+        raise NotImplementedError(f"{type(self).__name__} implements no async estimate.")
+
+    def decide(self, request: GateRequest) -> GateDecision:
+        """Decide on one step of a turn.
+
+        Raises:
+            GateError: an estimate is not a probability.
+        """
+        if self._overrides("adecide"):
+            return _wait_for(self.adecide, request)
+        started = time.perf_counter()
+        sync = self._overrides("estimate")
+        estimate = self.estimate(request) if sync else _wait_for(self.aestimate, request)
+        return self._apply_threshold(request, estimate, started)
+
+    async def adecide(self, request: GateRequest) -> GateDecision:
+        """`decide` for async runs; a gate that is sync only decides in a thread.
+
+        Raises:
+            GateError: an estimate is not a probability.
+        """
+        if self._overrides("decide"):
+            return await asyncio.to_thread(self.decide, request)
+        started = time.perf_counter()
+        if self._overrides("aestimate"):
+            return self._apply_threshold(request, await self.aestimate(request), started)
+        estimate = await asyncio.to_thread(self.estimate, request)
+        return self._apply_threshold(request, estimate, started)
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Gate, method)
+
+    def _apply_threshold(self, request: GateRequest, estimate: Mapping[str, float], started: float) -> GateDecision:
+        names = [tool.name for tool in request.tools]
+        probabilities = {name: _probability(estimate.get(name, 0.0), name) for name in names}
+        allowed = tuple(name for name in names if allows(probabilities[name], self.threshold))
+        return GateDecision(
+            allowed=allowed,
+            required=self.required and bool(allowed),
+            probabilities=probabilities,
+            threshold=self.threshold,
+            gate=self.name or type(self).__name__,
+            version=self.version,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def as_gate(candidate: object) -> Gate:
+    """A gate from anything with a `decide` or an `adecide`; a `Gate` is returned as it is.
+
+    Raises:
+        ConfigurationError: it implements neither a decision nor an estimate.
+    """
+    if isinstance(candidate, Gate):
+        # Without this, a gate with nothing of its own would fail at every decision, and quietly.
+        if any(candidate._overrides(name) for name in ("decide", "adecide", "estimate", "aestimate")):
+            return candidate
+    elif callable(getattr(candidate, "decide", None)) or callable(getattr(candidate, "adecide", None)):
+        return _Adapted(candidate)
+    raise ConfigurationError(
+        f"{candidate!r} is no gate: a gate implements estimate, aestimate, decide or adecide. "
+        "Subclass metis_agent.gates.Gate and implement one of them."
+    )
+
+
+class _Adapted(Gate):
+    """Somebody else's object in a gate's place."""
+
+    def __init__(self, candidate: Any) -> None:
+        super().__init__(
+            name=str(getattr(candidate, "name", "") or type(candidate).__name__),
+            version=str(getattr(candidate, "version", "")),
+        )
+        self._candidate = candidate
+
+    def decide(self, request: GateRequest) -> GateDecision:
+        decide: Callable[[GateRequest], GateDecision] | None = getattr(self._candidate, "decide", None)
+        return decide(request) if decide else _wait_for(self._candidate.adecide, request)
+
+    async def adecide(self, request: GateRequest) -> GateDecision:
+        adecide = getattr(self._candidate, "adecide", None)
+        if adecide is None:
+            return await asyncio.to_thread(self.decide, request)
+        decision: GateDecision = await adecide(request)
+        return decision
+
+
+def _probability(value: Any, tool: str) -> float:
+    try:
+        probability = float(value)
+    except (TypeError, ValueError):
+        probability = float("nan")
+    if not 0 <= probability <= 1:
+        raise GateError(f"The gate's estimate for tool {tool!r} is {value!r}; it must be a number in [0, 1].")
+    return probability
+
+
+def _wait_for(work: Callable[[GateRequest], Coroutine[Any, Any, _R]], request: GateRequest) -> _R:
+    """Run async work to its end from sync code, also where this thread already runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work(request))
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, work(request)).result()

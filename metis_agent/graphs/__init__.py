@@ -1,0 +1,1 @@
+"""The agent's graph: its state, its nodes, and how they are wired."""

@@ -1,0 +1,93 @@
+"""The chat model with tools bound, once for each set of allowed tools: binding anew at every turn is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
+from langchain_core.tools import BaseTool
+
+from metis_agent.errors import ConfigurationError
+
+__all__ = ["Bindings", "BoundModel"]
+
+
+class BoundModel:
+    """A chat model with what it was bound to."""
+
+    __slots__ = ("_keywords", "_model")
+
+    def __init__(self, model: Runnable[Any, Any]) -> None:
+        self._model = model
+        self._keywords: Mapping[str, Any] = {}
+        # A binding that holds keywords only does nothing but merge empty configs: 4% of a direct turn.
+        if _only_adds_keywords(model):
+            self._model, self._keywords = model.bound, model.kwargs
+
+    def invoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
+        """Ask the model; callbacks and configuration come from the running graph."""
+        reply: AIMessage = self._model.invoke(messages, **self._keywords)
+        return reply
+
+    async def ainvoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
+        """Ask the model without blocking the event loop."""
+        reply: AIMessage = await self._model.ainvoke(messages, **self._keywords)
+        return reply
+
+
+def _only_adds_keywords(model: Runnable[Any, Any]) -> TypeGuard[RunnableBinding[Any, Any]]:
+    return (
+        isinstance(model, RunnableBinding)
+        and not model.config
+        and not model.config_factories
+        and all(getattr(type(model), name) is getattr(RunnableBindingBase, name) for name in ("invoke", "ainvoke"))
+    )
+
+
+class Bindings:
+    """One chat model in all the forms that an agent asks it in.
+
+    Args:
+        model: a chat model.
+        tools: all tools of the agent.
+
+    A model class with `offers_tools_when_direct = True` is offered all tools with `tool_choice="none"` when the
+    decision is to answer, so that its prompt stays the same token for token; other models are offered none.
+
+    Raises:
+        ConfigurationError: the model can't be given tools.
+    """
+
+    def __init__(self, model: Runnable[Any, Any], tools: Sequence[BaseTool]) -> None:
+        self._model = model
+        self._tools = {tool.name: tool for tool in tools}
+        self._acting: dict[tuple[tuple[str, ...], bool], BoundModel] = {}
+        self.answering = BoundModel(model)
+        if tools:
+            self.acting(tuple(self._tools), required=False)
+            if getattr(model, "offers_tools_when_direct", False):
+                self.answering = self._bind(list(self._tools.values()), "none")
+
+    def acting(self, allowed: tuple[str, ...], *, required: bool) -> BoundModel:
+        """The model with these tools; where `required`, it must call one."""
+        key = (allowed, required)
+        bound = self._acting.get(key)
+        if bound is None:
+            tools = [self._tools[name] for name in allowed]
+            bound = self._acting[key] = self._bind(tools, "any" if required else None)
+        return bound
+
+    def _bind(self, tools: Sequence[BaseTool], tool_choice: str | None) -> BoundModel:
+        bind_tools = getattr(self._model, "bind_tools", None)
+        try:
+            if bind_tools is None:
+                raise NotImplementedError
+            return BoundModel(bind_tools(tools, tool_choice=tool_choice) if tool_choice else bind_tools(tools))
+        except NotImplementedError as error:
+            raise ConfigurationError(
+                f"{type(self._model).__name__} can't be given tools: it does not implement bind_tools. "
+                "Use a chat model with tool calling, or an agent without tools."
+            ) from error

@@ -1,0 +1,175 @@
+"""What may run of what the model asked for.
+
+Narrowing the tools that a model is offered is advice: it may call any of them all the same, or one that does
+not exist. So every call of every reply passes here; what does not pass gets its message and never runs.
+Sources: neuro-san-studio#1239 (narrowing without enforcement is a vulnerability), langchain#34159 (no orphans).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NotRequired
+
+from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
+
+from metis_agent.graphs.guard import CallKey, call_key, earlier_result, echo_of
+from metis_agent.graphs.setup import Setup
+from metis_agent.types import GateDecision, Spending, ToolOutcome
+
+__all__ = ["Plan", "SentCall", "plan_calls"]
+
+
+class SentCall(ToolCall):
+    """A call on its way to its tool."""
+
+    twins: NotRequired[list[str]]
+    """Ids of identical calls in the same message, which get its result too."""
+    seconds_left: NotRequired[float]
+    """What is left of the budget's time, where that is limited."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What becomes of the calls of one reply."""
+
+    message: AIMessage
+    """The reply, with an id for every call."""
+    run: list[SentCall] = field(default_factory=list)
+    """Calls to send to their tools."""
+    replies: list[ToolMessage] = field(default_factory=list)
+    """For the calls that are settled already."""
+    outcomes: list[ToolOutcome] = field(default_factory=list)
+    """Of the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One call as far as it can be read."""
+
+    id: str
+    tool: str
+    arguments: dict[str, Any]
+    fault: str | None = None
+
+
+def plan_calls(
+    setup: Setup,
+    message: AIMessage,
+    decision: GateDecision,
+    *,
+    spent: Spending,
+    outcomes: Sequence[ToolOutcome],
+    turn: Sequence[AnyMessage],
+) -> Plan:
+    """Settle each call of a reply: run it, block it, or answer it with an earlier result.
+
+    Args:
+        setup: the agent.
+        message: the model's reply.
+        decision: what the gate allowed for it.
+        spent: what the turn had spent before it.
+        outcomes: the turn's earlier outcomes.
+        turn: the turn's messages before the reply.
+    """
+    message, calls = _read_calls(message, {outcome.call_id for outcome in outcomes})
+    plan = Plan(message=message)
+    running: dict[CallKey, SentCall] = {}
+    for call in calls:
+        reason = call.fault or _refusal(setup, call.tool, decision, spent)
+        key = call_key(call.tool, call.arguments)
+        if reason is None and not setup.terms[call.tool].repeatable:
+            if key in running:
+                running[key].setdefault("twins", []).append(call.id)
+                continue
+            if earlier := earlier_result(key, outcomes):
+                reply = echo_of(_message_of(earlier, turn), call.id)
+                _settle(plan, call, "repeated", reply)
+                continue
+        reason = reason or setup.budget.refuses(call.tool, setup.terms[call.tool].cost, spent)
+        if reason:
+            text = setup.block(call.tool, reason)
+            reply = ToolMessage(text, name=call.tool, tool_call_id=call.id, status="error")
+            _settle(plan, call, "blocked", reply)
+        else:
+            sent = SentCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call")
+            if setup.budget.seconds is not None:
+                sent["seconds_left"] = setup.budget.seconds - spent.seconds
+            running[key] = sent
+            plan.run.append(sent)
+            spent = _after_one_more(call.tool, setup.terms[call.tool].cost, spent)
+    return plan
+
+
+def _refusal(setup: Setup, tool: str, decision: GateDecision, spent: Spending) -> str | None:
+    """Why the tool is not on offer."""
+    if tool in decision.allowed:
+        return None
+    if tool not in setup.tools:
+        return f"there is no tool of that name, only {', '.join(setup.tools) or 'none at all'}"
+    over_budget = setup.budget.refuses(tool, setup.terms[tool].cost, spent)
+    return over_budget or "the gate did not allow it at this step"
+
+
+def _settle(plan: Plan, call: _Call, status: Literal["blocked", "repeated"], reply: ToolMessage) -> None:
+    plan.replies.append(reply)
+    plan.outcomes.append(
+        ToolOutcome(call_id=call.id, tool=call.tool, arguments=call.arguments, status=status, content=str(reply.text))
+    )
+
+
+def _message_of(outcome: ToolOutcome, turn: Sequence[AnyMessage]) -> ToolMessage:
+    """The message that carried an outcome; made again where somebody has trimmed it from the conversation."""
+    for message in turn:
+        if isinstance(message, ToolMessage) and message.tool_call_id == outcome.call_id:
+            return message
+    status: Literal["success", "error"] = "success" if outcome.status == "ok" else "error"
+    return ToolMessage(outcome.content, name=outcome.tool, tool_call_id=outcome.call_id, status=status)
+
+
+def _after_one_more(tool: str, cost: float, spent: Spending) -> Spending:
+    per_tool = {**spent.calls_per_tool, tool: spent.calls_per_tool.get(tool, 0) + 1}
+    return Spending(calls=spent.calls + 1, calls_per_tool=per_tool, seconds=spent.seconds, cost=spent.cost + cost)
+
+
+def _read_calls(message: AIMessage, taken: Collection[str]) -> tuple[AIMessage, list[_Call]]:
+    """All calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
+
+    Some models number their calls anew in every reply, so an id of an earlier reply is only replaced; within
+    one reply, a second call with the same id is a fault.
+    """
+    ids: set[str] = set()
+    calls = [_read(raw, taken, ids) for raw in message.tool_calls]
+    unparsed = [_read_unparsed(raw, taken, ids) for raw in message.invalid_tool_calls]
+    valid = [ToolCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call") for call in calls]
+    if unparsed or valid != message.tool_calls:
+        invalid = [
+            InvalidToolCall(**{**raw, "name": call.tool, "id": call.id, "args": raw.get("args") or ""})
+            for call, raw in zip(unparsed, message.invalid_tool_calls, strict=True)
+        ]
+        message = message.model_copy(update={"tool_calls": valid, "invalid_tool_calls": invalid})
+    return message, calls + unparsed
+
+
+def _read(raw: Any, taken: Collection[str], ids: set[str]) -> _Call:
+    raw = raw if isinstance(raw, Mapping) else {}
+    name, arguments, id_ = raw.get("name"), raw.get("args"), raw.get("id")
+    fault = None
+    if not isinstance(arguments, dict):
+        fault, arguments = f"its arguments are {arguments!r}, not an object with named values", {}
+    if not isinstance(name, str) or not name.strip():
+        fault, name = "it names no tool", "unnamed"
+    if not isinstance(id_, str) or not id_:
+        fault, id_ = fault or "it has no id", None
+    elif id_ in ids:
+        fault, id_ = fault or f"its id {id_!r} belongs to another call of the same message", None
+    if id_ is None or id_ in taken:
+        id_ = f"call_{uuid.uuid4().hex}"
+    ids.add(raw["id"] if isinstance(raw.get("id"), str) else id_)
+    return _Call(id=id_, tool=name, arguments=arguments, fault=fault)
+
+
+def _read_unparsed(raw: InvalidToolCall, taken: Collection[str], ids: set[str]) -> _Call:
+    fault = f"its arguments can't be read: {raw.get('error') or raw.get('args')!r}"
+    return replace(_read({**raw, "args": {}}, taken, ids), fault=fault)

@@ -1,0 +1,91 @@
+"""What an agent is made of: settled when it is created, shared by all its nodes, never changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AnyMessage, SystemMessage
+from langchain_core.tools import BaseTool
+from langgraph.runtime import get_runtime
+
+from metis_agent.budget import Budget, ToolTerms
+from metis_agent.gates.base import Gate
+from metis_agent.graphs.bindings import Bindings
+from metis_agent.graphs.orphans import with_all_results
+from metis_agent.recording.recorder import Recorder
+from metis_agent.types import Branch, Spending, ToolSpec
+
+__all__ = ["Setup"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The parts of one agent."""
+
+    models: Bindings
+    gate: Gate
+    tools: Mapping[str, BaseTool]
+    specs: tuple[ToolSpec, ...]
+    terms: Mapping[str, ToolTerms]
+    budget: Budget
+    block_message: str
+    """With the fields `{tool}` and `{reason}`."""
+    tool_timeout: float | None = None
+    """Seconds."""
+    system_message: SystemMessage | None = None
+    name: str | None = None
+    """Given to the model's messages, for multi-agent graphs."""
+    recorder: Recorder | None = None
+    record_calls: bool | None = None
+    """Keep model calls in state; `None`: where there is a recorder, or the model leaves token records."""
+    returns_directly: bool = False
+    """True where any tool's result ends the turn."""
+
+    @property
+    def finish(self) -> str:
+        """The node after the turn's end."""
+        return "record" if self.recorder is not None else "__end__"
+
+    def prompt(self, messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+        """The conversation as the model sees it."""
+        messages = with_all_results(messages)
+        return [self.system_message, *messages] if self.system_message is not None else messages
+
+    def within_budget(self, spending: Spending) -> tuple[ToolSpec, ...]:
+        """The tools that may still be called after this spending."""
+        if self.budget.spent(spending):
+            return ()
+        if self.budget.same_for_all:
+            return self.specs
+        return tuple(
+            [spec for spec in self.specs if not self.budget.refuses(spec.name, self.terms[spec.name].cost, spending)]
+        )
+
+    def record_failure(self, state: Mapping[str, Any], error: Exception) -> None:
+        """Store what there is of a turn that `error` ends; the caller raises that error, whatever happens here."""
+        try:
+            self.record(state, error)
+        except Exception:
+            logger.exception("A failed turn could not be recorded")
+
+    def record(self, state: Mapping[str, Any], error: Exception | None = None) -> None:
+        """Store the state's latest turn, where there is a recorder."""
+        if self.recorder is None:
+            return
+        info = get_runtime().execution_info
+        run_id = None
+        if info is not None and info.run_id is not None:
+            # A run may hold several turns, of an agent that is a node of another graph.
+            outer = info.checkpoint_ns.rpartition("|")[0]
+            run_id = f"{info.run_id}/{outer}" if outer else info.run_id
+        branch: Branch = getattr(self.gate, "branch", "free")
+        self.recorder.record(state, run_id=run_id, branch=branch, error=error)
+
+    def block(self, tool: str, reason: str) -> str:
+        """What the model is told instead of a result."""
+        return self.block_message.format(tool=tool, reason=reason)

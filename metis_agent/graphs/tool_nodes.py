@@ -1,0 +1,169 @@
+"""The node behind each tool's name: runs one call that has passed enforcement, within its time.
+
+Two kinds. A tool that is given nothing but the model's arguments is called at once. One that has state, store
+or `ToolRuntime` injected goes through LangGraph's `ToolNode`, which knows how, and so does every tool where a
+recorder needs the state of a failed run; this module then wraps each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool, Tool
+from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.types import Command
+from pydantic import BaseModel
+
+from metis_agent.errors import InfrastructureError
+from metis_agent.graphs.deadline import arun_in_thread, arun_within, run_within
+from metis_agent.graphs.enforcement import SentCall
+from metis_agent.graphs.setup import Setup
+from metis_agent.graphs.tool_results import ToolResult, failure_of, update_of
+from metis_agent.types import OutcomeStatus
+
+__all__ = ["tool_nodes"]
+
+_Sync = Callable[[], ToolResult]
+_Async = Callable[[], Awaitable[ToolResult]]
+
+
+def tool_nodes(setup: Setup) -> dict[str, Runnable[Any, Any]]:
+    """A node for each tool, by name."""
+    runner = _Runner(setup)
+    full = ToolNode(
+        list(setup.tools.values()),
+        handle_tool_errors=False,
+        wrap_tool_call=runner.wrap,
+        awrap_tool_call=runner.awrap,
+    )
+    return {
+        name: _PlainToolNode(tool, runner) if setup.recorder is None and _is_plain(tool) else full
+        for name, tool in setup.tools.items()
+    }
+
+
+class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
+    """Calls a tool that needs nothing but its arguments."""
+
+    def __init__(self, tool: BaseTool, runner: _Runner) -> None:
+        self.name = tool.name
+        self._tool = tool
+        self._in_thread = _is_sync_only(tool)
+        self._runner = runner
+
+    def invoke(self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any) -> list[Command[Any]]:
+        """Run one call."""
+        return self._runner.run(input[0], lambda: self._tool.invoke(dict(input[0]), config))
+
+    async def ainvoke(
+        self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any
+    ) -> list[Command[Any]]:
+        """Run one call without blocking the event loop."""
+        if self._in_thread:
+            return await self._runner.arun(input[0], lambda: arun_in_thread(self._tool.invoke, dict(input[0]), config))
+        return await self._runner.arun(input[0], lambda: self._tool.ainvoke(dict(input[0]), config))
+
+
+class _Runner:
+    """Time limits and failures, the same for both kinds."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._in_thread = {name for name, tool in setup.tools.items() if _is_sync_only(tool)}
+
+    def run(self, call: SentCall, execute: _Sync) -> list[Command[Any]]:
+        """Run a call, in a thread of its own where its time is limited."""
+        started, limit = time.perf_counter(), self._limit(call)
+        status: OutcomeStatus | None = None
+        try:
+            result = execute() if limit is None else run_within(limit, execute)
+        except Exception as error:
+            status, result = failure_of(call, error, limit)
+        return self._update(call, result, status, started)
+
+    async def arun(self, call: SentCall, execute: _Async) -> list[Command[Any]]:
+        """Run a call on the event loop."""
+        started, limit = time.perf_counter(), self._limit(call)
+        status: OutcomeStatus | None = None
+        try:
+            result = await (execute() if limit is None else arun_within(limit, execute()))
+        except Exception as error:
+            status, result = failure_of(call, error, limit)
+        return self._update(call, result, status, started)
+
+    def wrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], ToolResult]) -> Any:
+        """For `ToolNode`: run what it has prepared."""
+        try:
+            return self.run(cast(SentCall, request.tool_call), lambda: execute(request))
+        except InfrastructureError as error:
+            self._setup.record_failure(request.state, error)
+            raise
+
+    async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
+        """For `ToolNode` in async runs."""
+        if request.tool is not None and request.tool.name in self._in_thread:
+            request = request.override(tool=cast(BaseTool, _InThread(request.tool)))
+        try:
+            return await self.arun(cast(SentCall, request.tool_call), lambda: execute(request))
+        except InfrastructureError as error:
+            await asyncio.to_thread(self._setup.record_failure, request.state, error)
+            raise
+
+    def _limit(self, call: SentCall) -> float | None:
+        """Seconds that the call may take."""
+        timeout = self._setup.tool_timeout
+        if "seconds_left" not in call:
+            return timeout
+        left = max(0.0, call["seconds_left"])
+        return left if timeout is None else min(left, timeout)
+
+    def _update(
+        self, call: SentCall, result: ToolResult, status: OutcomeStatus | None, started: float
+    ) -> list[Command[Any]]:
+        cost = self._setup.terms[call["name"]].cost
+        return update_of(call, result, status, seconds=time.perf_counter() - started, cost=cost)
+
+
+class _InThread:
+    """A sync tool for an async run: in a daemon thread, not in the event loop's pool, which waits for it."""
+
+    def __init__(self, tool: BaseTool) -> None:
+        self.name = tool.name
+        self._tool = tool
+
+    async def ainvoke(self, call: Any, config: Any) -> Any:
+        return await arun_in_thread(self._tool.invoke, call, config)
+
+
+def _is_sync_only(tool: BaseTool) -> bool:
+    """True where `ainvoke` would only run the sync code in a thread."""
+    if isinstance(tool, StructuredTool | Tool):
+        return tool.coroutine is None
+    return type(tool)._arun is BaseTool._arun and type(tool).ainvoke is BaseTool.ainvoke
+
+
+def _is_plain(tool: BaseTool) -> bool:
+    """True where all that the tool takes is what the model sees of it; in doubt, False."""
+    shown, taken = tool.tool_call_schema, tool.get_input_schema()
+    if not (isinstance(shown, type) and issubclass(shown, BaseModel) and issubclass(taken, BaseModel)):
+        return False
+    names = set(shown.model_fields)
+    if set(taken.model_fields) != names:
+        return False
+    # Called with a config or callbacks by LangChain itself.
+    names |= {"self", "config", "callbacks", "run_manager"}
+    functions = [getattr(tool, name, None) for name in ("func", "coroutine")]
+    if not any(functions):
+        functions = [tool._run, tool._arun]
+    return all(
+        parameter.name in names or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        for function in functions
+        if function is not None
+        for parameter in inspect.signature(function).parameters.values()
+    )

@@ -1,0 +1,53 @@
+import pytest
+from langchain_core.messages import AIMessage
+
+from metis_agent.graphs.answers import fallback_answer, has_answer, without_calls
+from metis_agent.types import ToolOutcome
+from tests.fakes import call
+
+
+@pytest.mark.parametrize(
+    ("content", "answers"),
+    [
+        ("text", True),
+        ("", False),
+        (" \n", False),
+        ([], False),
+        ([{"type": "text", "text": " "}], False),
+        ([{"type": "text", "text": "x"}], True),
+        ([{"type": "reasoning", "reasoning": "hm"}], False),
+        ([{"type": "tool_use", "id": "1", "name": "a", "input": {}}], False),
+        ([{"type": "image", "url": "https://example.org/x.png"}], True),
+    ],
+)
+def test_what_counts_as_an_answer(content, answers):
+    assert has_answer(AIMessage(content)) is answers
+
+
+def test_calls_are_taken_out_wherever_they_are():
+    message = AIMessage(
+        [{"type": "text", "text": "so"}, {"type": "tool_use", "id": "1", "name": "a", "input": {}}],
+        tool_calls=[call("a", id="1")],
+        invalid_tool_calls=[{"name": "b", "args": "{", "id": "2", "error": None}],
+        additional_kwargs={"tool_calls": [{"id": "1"}], "refusal": None},
+        id="m",
+    )
+    bare = without_calls(message)
+    assert (bare.tool_calls, bare.invalid_tool_calls, bare.id) == ([], [], "m")
+    assert bare.content == [{"type": "text", "text": "so"}]
+    assert bare.additional_kwargs == {"refusal": None}
+    assert message.tool_calls  # the reply itself is left alone
+
+
+def test_the_fallback_says_why_and_what_was_found():
+    def outcome(number: int, status: str = "ok") -> ToolOutcome:
+        return ToolOutcome(call_id="1", tool="a", arguments={}, status=status, content=f"result {number}")
+
+    outcomes = [outcome(1), outcome(2), outcome(3, "blocked"), outcome(4), outcome(5)]
+    text = fallback_answer(AIMessage("", id="m"), "the budget is spent", outcomes).content
+    assert "the budget is spent" in text
+    assert "result 1" not in text
+    assert "result 3" not in text
+    assert all(f"result {number}" in text for number in (2, 4, 5))
+    long = ToolOutcome(call_id="1", tool="a", arguments={}, status="ok", content="x" * 9000)
+    assert len(fallback_answer(AIMessage(""), "", [long]).content) < 2500

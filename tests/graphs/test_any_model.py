@@ -1,0 +1,146 @@
+"""Properties that hold for any model, however it behaves."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+
+from metis_agent.agent import create_metis_agent
+from metis_agent.budget import Budget
+from metis_agent.gates import Gate
+from metis_agent.types import GateDecision
+from tests.fakes import model
+
+NAMES = ("a", "b", "c")
+
+sound = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(NAMES),
+        "args": st.fixed_dictionaries({"x": st.integers(0, 2)}),
+        "id": st.integers(0, 10**6).map(str),
+    }
+)
+broken = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from([*NAMES, "unknown", "", None]),
+        "args": st.sampled_from([{"x": 1}, {}, {"x": "not a number"}, "x=1", None, 5, ["x"]]),
+        "id": st.sampled_from(["1", "2", "", None]),
+    }
+)
+calls = st.one_of(sound, sound, sound, broken)
+unparsed = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from([*NAMES, None]),
+        "args": st.sampled_from(['{"x": ', None]),
+        "id": st.sampled_from(["1", "5", None]),
+        "error": st.sampled_from(["cut short", None]),
+    }
+)
+
+
+@st.composite
+def replies(draw):
+    message = AIMessage(draw(st.sampled_from(["", " ", "text"])))
+    message.tool_calls = draw(st.lists(calls, max_size=4))
+    message.invalid_tool_calls = draw(st.one_of(st.just([]), st.just([]), st.lists(unparsed, max_size=2)))
+    return message
+
+
+@st.composite
+def budgets(draw):
+    per_tool = draw(st.none() | st.dictionaries(st.sampled_from(NAMES), st.integers(0, 2)))
+    cost = draw(st.none() | st.sampled_from([0.0, 0.5, 1.0]))
+    return Budget(calls=draw(st.integers(0, 4)), calls_per_tool=per_tool, cost=cost)
+
+
+class Scripted(Gate):
+    """Decides by a script, the last decision for ever after."""
+
+    def __init__(self, decisions):
+        super().__init__()
+        self.decisions = decisions
+        self.asked = 0
+
+    def decide(self, request):
+        allowed, required = self.decisions[min(self.asked, len(self.decisions) - 1)]
+        self.asked += 1
+        return GateDecision(allowed=allowed, required=required)
+
+
+allowed_sets = st.one_of(st.just(NAMES), st.lists(st.sampled_from(NAMES), unique=True).map(tuple))
+decisions = st.lists(st.tuples(allowed_sets, st.booleans()), min_size=1, max_size=3)
+
+
+def make_tools(ran):
+    def make(name):
+        @tool(name)
+        def one(x: int) -> str:
+            """Do it."""
+            ran.append(name)
+            if x == 2:
+                raise ValueError("two is too much")
+            return f"{name}{x}"
+
+        one.metadata = {"cost": 0.25, "repeatable": name == "c"}
+        return one
+
+    return [make(name) for name in NAMES]
+
+
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+@settings(max_examples=600, deadline=None)
+@given(script=st.lists(replies(), min_size=1, max_size=5), budget=budgets(), decided=decisions)
+def test_whatever_the_model_does(flavour, script, budget, decided):
+    ran = []
+    chat = model(*script)
+    agent = create_metis_agent(chat, make_tools(ran), gate=Scripted(decided), budget=budget, tool_timeout=None)
+    # The budget's own recursion limit is on: a run that does not end within it raises here.
+    question = {"messages": [HumanMessage("q")]}
+    state = agent.invoke(question) if flavour == "sync" else asyncio.run(agent.ainvoke(question))
+
+    # It ends in an answer that says something.
+    final = state["messages"][-1]
+    assert isinstance(final, AIMessage)
+    assert final.text.strip()
+    assert not final.tool_calls
+    assert not final.invalid_tool_calls
+
+    # Every call has its message, exactly one, and ids are told apart.
+    asked = [
+        call["id"]
+        for message in state["messages"]
+        if isinstance(message, AIMessage)
+        for call in [*message.tool_calls, *message.invalid_tool_calls]
+    ]
+    answered = [message.tool_call_id for message in state["messages"] if isinstance(message, ToolMessage)]
+    assert sorted(asked) == sorted(answered)
+    assert len(set(asked)) == len(asked)
+
+    # Nothing ran that was not allowed, and nothing beyond the budget.
+    executed = [outcome for outcome in state["outcomes"] if outcome.executed]
+    assert len(ran) <= len(executed) <= budget.calls  # arguments may be refused before a tool runs
+    replies_ = [message for message in state["messages"] if isinstance(message, AIMessage)]
+    for decision, reply in zip(state["decisions"], replies_, strict=True):
+        ids = {call["id"] for call in reply.tool_calls}
+        assert {outcome.tool for outcome in executed if outcome.call_id in ids} <= set(decision.allowed)
+    for name, limit in (budget.calls_per_tool or {}).items():
+        assert ran.count(name) <= limit
+    if budget.cost is not None:
+        assert sum(outcome.cost for outcome in executed) <= budget.cost + 1e-9
+
+    # Nothing ran twice that is not repeatable.
+    keys = [(outcome.tool, str(outcome.arguments)) for outcome in executed if outcome.tool != "c"]
+    assert len(set(keys)) == len(keys)
+
+    # The prompts hold no call without a result.
+    for prompt in chat.asked:
+        open_calls = {
+            call["id"]
+            for message in prompt.messages
+            if isinstance(message, AIMessage)
+            for call in [*message.tool_calls, *message.invalid_tool_calls]
+        }
+        assert open_calls <= {m.tool_call_id for m in prompt.messages if isinstance(m, ToolMessage)}

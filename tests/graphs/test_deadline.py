@@ -1,0 +1,88 @@
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from contextvars import ContextVar
+
+import pytest
+
+from metis_agent.graphs.deadline import DeadlineError, arun_in_thread, arun_within, run_within
+
+PLACE = ContextVar("PLACE", default="nowhere")
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def test_results_and_errors_come_back():
+    assert run_within(5, lambda a, b: a + b, 1, 2) == 3
+    with pytest.raises(ZeroDivisionError):
+        run_within(5, lambda: 1 / 0)
+
+
+def test_a_tools_own_timeout_error_is_not_the_deadline():
+    with pytest.raises(TimeoutError, match="socket"):
+        run_within(5, fail, TimeoutError("socket"))
+
+
+def test_what_hangs_is_left_behind():
+    release = threading.Event()
+    started = time.perf_counter()
+    with pytest.raises(DeadlineError):
+        run_within(0.05, release.wait, 30)
+    assert time.perf_counter() - started < 5
+    release.set()
+
+
+def test_the_callers_context_reaches_the_thread():
+    token = PLACE.set("here")
+    assert run_within(5, PLACE.get) == "here"
+    PLACE.reset(token)
+    assert run_within(5, PLACE.get) == "nowhere"
+
+
+def test_threads_are_used_again():
+    names = {run_within(5, lambda: threading.current_thread().ident) for _ in range(20)}
+    assert len(names) <= 2
+
+
+async def test_async_work_is_cancelled():
+    cancelled = asyncio.Event()
+
+    async def hang():
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(DeadlineError):
+        await arun_within(0.05, hang())
+    assert cancelled.is_set()
+
+
+async def test_async_results_and_own_timeouts_come_back():
+    assert await arun_within(5, arun_in_thread(lambda: 7)) == 7
+
+    async def own():
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        await arun_within(5, own())
+
+
+def test_a_hung_call_keeps_neither_the_loop_nor_the_interpreter_alive():
+    code = (
+        "import asyncio, time\n"
+        "from metis_agent.graphs.deadline import *\n"
+        "async def main():\n"
+        "    try: await arun_within(0.05, arun_in_thread(time.sleep, 60))\n"
+        "    except DeadlineError: pass\n"
+        "asyncio.run(main())\n"
+        "try: run_within(0.05, time.sleep, 60)\n"
+        "except DeadlineError: print('left behind')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "left behind"

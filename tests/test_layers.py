@@ -1,0 +1,90 @@
+"""Dependencies point one way, and `import metis_agent` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metis_agent
+
+PACKAGE = Path(metis_agent.__file__).parent
+HEAVY = {"torch", "transformers", "trl", "datasets", "numpy", "matplotlib"}
+
+# What each room may import of the others; `types` and `errors` are everybody's.
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "turns": set(),
+    "budget": set(),
+    "gates": {"turns"},
+    "tools": set(),
+    "models": set(),
+    "recording": {"turns"},
+    "graphs": {"gates", "budget", "recording", "turns"},
+    "agent": {"graphs", "gates", "budget", "recording"},
+    "hdpo": {"agent", "gates", "recording"},
+    "worlds": {"agent", "gates", "budget", "recording", "models", "tools", "hdpo"},
+    "cli": {"agent", "gates", "budget", "recording", "models", "tools", "hdpo", "worlds"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("metis_agent.")}
+    assert used - {here, "types", "errors"} <= ALLOWED[here]
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = f"import sys, metis_agent; print(sorted({HEAVY!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists_and_is_listed() -> None:
+    assert sorted(metis_agent.__all__) == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(metis_agent, name) is not None
+
+
+PUBLIC = [
+    "AlwaysGate",
+    "Budget",
+    "Gate",
+    "GateDecision",
+    "GateRequest",
+    "MetisAgent",
+    "MetisError",
+    "ModelGate",
+    "NeverGate",
+    "PythonTool",
+    "Question",
+    "Recorder",
+    "TextSearchTool",
+    "ToolOutcome",
+    "Trajectory",
+    "TrajectoryStore",
+    "__version__",
+    "create_metis_agent",
+]
