@@ -13,6 +13,8 @@ from metis_agent.errors import MetisError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="metis",
     help="Metis knows when not to call a tool.\n\nBegin with `metis demo`: it trains a tiny agent here, offline, "
@@ -50,18 +52,11 @@ def main() -> None:
     """Run the command line; a known error is one line and exit code 1, Ctrl-C is 130."""
     console = Console(stderr=True)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        console.print("\nStopped. Run the same command again to go on from here.")
-        sys.exit(130)
+        app()
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            console.print("\nStopped. Run the same command again to go on from here.")
+        raise
     except MetisError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
         sys.exit(1)
-    except Exception as error:
-        # Typer's own usage errors know how to show themselves.
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            sys.exit(error.exit_code)
-        raise

@@ -86,7 +86,7 @@ def _imported() -> tuple[Path, type[Experiment]]:
         raise MissingDependencyError(
             f"the demo trains a model and needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
         ) from missing
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # TRL warns of each rollout without a reward; those are counted in the metrics as excluded.
     logging.getLogger("trl").setLevel(logging.ERROR)
     return COLD_START, Experiment

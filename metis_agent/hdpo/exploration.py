@@ -49,6 +49,11 @@ class StratifiedGroups:
                 f"direct={self.direct!r} and tool={self.tool!r} don't fit in size={self.size!r}: together "
                 "they are at most the size. Raise size, or force fewer."
             )
+        if self.direct and not self.tool:
+            raise ConfigurationError(
+                f"direct={self.direct!r} with tool=0: how likely a call is, which weights forced decisions, is read "
+                "off the forced tool rollouts. Force at least one."
+            )
 
     def branches(self) -> tuple[Branch, ...]:
         """The G starts: direct ones first, then tool, then free.

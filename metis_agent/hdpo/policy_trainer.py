@@ -217,7 +217,7 @@ def _row(trajectory: Trajectory) -> Segment | None:
 def _decisions(
     trajectories: Sequence[Trajectory], groups: StratifiedGroups
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """[P] the policy's probability of a call, read off the forced tool rollouts; [P, G] whether a run began with one."""
+    """[P]: how likely a call is, read off the forced tool rollouts; [P, G]: whether a run began with one."""
     first = [trajectory.calls[0] if trajectory.calls else None for trajectory in trajectories]
     called = np.array([bool(call and call.tool_calls) for call in first]).reshape(-1, groups.size)
     forced = [
