@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -459,6 +460,14 @@ def test_a_tool_can_hand_over_to_another_agent():
 def test_a_model_that_fails_is_raised():
     with pytest.raises(ConnectionError, match="no route"):
         create_metis_agent(model(ConnectionError("no route")), [look]).invoke(ask())
+
+
+async def test_a_model_that_runs_out_of_replies_is_no_quiet_end():
+    exhausted = GenericFakeChatModel(messages=iter(()))
+    with pytest.raises((StopIteration, RuntimeError)):
+        create_metis_agent(exhausted).invoke(ask())
+    with pytest.raises((StopIteration, RuntimeError)):
+        await create_metis_agent(exhausted).ainvoke(ask())
 
 
 def test_ai_messages_survive(caplog):

@@ -46,7 +46,7 @@ class GateNode(Runnable[Mapping[str, Any], Command[Any]]):
         started = time.perf_counter()
         step = _Step(self._setup, input)
         if step.finished:
-            return Command(goto=self._setup.finish)
+            return Command(update=step.time_update(), goto=self._setup.finish)
         decision = step.forced()
         if decision is None:
             try:
@@ -62,7 +62,7 @@ class GateNode(Runnable[Mapping[str, Any], Command[Any]]):
         started = time.perf_counter()
         step = _Step(self._setup, input)
         if step.finished:
-            return Command(goto=self._setup.finish)
+            return Command(update=step.time_update(), goto=self._setup.finish)
         decision = step.forced()
         if decision is None:
             try:
@@ -125,15 +125,16 @@ class _Step:
         reason = None if self.first else stuck(self._turn, self._outcomes)
         return GateDecision(allowed=(), gate="loop guard", reason=reason) if reason else None
 
+    def time_update(self) -> dict[str, Any]:
+        """Adds the time of the tools that have just run; they ran side by side, so none of them can."""
+        return {"seconds": self._state.get("seconds", 0.0) + self._tool_seconds} if self._tool_seconds else {}
+
     def update(self, record: dict[str, Any]) -> dict[str, Any]:
         """What the step writes to state: a first step also clears what an earlier turn has left."""
         state = self._state
         if not self.first:
-            update: dict[str, Any] = {"decisions": [*map(as_dict, state["decisions"]), record]}
-            if self._tool_seconds:
-                update["seconds"] = state.get("seconds", 0.0) + self._tool_seconds
-            return update
-        update = {"decisions": [record]}
+            return {"decisions": [*map(as_dict, state["decisions"]), record], **self.time_update()}
+        update: dict[str, Any] = {"decisions": [record]}
         for key in ("outcomes", "calls"):
             if state.get(key):
                 update[key] = Overwrite([])
@@ -143,15 +144,21 @@ class _Step:
 
 
 def _offered_only(decision: GateDecision, request: GateRequest) -> GateDecision:
-    """The decision without tools that were not on offer, in the order of the offer."""
+    """The decision without tools that were not on offer, in the order of the offer, and in plain values."""
     allowed = tuple([tool.name for tool in request.tools if tool.name in decision.allowed])
-    if allowed == decision.allowed:
+    if allowed == decision.allowed and decision.probabilities is None:
         return decision
-    return replace(decision, allowed=allowed, required=decision.required and bool(allowed))
+    estimates = decision.probabilities
+    return replace(
+        decision,
+        allowed=allowed,
+        required=decision.required and bool(allowed),
+        probabilities=None if estimates is None else {name: float(value) for name, value in estimates.items()},
+    )
 
 
 def _slowest(turn: Sequence[AnyMessage], outcomes: Sequence[ToolOutcome]) -> float:
-    """Time that the latest message's calls took; they ran side by side."""
+    """Time that the latest message's calls took."""
     message = next((message for message in reversed(turn) if isinstance(message, AIMessage)), None)
     ids = {call["id"] for call in message.tool_calls} if message is not None else set()
     return max([outcome.seconds for outcome in outcomes if outcome.call_id in ids], default=0.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Send
 
 from metis_agent.budget import spending_of
@@ -25,7 +26,7 @@ from metis_agent.turns import turn_of
 
 __all__ = ["ActNode", "AnswerNode", "RecordNode"]
 
-_Asking = Generator[tuple[BoundModel, Sequence[AnyMessage]], AIMessage, Command[Any]]
+_Asking = Generator[tuple[BoundModel, Sequence[AnyMessage]] | Command[Any], AIMessage, None]
 
 
 class _AskingNode(Runnable[Mapping[str, Any], Command[Any]]):
@@ -36,19 +37,20 @@ class _AskingNode(Runnable[Mapping[str, Any], Command[Any]]):
 
     @abstractmethod
     def _ask(self, state: Mapping[str, Any], notes: Notes) -> _Asking:
-        """Yield what to ask; get the reply; return the update."""
+        """Yield what to ask, get the reply, and so on; at last yield the node's command."""
 
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model and settle its reply."""
         notes = Notes(self._setup, input, self.name or "")
         asking = self._ask(input, notes)
         try:
-            model, prompt = next(asking)
-            while True:
-                model, prompt = asking.send(notes.take(model.invoke(prompt)))
-        except StopIteration as finished:
-            command: Command[Any] = finished.value
-            return command
+            step = next(asking)
+            while not isinstance(step, Command):
+                model, prompt = step
+                step = asking.send(notes.take(model.invoke(prompt)))
+            return step
+        except GraphBubbleUp:
+            raise
         except Exception as error:
             self._setup.record_failure(notes.state(), error)
             raise
@@ -58,12 +60,13 @@ class _AskingNode(Runnable[Mapping[str, Any], Command[Any]]):
         notes = Notes(self._setup, input, self.name or "")
         asking = self._ask(input, notes)
         try:
-            model, prompt = next(asking)
-            while True:
-                model, prompt = asking.send(notes.take(await model.ainvoke(prompt)))
-        except StopIteration as finished:
-            command: Command[Any] = finished.value
-            return command
+            step = next(asking)
+            while not isinstance(step, Command):
+                model, prompt = step
+                step = asking.send(notes.take(await model.ainvoke(prompt)))
+            return step
+        except GraphBubbleUp:
+            raise
         except Exception as error:
             await asyncio.to_thread(self._setup.record_failure, notes.state(), error)
             raise
@@ -76,7 +79,7 @@ class _AskingNode(Runnable[Mapping[str, Any], Command[Any]]):
             message = notes.strip((yield self._setup.models.answering, prompt))
         if not has_answer(message):
             message = fallback_answer(message, reason, state["outcomes"])
-        return Command(update=notes.update([message], last=True), goto=self._setup.finish)
+        yield Command(update=notes.update([message], last=True), goto=self._setup.finish)
 
 
 class ActNode(_AskingNode):
@@ -89,7 +92,8 @@ class ActNode(_AskingNode):
         model = setup.models.acting(decision.allowed, required=decision.required)
         reply = yield model, setup.prompt(state["messages"])
         if not (reply.tool_calls or reply.invalid_tool_calls):
-            return (yield from self._answer(state, notes, reply, ""))
+            yield from self._answer(state, notes, reply, "")
+            return
         outcomes = state["outcomes"]
         plan = plan_calls(
             setup, reply, decision,
@@ -97,7 +101,7 @@ class ActNode(_AskingNode):
         )  # fmt: skip
         notes.outcomes += plan.outcomes
         update = notes.update([plan.message, *plan.replies])
-        return Command(update=update, goto=[Send(call["name"], [call]) for call in plan.run] or "gate")
+        yield Command(update=update, goto=[Send(call["name"], [call]) for call in plan.run] or "gate")
 
 
 class AnswerNode(_AskingNode):
@@ -107,7 +111,7 @@ class AnswerNode(_AskingNode):
 
     def _ask(self, state: Mapping[str, Any], notes: Notes) -> _Asking:
         reply = yield self._setup.models.answering, self._setup.prompt(state["messages"])
-        return (yield from self._answer(state, notes, reply, state["decisions"][-1].reason))
+        yield from self._answer(state, notes, reply, state["decisions"][-1].reason)
 
 
 class RecordNode(Runnable[Mapping[str, Any], None]):

@@ -7,7 +7,6 @@ can't pass for a second result, and labelled as data.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_validator
 
 from metis_agent.errors import ToolError
+from metis_agent.tools.deadline import arun_in_thread
 from metis_agent.tools.search import AsyncSearchBackend, RetrieverSearch, SearchBackend, SearchHit
 from metis_agent.tools.search.clean import cut, visible
 
@@ -105,7 +105,7 @@ class TextSearchTool(BaseTool):
             if isinstance(self._searcher, AsyncSearchBackend):
                 hits = await self._searcher.asearch(query, self.limit)
             else:
-                hits = await asyncio.to_thread(self._searcher.search, query, self.limit)
+                hits = await arun_in_thread(self._searcher.search, query, self.limit)
         except ToolError as error:
             raise ToolException(str(error)) from error
         return self._shown(query, hits)

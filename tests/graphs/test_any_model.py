@@ -91,7 +91,7 @@ def make_tools(ran):
 
 
 @pytest.mark.parametrize("flavour", ["sync", "async"])
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(script=st.lists(replies(), min_size=1, max_size=5), budget=budgets(), decided=decisions)
 def test_whatever_the_model_does(flavour, script, budget, decided):
     ran = []

@@ -94,7 +94,8 @@ def test_allowed_calls_run_beside_blocked_ones(ran, tools):
 
 
 def test_the_block_message_is_yours_to_choose(ran, tools):
-    state = run(model(calling(call("pay", amount=5)), "ok"), tools, gate=Only("look"), block_message="No {tool}: {reason}!")
+    chat = model(calling(call("pay", amount=5)), "ok")
+    state = run(chat, tools, gate=Only("look"), block_message="No {tool}: {reason}!")
     assert answered(state)["call_1"].startswith("No pay: the gate did not allow it")
 
 

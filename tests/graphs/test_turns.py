@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from fractions import Fraction
+from types import MappingProxyType
 from typing import ClassVar
 
 import pytest
@@ -173,7 +175,8 @@ async def test_identical_calls_side_by_side_run_once(ask, look, ran):
 
 async def test_repeatable_tools_run_again(ask, look, ran):
     look.metadata = {"repeatable": True}
-    chat = model(calling(call("look", id="1", query="x"), call("look", id="2", query="x")), calling(call("look", query="x")), "ok")
+    twice = calling(call("look", id="1", query="x"), call("look", id="2", query="x"))
+    chat = model(twice, calling(call("look", query="x")), "ok")
     state = await ask(chat, [look])
     assert ran == ["x", "x", "x"]
     assert statuses(state) == ["ok", "ok", "ok"]
@@ -349,6 +352,17 @@ async def test_a_gate_cannot_allow_what_is_not_offered(ask, look):
     assert (await ask(model("ok"), [look], gate=Generous()))["decisions"][0].allowed == ("look",)
     wrong = (await ask(model("ok"), [look], gate=Wrong()))["decisions"][0]
     assert (wrong.allowed, wrong.required) == ((), False)
+
+
+async def test_a_decision_is_stored_in_plain_values(ask, look):
+    class Fancy(Gate):
+        def decide(self, request):
+            return GateDecision(allowed=["look"], probabilities=MappingProxyType({"look": Fraction(3, 4)}))
+
+    decision = (await ask(model("ok"), [look], gate=Fancy()))["decisions"][0]
+    assert (decision.allowed, decision.probabilities) == (("look",), {"look": 0.75})
+    assert type(decision.probabilities) is dict
+    assert type(decision.probabilities["look"]) is float
 
 
 async def test_always_gate_requires_the_first_call_only(ask, look):

@@ -1,16 +1,39 @@
-"""Where text search looks: the backend protocol, the embedded corpus, any LangChain retriever."""
+"""Where text and image search look.
 
-from metis_agent.tools.search.base import AsyncSearchBackend, SearchBackend, SearchHit
+- `base` and `images`: what a backend is, and what it finds
+- `corpus`: the embedded full-text engine, over `documents`; `tantivy`: a faster one, as an extra
+- `retriever`: any LangChain retriever
+- `ddgs`: the web, bare; `web`: the web within `resilient`'s deadline, retries, breaker and cache
+- `image_folder`: a folder of images, by words or by `fingerprint`
+- `clean`: text of strangers made fit to be shown
+"""
+
+from metis_agent.tools.search.base import AsyncSearchBackend, SearchBackend, SearchHit, SearchUnavailableError
 from metis_agent.tools.search.corpus import CorpusSearch
 from metis_agent.tools.search.documents import Document, read_documents
+from metis_agent.tools.search.images import ImageEmbedder, ImageHit, ImageSearchBackend, SimilarImageBackend
+from metis_agent.tools.search.resilient import BreakerSearch, CachedSearch, DeadlineSearch, RetryingSearch
 from metis_agent.tools.search.retriever import RetrieverSearch
+from metis_agent.tools.search.web import resilient, web_image_search, web_search
 
 __all__ = [
     "AsyncSearchBackend",
+    "BreakerSearch",
+    "CachedSearch",
     "CorpusSearch",
+    "DeadlineSearch",
     "Document",
+    "ImageEmbedder",
+    "ImageHit",
+    "ImageSearchBackend",
     "RetrieverSearch",
+    "RetryingSearch",
     "SearchBackend",
     "SearchHit",
+    "SearchUnavailableError",
+    "SimilarImageBackend",
     "read_documents",
+    "resilient",
+    "web_image_search",
+    "web_search",
 ]

@@ -1,0 +1,113 @@
+"""Running a tool for so long and no longer.
+
+A sync tool that hangs can't be stopped, only left behind. So it runs in a daemon thread, which keeps neither
+the run nor the interpreter from ending, as the thread of an executor would. Callbacks, configuration and
+interrupts reach it because the thread runs in a copy of the caller's context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["DeadlineError", "arun_in_thread", "arun_within", "run_within", "start_in_thread"]
+
+R = TypeVar("R")
+_Task = tuple[Callable[[], Any], Future[Any]]
+
+_KEPT_THREADS = 32
+
+
+class DeadlineError(Exception):
+    """The time was up; not a `TimeoutError`, which a tool may raise by itself."""
+
+
+def run_within(seconds: float, call: Callable[..., R], *arguments: Any) -> R:
+    """The call's result or exception, if it comes in time.
+
+    Raises:
+        DeadlineError: it did not; the call is left to itself.
+    """
+    future = _threads.submit(call, *arguments)
+    try:
+        return future.result(timeout=seconds)
+    except TimeoutError:
+        if future.done():
+            return future.result()
+        raise DeadlineError from None
+
+
+async def arun_within(seconds: float, work: Awaitable[R]) -> R:
+    """The same for async work, which is cancelled when its time is up.
+
+    Raises:
+        DeadlineError: it took longer.
+    """
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await work
+    except TimeoutError:
+        if scope.expired():
+            raise DeadlineError from None
+        raise
+
+
+async def arun_in_thread(call: Callable[..., R], *arguments: Any) -> R:
+    """Await a sync call in a thread that nobody has to wait for, were it cancelled."""
+    return await asyncio.wrap_future(_threads.submit(call, *arguments))
+
+
+def start_in_thread(call: Callable[..., R], *arguments: Any) -> Future[R]:
+    """Start a sync call in a thread that nobody has to wait for."""
+    return _threads.submit(call, *arguments)
+
+
+class _DaemonThreads:
+    """Threads that are used again: starting one anew costs more than a short tool does."""
+
+    def __init__(self) -> None:
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """Threads do not survive a fork."""
+        self._idle: list[SimpleQueue[_Task]] = []
+
+    def submit(self, call: Callable[..., R], *arguments: Any) -> Future[R]:
+        future: Future[R] = Future()
+        future.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread
+        context = copy_context()
+        try:
+            inbox = self._idle.pop()
+        except IndexError:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._work, args=(inbox,), name="metis-tool", daemon=True).start()
+        inbox.put((lambda: context.run(call, *arguments), future))
+        return future
+
+    def _work(self, inbox: SimpleQueue[_Task]) -> None:
+        keep = True
+        while keep:
+            call, future = inbox.get()
+            settle: Callable[[Any], None]
+            try:
+                settle, value = future.set_result, call()
+            except BaseException as error:
+                settle, value = future.set_exception, error
+            # Idle before the caller goes on: then its next call finds this thread.
+            keep = len(self._idle) < _KEPT_THREADS
+            if keep:
+                self._idle.append(inbox)
+            settle(value)
+            del call, future, settle, value  # an idle thread keeps nothing alive
+
+
+_threads = _DaemonThreads()

@@ -1,0 +1,213 @@
+"""Loads images that users, pages and models bring, without trusting a byte of them.
+
+From bytes, data URIs, http(s) addresses, LangChain content blocks, and files (as a `Path` only: a string may
+come from a model). What comes out is one frame in RGB or RGBA, turned the right way up, of bounded size, and
+with nothing of the file's metadata. Needs Pillow, the `images` extra.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metis_agent.errors import InputError, MissingDependencyError
+from metis_agent.tools.deadline import arun_in_thread
+from metis_agent.tools.download import DownloadRules, download
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["ImageRules", "aload_image", "image_block", "image_source", "load_image", "thumbnail"]
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE)
+_MAX_DATA_URI_HEAD = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRules:
+    """What is loaded."""
+
+    max_bytes: int = 20_000_000
+    """Of the file, before it is decoded."""
+    max_pixels: int = 40_000_000
+    """Width times height; a pixel takes 4 bytes once decoded."""
+    seconds: float = 10.0
+    """For fetching it."""
+    download: DownloadRules | None = None
+    """How addresses are fetched; by default from the public internet only. The limits above hold as well."""
+
+    def within(self, seconds: float) -> ImageRules:
+        """The same rules with no more time than this."""
+        return replace(self, seconds=max(0.001, min(self.seconds, seconds)))
+
+
+def load_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None = None) -> Image:
+    """Return the image, decoded, in mode RGB or RGBA; of an animation the first frame.
+
+    Args:
+        source: the file's bytes, a data URI, an http(s) address, or a `Path`.
+        rules: what is loaded.
+
+    Raises:
+        InputError: it can't be used; the message says why and what would be.
+        MissingDependencyError: Pillow is not installed.
+    """
+    rules = rules or ImageRules()
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decoded(bytes(source), rules)
+    if isinstance(source, os.PathLike):
+        return _decoded(_file(Path(source), rules), rules)
+    if not isinstance(source, str):
+        raise InputError(f"{type(source).__name__} is no image; give bytes, a data URI, a web address or a Path.")
+    if source[:5].lower() == "data:":
+        return _decoded(_from_data_uri(source, rules), rules)
+    if source[:8].lower().startswith(("http://", "https://")):
+        return _decoded(_fetched(source, rules), rules)
+    raise InputError(f"{source[:100]!r} is no image; give a data URI, an http(s) address, or a Path for a file.")
+
+
+async def aload_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None = None) -> Image:
+    """As `load_image`, without blocking the event loop."""
+    return await arun_in_thread(load_image, source, rules)
+
+
+def image_source(block: object) -> str | bytes | None:
+    """Return what `load_image` takes of a content block (LangChain's, OpenAI's or Anthropic's); `None` of others."""
+    if not isinstance(block, Mapping) or block.get("type") not in ("image", "image_url"):
+        return None
+    inner: Any = block.get("source") or block.get("image_url") or block
+    if isinstance(inner, str):
+        return inner
+    if not isinstance(inner, Mapping):
+        return None
+    encoded = inner.get("base64") or inner.get("data")
+    if isinstance(encoded, str):
+        return f"data:;base64,{encoded}"
+    url = inner.get("url")
+    return url if isinstance(url, str) else None
+
+
+def thumbnail(image: Image, side: int = 256) -> tuple[bytes, str]:
+    """Return a small copy as file content, and its MIME type: JPEG, or PNG where something shows through.
+
+    Args:
+        image: as `load_image` returns it.
+        side: the longer side at most, in pixels.
+    """
+    small = image.copy()
+    small.thumbnail((side, side))
+    file = BytesIO()
+    if small.mode == "RGBA":
+        small.save(file, "PNG")
+        return file.getvalue(), "image/png"
+    small.convert("RGB").save(file, "JPEG", quality=80)
+    return file.getvalue(), "image/jpeg"
+
+
+def image_block(content: bytes, mime_type: str) -> dict[str, Any]:
+    """Return the LangChain content block of a file."""
+    return {"type": "image", "base64": base64.b64encode(content).decode(), "mime_type": mime_type}
+
+
+def _decoded(content: bytes, rules: ImageRules) -> Image:
+    image_module, transpose = _pillow()
+    _check_content(content, rules)
+    try:
+        with image_module.open(BytesIO(content), formats=list(_FORMATS)) as image:
+            width, height = image.size
+            # Pillow itself only warns, and at twice as many.
+            if width * height > rules.max_pixels:
+                raise _too_many_pixels(width, height, rules)
+            image.load()
+            return _plain(transpose(image))
+    except InputError:
+        raise
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
+        raise InputError(f"the image has more than {rules.max_pixels:,} pixels; give a smaller one.") from error
+    except Exception as error:
+        # A decoder meets hostile bytes with almost any exception.
+        raise InputError(
+            f"the image can't be read: {_reason(error)}. Give a whole PNG, JPEG, WEBP or GIF file."
+        ) from error
+
+
+def _check_content(content: bytes, rules: ImageRules) -> None:
+    if not content:
+        raise InputError("the image is empty: 0 bytes.")
+    if len(content) > rules.max_bytes:
+        raise InputError(f"the image has {len(content):,} bytes; at most {rules.max_bytes:,} are read.")
+    head = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head or head.startswith(b"<?xml"):
+        raise InputError("the image is an SVG, which can hold scripts and links; give PNG, JPEG, WEBP or GIF.")
+    if head.startswith((b"<!doctype", b"<html")):
+        raise InputError("this is a web page and no image; give the address of the image itself.")
+
+
+def _plain(image: Image) -> Image:
+    """RGB or RGBA pixels and nothing else: no EXIF, no profile, no comments."""
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would cut them off, not scale them
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    plain = image.convert("RGBA" if transparent else "RGB")
+    bare = plain.copy() if plain is image else plain
+    bare.info = {}
+    bare.getexif().clear()
+    return bare
+
+
+def _from_data_uri(uri: str, rules: ImageRules) -> bytes:
+    head = _DATA_URI.match(uri[:_MAX_DATA_URI_HEAD])
+    if head is None or not head[3]:
+        raise InputError(f"{uri[:40]!r}… is no data URI of an image; it reads 'data:image/png;base64,…'.")
+    encoded = uri[head.end() :]
+    if len(encoded) > rules.max_bytes * 4 // 3 + 4:
+        raise InputError(f"the image has about {len(encoded) * 3 // 4:,} bytes; at most {rules.max_bytes:,} are read.")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"the data URI of the image is no base64: {error}.") from error
+
+
+def _fetched(url: str, rules: ImageRules) -> bytes:
+    base = rules.download or DownloadRules()
+    return download(
+        url,
+        replace(base, max_bytes=min(base.max_bytes, rules.max_bytes), seconds=min(base.seconds, rules.seconds)),
+    )
+
+
+def _file(path: Path, rules: ImageRules) -> bytes:
+    try:
+        if not path.is_file():  # a pipe or a device would block, or never end
+            raise InputError(f"{str(path)!r} is no file.")
+        with path.open("rb") as file:
+            return file.read(rules.max_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can't be read: {error.strerror}.") from error
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as missing:
+        raise MissingDependencyError(
+            "images need Pillow; install it with: pip install 'metis-agent[images]'"
+        ) from missing
+    return Image, ImageOps.exif_transpose
+
+
+def _too_many_pixels(width: int, height: int, rules: ImageRules) -> InputError:
+    return InputError(f"the image has {width} x {height} pixels; at most {rules.max_pixels:,} in all are read.")
+
+
+def _reason(error: Exception) -> str:
+    name = type(error).__name__
+    return "it is no PNG, JPEG, WEBP or GIF, or it is damaged" if name == "UnidentifiedImageError" else f"{error}"[:200]

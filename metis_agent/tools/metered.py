@@ -1,0 +1,328 @@
+"""Any LangChain tool with a time limit, retries, accounting, a result cache and secrets taken out.
+
+Stands where the tool stood: the same name, description and schema, so neither the model nor the graph sees a
+difference. The tool's code runs within this one's run, so that tracers, too, get the redacted result.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
+from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command
+from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, ValidationError
+from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_after_attempt, stop_before_delay
+
+from metis_agent.errors import ConfigurationError, InfrastructureError
+from metis_agent.tools.cache import ResultCache
+from metis_agent.tools.deadline import DeadlineError, arun_in_thread, arun_within, run_within
+from metis_agent.tools.redaction import Redactor
+from metis_agent.tools.usage import CallEnd, ToolUsage, UsageMeter
+
+__all__ = ["MeteredTool"]
+
+# Another try would end the same, or it is not for this wrapper to judge: interrupts, a sandbox that is gone.
+_FINAL = (ToolException, ValidationError, GraphBubbleUp, InfrastructureError, NotImplementedError)
+_UNTOUCHED = (ValidationError, GraphBubbleUp, InfrastructureError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wants:
+    """What LangChain hands to a tool's method where it has a parameter for it."""
+
+    config: tuple[str, ...]
+    run_manager: bool
+
+    @classmethod
+    def of(cls, method: Callable[..., Any]) -> _Wants:
+        parameters = inspect.signature(method).parameters
+        try:
+            hints = get_type_hints(method)
+        except (NameError, TypeError):  # as written, where a name is known to type checkers only
+            hints = {name: parameter.annotation for name, parameter in parameters.items()}
+        config = tuple(name for name, hint in hints.items() if hint in (RunnableConfig, "RunnableConfig"))
+        return cls(config=config, run_manager="run_manager" in parameters)
+
+    def filled(self, config: RunnableConfig, run_manager: Any) -> dict[str, Any]:
+        given: dict[str, Any] = dict.fromkeys(self.config, config)
+        return given | {"run_manager": run_manager} if self.run_manager else given
+
+
+class MeteredTool(BaseTool):
+    """Wraps a tool; what it does not change, it hands through, injected arguments and artifacts included.
+
+    A call that runs out of time, like a `ToolException`, is a tool message with `status="error"`; other errors
+    are raised as the tool raises them. Calls whose arguments do not fit the schema are not counted.
+
+    Args:
+        tool: any LangChain tool.
+        timeout: seconds for a call, retries included; `None` for no limit. Sync code that hangs is left behind.
+        retries: further tries after an error, for a tool that is declared `idempotent`.
+        idempotent: making the same call twice does no more than making it once.
+        cost: declared price of a call; by default the tool's own `metadata["cost"]`.
+        repeatable: the same call may be worth making again; by default the tool's own.
+        cache: keeps results; giving one declares the tool pure: its result depends on its arguments alone. Tools
+            of one name that share a cache must be the same tool.
+        redactor: takes secrets out of results, artifacts and error messages.
+        meter: adds up the calls; by default one of its own.
+
+    Raises:
+        ConfigurationError: a value is out of its range, retries are asked for a tool that is not idempotent, or a
+            cache for one that is given more than its arguments.
+    """
+
+    tool: SkipValidation[BaseTool]
+    timeout: float | None = None
+    retries: int = 0
+    cache: SkipValidation[ResultCache[Any] | None] = Field(default=None, exclude=True)
+    redactor: SkipValidation[Redactor | None] = Field(default=None, exclude=True)
+    meter: SkipValidation[UsageMeter] = Field(exclude=True)
+
+    _policy: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _in_thread: bool = PrivateAttr(default=False)
+    _sync_wants: _Wants = PrivateAttr()
+    _async_wants: _Wants = PrivateAttr()
+
+    def __init__(
+        self,
+        tool: BaseTool,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        idempotent: bool = False,
+        cost: float | None = None,
+        repeatable: bool | None = None,
+        cache: ResultCache[Any] | None = None,
+        redactor: Redactor | None = None,
+        meter: UsageMeter | None = None,
+    ) -> None:
+        _check(tool, timeout, retries, idempotent, cache)
+        super().__init__(
+            tool=tool,
+            timeout=timeout,
+            retries=retries,
+            cache=cache,
+            redactor=redactor,
+            meter=meter or UsageMeter(),
+            metadata=_terms(tool, cost, repeatable),
+            handle_tool_error=tool.handle_tool_error or True,
+            **{name: getattr(tool, name) for name in _SAME},
+        )
+        stop = stop_after_attempt(retries + 1)
+        self._policy = {
+            "retry": retry_if_not_exception_type(_FINAL),
+            "stop": stop if timeout is None else stop | stop_before_delay(timeout),
+            "wait": lambda state: random.uniform(0.1, 0.2) * 2 ** (state.attempt_number - 1),
+            "reraise": True,
+        }
+        self._in_thread = _is_sync_only(tool)
+        self._sync_wants, self._async_wants = _Wants.of(tool._run), _Wants.of(tool._arun)
+
+    @property
+    def usage(self) -> ToolUsage:
+        """What the calls came to so far."""
+        return self.meter.read()
+
+    # --- the same as the tool, for whoever prepares its arguments ---
+
+    @property
+    def func(self) -> Callable[..., Any] | None:
+        """The tool's function, in which LangGraph looks for what to inject."""
+        return getattr(self.tool, "func", None)
+
+    @property
+    def coroutine(self) -> Callable[..., Awaitable[Any]] | None:
+        """The tool's async function."""
+        return getattr(self.tool, "coroutine", None)
+
+    @property
+    def tool_call_schema(self) -> Any:
+        """What the model sees."""
+        return self.tool.tool_call_schema
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> Any:
+        """What the tool takes."""
+        return self.tool.get_input_schema(config)
+
+    def _to_args_and_kwargs(
+        self, tool_input: str | dict[str, Any], tool_call_id: str | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.tool._to_args_and_kwargs(tool_input, tool_call_id)
+
+    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
+        return self.tool._filter_injected_args(tool_input)
+
+    # --- a call ---
+
+    def _run(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        key = self._key(args, kwargs)
+        extra = self._sync_wants.filled(config, run_manager)
+
+        def make() -> Any:
+            return self._execute(lambda: self.tool._run(*args, **kwargs, **extra))
+
+        if self.cache is None or key is None:
+            return make()
+        return self._from_cache(*self.cache.get(key, make, _may_be_kept))
+
+    async def _arun(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        key = self._key(args, kwargs)
+
+        async def call() -> Any:
+            if self._in_thread:
+                manager = run_manager.get_sync() if run_manager is not None else None
+                extra = self._sync_wants.filled(config, manager)
+                return await arun_in_thread(lambda: self.tool._run(*args, **kwargs, **extra))
+            return await self.tool._arun(*args, **kwargs, **self._async_wants.filled(config, run_manager))
+
+        if self.cache is None or key is None:
+            return await self._aexecute(call)
+        return self._from_cache(*await self.cache.aget(key, lambda: self._aexecute(call), _may_be_kept))
+
+    def _execute(self, call: Callable[[], Any]) -> Any:
+        retrying = Retrying(**self._policy)
+        began = time.perf_counter()
+        end: CallEnd = "error"
+        try:
+            result = retrying(call) if self.timeout is None else run_within(self.timeout, retrying, call)
+            end = "ok"
+        except DeadlineError:
+            end = "timeout"
+            raise self._too_late() from None
+        except Exception as error:
+            self._raise_redacted(error)
+            raise
+        finally:
+            self._count(end, began, retrying.statistics)
+        return self._redacted(result)
+
+    async def _aexecute(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        retrying = AsyncRetrying(**self._policy)
+        began = time.perf_counter()
+        end: CallEnd = "error"
+        try:
+            work: Awaitable[Any] = retrying(call)
+            result = await (work if self.timeout is None else arun_within(self.timeout, work))
+            end = "ok"
+        except DeadlineError:
+            end = "timeout"
+            raise self._too_late() from None
+        except Exception as error:
+            self._raise_redacted(error)
+            raise
+        finally:
+            self._count(end, began, retrying.statistics)
+        return self._redacted(result)
+
+    def _count(self, end: CallEnd, began: float, statistics: Mapping[str, Any]) -> None:
+        tries = int(statistics.get("attempt_number", 1))
+        cost = float((self.metadata or {}).get("cost", 0.0))
+        self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * tries, retries=tries - 1)
+
+    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+        """What the result of a pure tool depends on; `None` where an argument has no canonical form."""
+        if self.cache is None:
+            return None
+        try:
+            return self.name, json.dumps([args, kwargs], sort_keys=True, default=_canonical)
+        except (TypeError, ValueError, RecursionError):
+            return None
+
+    def _from_cache(self, result: Any, cached: bool) -> Any:
+        if not cached:
+            return result
+        self.meter.add("cached")
+        # Whoever gets it may change it, but the artifact is shared.
+        if self.response_format == "content_and_artifact" and isinstance(result, tuple) and len(result) == 2:
+            return (copy.deepcopy(result[0]), result[1])
+        return copy.deepcopy(result) if isinstance(result, list | dict) else result
+
+    def _redacted(self, result: Any) -> Any:
+        if self.redactor is None:
+            return result
+        if isinstance(result, tuple) and len(result) == 2 and self.response_format == "content_and_artifact":
+            return (self._redacted(result[0]), self.redactor.value(result[1]))
+        if isinstance(result, ToolMessage):
+            content, artifact = self.redactor.value(result.content), self.redactor.value(result.artifact)
+            return result.model_copy(update={"content": content, "artifact": artifact})
+        return self.redactor.value(result)
+
+    def _raise_redacted(self, error: Exception) -> None:
+        """Raise the error without its secrets; return where it holds none."""
+        if self.redactor is None or isinstance(error, _UNTOUCHED):
+            return
+        text = str(error)
+        cleaned = self.redactor.text(text)
+        if cleaned != text:
+            name = "" if isinstance(error, ToolException) else f"{type(error).__name__}: "
+            raise ToolException(f"{name}{cleaned}") from None
+
+    def _too_late(self) -> ToolException:
+        return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
+
+
+_SAME = (
+    "name", "description", "args_schema", "response_format", "return_direct", "tags", "extras", "callbacks",
+    "verbose", "handle_validation_error",
+)  # fmt: skip
+
+
+def _check(
+    tool: BaseTool, timeout: float | None, retries: int, idempotent: bool, cache: ResultCache[Any] | None
+) -> None:
+    if not isinstance(tool, BaseTool):
+        raise ConfigurationError(f"MeteredTool(tool={tool!r}): it must be a LangChain tool; decorate it with @tool.")
+    if timeout is not None and not timeout > 0:
+        raise ConfigurationError(f"MeteredTool(timeout={timeout!r}): it must be more than 0 seconds, or None.")
+    if not retries >= 0:
+        raise ConfigurationError(f"MeteredTool(retries={retries!r}): it must be 0 or more.")
+    if retries and not idempotent:
+        raise ConfigurationError(
+            f"MeteredTool(retries={retries!r}) for {tool.name!r}: only a tool that may safely be called twice is "
+            "called again; declare it with idempotent=True."
+        )
+    if cache is not None and (given := _injected(tool)):
+        raise ConfigurationError(
+            f"MeteredTool(cache=...) for {tool.name!r}: its result may depend on {sorted(given)!r}, which the graph "
+            "injects; only a tool that depends on nothing but its arguments can be cached."
+        )
+
+
+def _injected(tool: BaseTool) -> set[str]:
+    taken = set(getattr(tool.get_input_schema(), "model_fields", {}))
+    shown = getattr(tool.tool_call_schema, "model_fields", None)
+    return (set() if shown is None else taken - set(shown)) | set(tool._injected_args_keys)
+
+
+def _terms(tool: BaseTool, cost: float | None, repeatable: bool | None) -> dict[str, Any]:
+    declared = {"cost": cost, "repeatable": repeatable}
+    return {**(tool.metadata or {}), **{name: value for name, value in declared.items() if value is not None}}
+
+
+def _is_sync_only(tool: BaseTool) -> bool:
+    """True where the async method would only run the sync one in a thread of the event loop's pool."""
+    if isinstance(tool, StructuredTool | Tool):
+        return tool.coroutine is None
+    return type(tool)._arun is BaseTool._arun
+
+
+def _may_be_kept(result: Any) -> bool:
+    """A message answers one call, and a command changes the state of one run."""
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return not any(isinstance(part, ToolMessage | Command) for part in parts)
+
+
+def _canonical(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return [type(value).__name__, value.model_dump(mode="json")]
+    raise TypeError(f"{type(value).__name__} has no canonical form")
