@@ -9,6 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from metis_agent.cli.calibrate import calibrate_command
+from metis_agent.cli.doctor import doctor
+from metis_agent.cli.evaluate import evaluate_app
+from metis_agent.cli.train import train_app
 from metis_agent.errors import MetisError
 
 __all__ = ["app", "main"]
@@ -18,15 +22,10 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="metis",
     help="Metis knows when not to call a tool.\n\nBegin with `metis demo`: it trains a tiny agent here, offline, "
-    "and shows what it was like before and after.",
+    "and shows what it was like before and after. Then train a gate on your own outcomes: `metis train gate --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _metis() -> None:
-    """Keeps `demo` a sub-command while it is the only one."""
 
 
 @app.command()
@@ -46,6 +45,12 @@ def demo(
     from metis_agent.cli.demo import run_demo
 
     run_demo(Console(), folder, seed=seed, steps=steps, questions=questions, fresh=fresh)
+
+
+app.add_typer(train_app, name="train")
+app.command("calibrate")(calibrate_command)
+app.add_typer(evaluate_app, name="evaluate")
+app.command()(doctor)
 
 
 def main() -> None:

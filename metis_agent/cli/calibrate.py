@@ -1,0 +1,91 @@
+"""`metis calibrate`: a threshold for a promise, from records that the gate was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from metis_agent.cli.evaluate import unseen_rows
+from metis_agent.cli.outcome_options import (
+    ContextOption,
+    DirectOption,
+    GroupOption,
+    JsonOption,
+    OutcomesOption,
+    SeedOption,
+    ToolOption,
+    load_table,
+    progress_bars,
+    write_json,
+)
+from metis_agent.errors import ConfigurationError
+
+__all__ = ["calibrate_command"]
+
+
+def calibrate_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder; its threshold is replaced.")],
+    outcomes: OutcomesOption,
+    tool: ToolOption,
+    direct: DirectOption = "direct",
+    accuracy_loss: Annotated[
+        float | None,
+        typer.Option(help="Promise: at most this much accuracy lost against always calling; 0.01 is one point."),
+    ] = None,
+    calls: Annotated[float | None, typer.Option(help="Promise: at most this many calls a question.")] = None,
+    cost_per_1000: Annotated[
+        float | None, typer.Option(help="Promise: at most this cost for 1,000 questions; needs --highest-cost.")
+    ] = None,
+    highest_cost: Annotated[float | None, typer.Option(help="What one question can cost at most.")] = None,
+    confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
+    context: ContextOption = None,
+    group_by: GroupOption = None,
+    drop_seen: Annotated[
+        bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
+    ] = False,
+    seed: SeedOption = 0,
+    json: JsonOption = None,
+) -> None:
+    """Choose the gate's threshold so that a promise holds for new questions like these, and write it to the gate.
+
+    Refused where these records can't support the promise: then record more, or promise less.
+
+    Example: metis calibrate my-gate --outcomes held-out.parquet --tool text_search=search --accuracy-loss 0.01
+    """
+    console = Console()
+    table = load_table(outcomes, direct, tool, context, group_by)
+    from metis_agent.gates.policy import PolicyGate
+    from metis_agent.hdpo.calibration import Promise, choose_threshold
+    from metis_agent.hdpo.export import set_threshold
+    from metis_agent.hdpo.gate_evaluation import score_table
+
+    delta = round(1 - confidence, 12)
+    wanted = {"accuracy_loss": accuracy_loss, "calls": calls, "cost": cost_per_1000}
+    promises = [
+        Promise(kind="accuracy_loss", limit=accuracy_loss, delta=delta) if accuracy_loss is not None else None,
+        Promise(kind="calls", limit=calls, delta=delta) if calls is not None else None,
+        Promise(kind="cost", limit=cost_per_1000 / 1000, delta=delta, highest=highest_cost)
+        if cost_per_1000 is not None
+        else None,
+    ]
+    stated = [promise for promise in promises if promise is not None]
+    if len(stated) != 1:
+        raise ConfigurationError(
+            f"The promises are {wanted!r}: state exactly one, with --accuracy-loss, --calls or --cost-per-1000."
+        )
+    gate = PolicyGate(folder)
+    table = unseen_rows(table, gate, drop_seen=drop_seen)
+    with progress_bars(console) as bars:
+        task = bars.add_task("ask the gate", total=len(table))
+        scored = score_table(gate, table, lambda count: bars.advance(task, count))
+    threshold = choose_threshold(scored.probabilities, table.correct, table.cost, stated[0], seed=seed)
+    set_threshold(folder, threshold.note())
+    console.print(
+        f"Threshold {threshold.value:.4f}: {threshold.note()['chosen']}.\nOn these records: a tool on "
+        f"{threshold.tool_rate:.1%} of the questions, accuracy {threshold.accuracy:.3f}."
+    )
+    if json is not None:
+        write_json(json, threshold.note())

@@ -1,0 +1,133 @@
+"""`metis evaluate gate`: a trained gate on questions that it has not seen, beside its baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from metis_agent.cli.outcome_options import (
+    ContextOption,
+    DirectOption,
+    GroupOption,
+    JsonOption,
+    OutcomesOption,
+    SeedOption,
+    ToolOption,
+    load_table,
+    progress_bars,
+    write_json,
+)
+from metis_agent.cli.train import show_figures
+from metis_agent.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from metis_agent.hdpo.gate_evaluation import Scored
+    from metis_agent.hdpo.outcomes import OutcomeTable
+
+__all__ = ["evaluate_app", "evaluate_gate_command", "unseen_rows"]
+
+evaluate_app = typer.Typer(help="Measure what was trained.", no_args_is_help=True)
+
+
+@evaluate_app.callback()
+def _evaluate() -> None:
+    """Measure what was trained."""
+
+
+@evaluate_app.command("gate")
+def evaluate_gate_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder.")],
+    outcomes: OutcomesOption,
+    tool: ToolOption,
+    direct: DirectOption = "direct",
+    context: ContextOption = None,
+    group_by: GroupOption = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Try another threshold than the gate's own.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Table that the supervised baselines are fitted on; by default folds of --outcomes itself."),
+    ] = None,
+    drop_seen: Annotated[
+        bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
+    ] = False,
+    seed: SeedOption = 0,
+    json: JsonOption = None,
+) -> None:
+    """Measure a gate: frontier of accuracy against tool rate, AUC, calibration, and what it does at its threshold.
+
+    Beside it: never, always, random, oracle, and supervised baselines. AUC is of the probability that the direct
+    answer is right; intervals are 95%.
+
+    Example: metis evaluate gate my-gate --outcomes held-out.parquet --tool text_search=search --json figures.json
+    """
+    console = Console()
+    table = load_table(outcomes, direct, tool, context, group_by)
+    from metis_agent.gates.policy import PolicyGate
+    from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
+
+    gate = PolicyGate(folder, threshold=threshold)
+    table = unseen_rows(table, gate, drop_seen=drop_seen)
+    with progress_bars(console) as bars:
+        task = bars.add_task("ask the gate", total=len(table))
+        scored = score_table(gate, table, lambda count: bars.advance(task, count))
+    try:
+        fitted_on = load_table(train, direct, tool, context, group_by) if train else None
+        baselines = _baselines(table, fitted_on, seed)
+    except MissingDependencyError as missing:
+        console.print(str(missing))
+        baselines = {}
+    figures = evaluate_gate(scored, table, gate.threshold, baselines=baselines, seed=seed)
+    show_figures(console, figures, f"{len(table)} questions")
+    if json is not None:
+        write_json(json, figures)
+
+
+def unseen_rows(table: OutcomeTable, gate: object, *, drop_seen: bool) -> OutcomeTable:
+    """Refuse, or leave out, questions that the gate was trained on.
+
+    Raises:
+        InputError: there are some, and `drop_seen` is false; or there is nothing else.
+    """
+    import numpy as np
+
+    from metis_agent.gates.policy import PolicyGate
+    from metis_agent.hdpo.export import trained_keys
+    from metis_agent.hdpo.outcomes import check_unseen
+
+    assert isinstance(gate, PolicyGate)
+    unseen = check_unseen(table, trained_keys(gate.artefact))
+    if unseen.all():
+        return table
+    if not drop_seen:
+        first = table.questions[int(np.flatnonzero(~unseen)[0])]
+        raise InputError(
+            f"{int((~unseen).sum())} of {len(table)} questions were trained on, such as {first!r}: figures on them are "
+            "worth nothing. Use held-out rows, or pass --drop-seen to leave these out."
+        )
+    return table.take(np.flatnonzero(unseen))
+
+
+def _baselines(table: OutcomeTable, train: OutcomeTable | None, seed: int) -> dict[str, Scored]:
+    """Fitted on `train`, or on four fifths of the table to score the fifth."""
+    import numpy as np
+
+    from metis_agent.hdpo.gate_baselines import supervised_baselines
+    from metis_agent.hdpo.gate_evaluation import merge_folds
+
+    if train is not None:
+        return supervised_baselines(train, table)
+    try:
+        fold = table.folds(5, seed)
+        parts = []
+        for held_out in range(5):
+            rows = np.flatnonzero(fold == held_out)
+            parts.append((rows, supervised_baselines(table.take(np.flatnonzero(fold != held_out)), table.take(rows))))
+    except ValueError:
+        # Too few groups, or a fold with one outcome only: there is nothing to fit.
+        return {}
+    return merge_folds(len(table), parts)

@@ -1,0 +1,134 @@
+"""Write a trained gate as an artefact folder: `gate.json` and safetensors.
+
+Where it stands: `gate_trainer` -> **export** -> `metis_agent.gates.policy.PolicyGate`. The folder is written
+beside its place and moved there whole, so a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from metis_agent.errors import StorageError
+from metis_agent.gates.artefact import (
+    FORMAT,
+    GATE_FILE,
+    TENSOR_FILE,
+    Artefact,
+    description_hash,
+    file_hash,
+    load_artefact,
+)
+from metis_agent.hdpo.gate_trainer import TrainedGate
+from metis_agent.hdpo.outcomes import OutcomeTable
+
+__all__ = ["set_threshold", "trained_keys", "write_artefact"]
+
+
+def write_artefact(
+    gate: TrainedGate,
+    folder: str | Path,
+    *,
+    table: OutcomeTable,
+    metrics: Mapping[str, Any],
+    descriptions: Mapping[str, str] | None = None,
+) -> Artefact:
+    """Write `gate`, trained on `table`, and read it back.
+
+    Args:
+        gate: To write.
+        folder: An artefact that is already there is replaced; any other folder has to be empty.
+        table: Its outcomes' hash is recorded.
+        metrics: Held-out figures to keep with it.
+        descriptions: Of the tools, by name.
+
+    Raises:
+        StorageError: the folder holds something else, or can't be written.
+    """
+    contrast = gate.contrast
+    data_hash = _data_hash(table)
+    description = {
+        "format": FORMAT,
+        "kind": gate.kind,
+        "version": data_hash[:12],
+        "tools": [{"name": tool, "description": (descriptions or {}).get(tool, "")} for tool in gate.actions[1:]],
+        "threshold": {"value": 0.5, "chosen": "a tool's estimated benefit exceeds beta times what it saves"},
+        "decision": {
+            "beta": contrast.beta,
+            "trust": contrast.trust,
+            "saving": contrast.saving.tolist(),
+            "mean_accuracy": contrast.mean_accuracy.tolist(),
+            "head_temperature": contrast.head_temperature.tolist(),
+            "temperature": contrast.temperature,
+        },
+        "policy": dict(gate.policy.config()),
+        "training": {"rows": len(table), "strength": gate.strength.tolist(), "data_hash": data_hash},
+        "metrics": dict(metrics),
+    }
+    tensors = {
+        **gate.policy.tensors(),
+        "trained_keys": np.array([int(key, 16) for key in gate.keys], dtype=np.uint64),
+        "reference_scores": np.hstack([gate.accuracy, gate.probabilities]).astype(np.float32),
+    }
+    _publish(Path(folder), description, tensors)
+    return load_artefact(folder)
+
+
+def set_threshold(folder: str | Path, threshold: Mapping[str, Any]) -> Artefact:
+    """Replace the threshold, and the note of how it was chosen, of an artefact.
+
+    Raises:
+        CheckpointError: the folder is no artefact.
+    """
+    description = {**load_artefact(folder).description, "threshold": dict(threshold)}
+    path = Path(folder) / GATE_FILE
+    draft = path.with_suffix(".draft")
+    _write_description(draft, description)
+    draft.replace(path)
+    return load_artefact(folder)
+
+
+def trained_keys(artefact: Artefact) -> list[str]:
+    """Keys of the questions that the gate was trained on, see `OutcomeTable.keys`."""
+    return [f"{key:016x}" for key in artefact.tensors["trained_keys"].values]
+
+
+def _publish(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    if folder.exists() and not (folder / GATE_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{str(folder)!r} exists and holds no gate; give a new folder, or empty this one.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+            fresh.mkdir()
+            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, fresh / TENSOR_FILE)
+            hashes = {TENSOR_FILE: file_hash(fresh / TENSOR_FILE)}
+            _write_description(fresh / GATE_FILE, {**description, "files": hashes})
+            if folder.exists():
+                os.replace(folder, old)
+            shutil.move(fresh, folder)
+    except OSError as error:
+        raise StorageError(f"{str(folder)!r} can't be written: {error}. Free some space, or give another.") from error
+
+
+def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+    # Through JSON once, so that the hash is of what will be read.
+    plain = json.loads(json.dumps(description, default=float))
+    plain["hash"] = description_hash(plain)
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def _data_hash(table: OutcomeTable) -> str:
+    digest = hashlib.sha256(json.dumps([table.actions, *table.keys]).encode())
+    for values in (table.correct, table.cost, *table.draft.values()):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

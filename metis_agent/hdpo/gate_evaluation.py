@@ -1,0 +1,253 @@
+"""How good is a gate: its frontier, its calibration, and what it does at its threshold, beside baselines.
+
+Where it stands: last, on questions that the gate was not trained on. For each question all branches' outcomes
+are known, so what any gate would have got is read off, not sampled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metis_agent.errors import InputError
+from metis_agent.gates.policy import PolicyGate
+from metis_agent.hdpo.outcomes import OutcomeTable
+
+__all__ = [
+    "RATES",
+    "Scored",
+    "accuracy_at_rate",
+    "area_under_curve",
+    "brier",
+    "evaluate_gate",
+    "expected_calibration_error",
+    "frontier",
+    "merge_folds",
+    "score_table",
+]
+
+Float = NDArray[np.float64]
+RATES = tuple(round(0.05 * step, 2) for step in range(21))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a gate says of N questions."""
+
+    direct_right: Float
+    """[N]: estimated probability that the direct answer is right."""
+    probabilities: Float
+    """[N, A - 1]: that each tool is worth calling."""
+
+    @property
+    def tool(self) -> NDArray[np.int64]:
+        """[N]: the action that a call would be, from 1."""
+        return np.asarray(self.probabilities.argmax(axis=1) + 1)
+
+    @property
+    def need(self) -> Float:
+        """[N]: probability that the best tool is worth calling."""
+        return np.asarray(self.probabilities.max(axis=1))
+
+
+def score_table(gate: PolicyGate, table: OutcomeTable, progress: Callable[[int], None] = lambda _: None) -> Scored:
+    """Ask the deployed gate about every question of a table.
+
+    Raises:
+        InputError: the table has other tools, or lacks what the gate reads of a draft.
+    """
+    if table.tools != gate.artefact.tools:
+        raise InputError(
+            f"The table has the tools {table.tools!r}, the gate {gate.artefact.tools!r}: name the same with --tool, in "
+            "the same order."
+        )
+    wanted = gate.artefact.description["policy"].get("draft", [])
+    if missing := [name for name in wanted if name not in table.draft and not _may_be_missing(gate, name)]:
+        raise InputError(f"The gate reads {missing!r} of a direct draft, and the table has no such columns.")
+    contexts = table.contexts or ("",) * len(table)
+    direct, tools = np.empty(len(table)), np.empty((len(table), len(table.tools)))
+    for row, (question, context) in enumerate(zip(table.questions, contexts, strict=True)):
+        draft = {name: float(column[row]) for name, column in table.draft.items()}
+        accuracy, probabilities = gate.score(question, context, draft)
+        direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
+        progress(1)
+    return Scored(direct_right=direct, probabilities=tools)
+
+
+def _may_be_missing(gate: PolicyGate, name: str) -> bool:
+    policy = gate.artefact.description["policy"]
+    from_end = len(policy["draft"]) - policy["draft"].index(name)
+    width = len(gate.artefact.tensors["number_mean"].values)
+    return width - from_end in policy["missing"]
+
+
+def area_under_curve(score: Float, target: Float, weight: Float | None = None) -> float:
+    """P(score of a right one > of a wrong one) + half of ties; targets in [0, 1] count in part; NaN if one-sided."""
+    weight = np.ones(len(score)) if weight is None else weight
+    _, place = np.unique(score, return_inverse=True)
+    positive = np.bincount(place, weight * target)
+    negative = np.bincount(place, weight * (1 - target))
+    total = positive.sum() * negative.sum()
+    if total <= 0:
+        return float("nan")
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / total)
+
+
+def expected_calibration_error(probability: Float, target: Float, bins: int = 10) -> float:
+    """Mean gap, over equal-width bins weighed by their rows, of predicted to true share."""
+    place = np.clip((probability * bins).astype(int), 0, bins - 1)
+    gaps = np.bincount(place, probability - target, minlength=bins)
+    return float(np.abs(gaps).sum() / len(probability))
+
+
+def brier(probability: Float, target: Float) -> float:
+    """Mean squared gap."""
+    return float(np.mean((probability - target) ** 2))
+
+
+def accuracy_at_rate(need: Float, direct: Float, tool: Float, rate: float) -> float:
+    """Accuracy if the tool is called on the share `rate` of questions with the highest `need`, ties shared out."""
+    n = len(need)
+    _, place = np.unique(-need, return_inverse=True)
+    gain = np.bincount(place, tool - direct) / np.bincount(place)
+    order = np.sort(place)[: round(rate * n)]
+    return float((direct.sum() + gain[order].sum()) / n)
+
+
+def frontier(need: Float, direct: Float, tool: Float, rates: Sequence[float] = RATES) -> list[dict[str, float]]:
+    """`tool_rate` and `accuracy` at each rate."""
+    return [{"tool_rate": rate, "accuracy": accuracy_at_rate(need, direct, tool, rate)} for rate in rates]
+
+
+def evaluate_gate(
+    scored: Scored,
+    table: OutcomeTable,
+    threshold: float,
+    *,
+    baselines: Mapping[str, Scored] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All figures, as JSON can hold them; intervals are 95% percentile bootstraps over groups of questions.
+
+    Args:
+        scored: The gate on `table`.
+        table: Questions that it was not trained on.
+        threshold: A tool is called where its probability is above this.
+        baselines: Others on the same questions, such as those of `gate_baselines`.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    draws = _Draws(table, resamples, seed)
+    rows = np.arange(len(table))
+    direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
+    called = scored.need > threshold
+    fixed = {
+        "never": float(direct.mean()),
+        "always": float(tool.mean()),
+        "random at half of the calls": float((direct.mean() + tool.mean()) / 2),
+        "oracle": float(table.correct.max(axis=1).mean()),
+    }
+    others = {name: _ranking(other, table, draws) for name, other in (baselines or {}).items()}
+    return {
+        "questions": len(table),
+        "ece": expected_calibration_error(scored.direct_right, direct),
+        "brier": brier(scored.direct_right, direct),
+        **_ranking(scored, table, draws),
+        "frontier": frontier(scored.need, direct, tool),
+        "at_threshold": {"threshold": threshold, **_at_threshold(called, direct, tool, scored, table, draws)},
+        "baselines": {**{name: {"accuracy": value} for name, value in fixed.items()}, **others},
+    }
+
+
+def _ranking(scored: Scored, table: OutcomeTable, draws: _Draws) -> dict[str, Any]:
+    rows = np.arange(len(table))
+    direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
+    win = (1 + np.sign(tool - direct)) / 2
+
+    def auc(index: NDArray[np.int64]) -> float:
+        return area_under_curve(scored.direct_right[index], direct[index])
+
+    def benefit(index: NDArray[np.int64]) -> float:
+        return area_under_curve(scored.need[index], win[index], np.abs(tool - direct)[index])
+
+    def half(index: NDArray[np.int64]) -> float:
+        return accuracy_at_rate(scored.need[index], direct[index], tool[index], 0.5)
+
+    named = {"auc": auc, "auc_benefit": benefit, "accuracy_at_half": half}
+    figures: dict[str, Any] = {}
+    for name, measure in named.items():
+        figures[name], figures[f"{name}_interval"] = measure(rows), draws.interval(measure)
+    return figures
+
+
+def _at_threshold(
+    called: NDArray[np.bool_], direct: Float, tool: Float, scored: Scored, table: OutcomeTable, draws: _Draws
+) -> dict[str, Any]:
+    """Shares of all questions: redundant calls (both right), harmful, necessary, and neither right."""
+    rows = np.arange(len(table))
+    action = np.where(called, scored.tool, 0)
+    columns = {
+        "accuracy": table.correct[rows, action],
+        "tool_rate": called.astype(np.float64),
+        "redundant": called * direct * tool,
+        "harmful": called * direct * (1 - tool),
+        "necessary": called * (1 - direct) * tool,
+        "neither": called * (1 - direct) * (1 - tool),
+        "missed": ~called * (1 - direct) * tool,
+        "cost": table.cost[rows, action],
+    }
+    figures: dict[str, Any] = {}
+    for name, column in columns.items():
+        figures[name] = float(column.mean())
+        figures[f"{name}_interval"] = draws.interval(partial(_mean_of, column))
+    return figures
+
+
+def _mean_of(column: Float, index: NDArray[np.int64]) -> float:
+    return float(column[index].mean())
+
+
+class _Draws:
+    """Bootstrap resamples of whole groups."""
+
+    def __init__(self, table: OutcomeTable, resamples: int, seed: int) -> None:
+        _, place = np.unique(table.groups or table.keys, return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        starts = np.searchsorted(place[order], np.arange(place.max() + 2))
+        self._members = [order[a:b] for a, b in itertools.pairwise(starts)]
+        # Large sets have narrow intervals that need fewer resamples to be seen.
+        self._resamples = min(resamples, max(50, 5_000_000 // len(place)))
+        self._seed = seed
+
+    def interval(self, measure: Callable[[NDArray[np.int64]], float]) -> list[float]:
+        rng, count = np.random.default_rng(self._seed), len(self._members)
+        alone = count == sum(map(len, self._members))
+        rows = np.concatenate(self._members) if alone else None
+        values = []
+        for _ in range(self._resamples):
+            drawn = rng.integers(0, count, count)
+            values.append(
+                measure(np.concatenate([self._members[group] for group in drawn]) if rows is None else rows[drawn])
+            )
+        low, high = np.nanpercentile(values, [2.5, 97.5])
+        return [float(low), float(high)]
+
+
+def merge_folds(count: int, parts: Sequence[tuple[NDArray[np.int64], Mapping[str, Scored]]]) -> dict[str, Scored]:
+    """Out-of-fold scores of `count` questions from those of each fold: (rows, by name)."""
+    merged: dict[str, Scored] = {}
+    for name, first in parts[0][1].items():
+        direct = np.empty(count)
+        probabilities = np.empty((count, first.probabilities.shape[1]))
+        for rows, scored in parts:
+            direct[rows], probabilities[rows] = scored[name].direct_right, scored[name].probabilities
+        merged[name] = Scored(direct_right=direct, probabilities=probabilities)
+    return merged

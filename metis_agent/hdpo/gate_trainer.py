@@ -1,0 +1,226 @@
+"""Train a gate on recorded outcomes by HDPO's bounded contrast.
+
+Where it stands: `outcomes` -> **trainer** -> `export` -> the deployed `PolicyGate`. Two steps:
+
+1. *Pool.* A question has been recorded once or a few times down each branch, which certifies nothing about it.
+   So each branch's accuracy p_a(x) is estimated over all questions, cross-fitted: what is estimated for a
+   question never saw its outcomes.
+2. *Contrast.* The advantage of action a over direct is A_a(x) = p_a(x) - p_D(x) - beta c_a, *not* z-scored.
+   c_a <= 1 is the efficiency reward 1 / (1 + cost) that a right answer by the tool forgoes. The policy that
+   maximises E[pi . A] + tau H(pi) over recorded branches has a closed form, pi(a | x) proportional to
+   exp(A_a(x) / tau); so it is computed, not searched for. tau is set so that the probability of a tool against
+   direct is that of the tool being right where just one of the two is.
+
+Direct wins only where p_a - p_D < beta: at most beta of accuracy is lost on any question that the gate can
+tell apart. Proof and conditions: docs/accuracy-safe.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from metis_agent.errors import ConfigurationError
+from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy
+from metis_agent.hdpo.policies.features import FeaturesPolicy
+
+__all__ = ["Contrast", "GateTraining", "TrainedGate", "fit_temperature", "train_gate"]
+
+STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+MANY = 20_000
+"""From here on there is enough of everything: two folds, and no search for the strength."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateTraining:
+    """How to train.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    beta: float = 0.02
+    """Accuracy that may be given up on a question to save a tool that costs everything; see the module."""
+    trust: float | None = None
+    """How far the *differences between questions* in a tool's estimated accuracy count, in [0, 1]; by default
+    1, and 0.5 where every question has a draft: then the direct accuracy is known much better than the tool's."""
+    folds: int = 5
+    strengths: Sequence[float] = STRENGTHS
+    """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ConfigurationError(f"beta={self.beta!r}: an accuracy in [0, 1), such as 0.02.")
+        if self.trust is not None and not 0 <= self.trust <= 1:
+            raise ConfigurationError(f"trust={self.trust!r}: a share in [0, 1].")
+        if self.folds < 2:
+            raise ConfigurationError(f"folds={self.folds!r}: at least 2; 5 is usual.")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ConfigurationError(f"strengths={self.strengths!r}: one or more, above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """From estimated accuracies to probabilities that a tool is worth calling."""
+
+    beta: float
+    trust: float
+    saving: NDArray[np.float64]
+    """[A], see `OutcomeTable.saving`."""
+    mean_accuracy: NDArray[np.float64]
+    """[A], over the training questions."""
+    head_temperature: NDArray[np.float64]
+    """[A]: logits of the accuracy heads are divided by this."""
+    temperature: float
+    """tau."""
+
+    def accuracy(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, A]: estimated accuracy of each branch."""
+        return np.asarray(1 / (1 + np.exp(-logits / self.head_temperature)))
+
+    def benefit(self, accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, A - 1]: p_a(x) - p_D(x) for each tool, p_a shrunk to its mean as `trust` says."""
+        tools = self.trust * accuracy[:, 1:] + (1 - self.trust) * self.mean_accuracy[1:]
+        return np.asarray(tools - accuracy[:, :1])
+
+    def probabilities(self, accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, A - 1]: probability of each tool against direct."""
+        advantage = self.benefit(accuracy) - self.beta * self.saving[1:]
+        return np.asarray(1 / (1 + np.exp(-np.clip(advantage / self.temperature, -500, 500))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedGate:
+    """A trained gate, before it is written by `export.write_artefact`."""
+
+    kind: str
+    actions: tuple[str, ...]
+    policy: FittedPolicy
+    contrast: Contrast
+    strength: NDArray[np.float64]
+    """[A], as chosen."""
+    accuracy: NDArray[np.float64]
+    """[N, A]: cross-fitted estimates for the training questions."""
+    keys: tuple[str, ...]
+    """Of the training questions, to recognise them again."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """[N, A - 1]: cross-fitted probabilities for the training questions."""
+        return self.contrast.probabilities(self.accuracy)
+
+    def score(self, prepared: PreparedPolicy, rows: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Estimated accuracies [n, A] and probabilities [n, A - 1] of rows of the table it was trained on."""
+        del prepared
+        accuracy = self.contrast.accuracy(self.policy.logits(rows))
+        return accuracy, self.contrast.probabilities(accuracy)
+
+
+def train_gate(
+    table: OutcomeTable,
+    training: GateTraining | None = None,
+    *,
+    policy: Policy | None = None,
+    prepared: PreparedPolicy | None = None,
+    rows: NDArray[np.int64] | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> TrainedGate:
+    """Train a gate; no model is called.
+
+    Args:
+        table: Recorded outcomes.
+        training: How.
+        policy: What reads the questions; `FeaturesPolicy()` by default.
+        prepared: That policy's reading of `table`, where it is at hand.
+        rows: [n], train on these only.
+        progress: Called with a stage, how much of it is done, and of how much.
+
+    Raises:
+        InputError: nothing can be learnt from the table, see `OutcomeTable.check_trainable`.
+    """
+    training = training or GateTraining()
+    reader: Policy = policy or FeaturesPolicy()
+    chosen = np.arange(len(table)) if rows is None else rows
+    part = table if rows is None else table.take(rows)
+    part.check_trainable()
+    prepared = prepared or reader.prepare(table)
+    many = len(part) >= MANY
+    fold = part.folds(2 if many else training.folds, training.seed)
+    strengths = [1.0] if many else list(training.strengths)
+
+    logits = np.empty((len(strengths), *part.correct.shape))
+    total = len(strengths) * (int(fold.max()) + 1) + 1
+    for index, value in enumerate(strengths):
+        for held_out in range(int(fold.max()) + 1):
+            kept = fold != held_out
+            fitted = prepared.fit(chosen[kept], part.correct[kept], np.full(len(part.actions), value))
+            logits[index, ~kept] = fitted.logits(chosen[~kept])
+            progress("fit", index * (int(fold.max()) + 1) + held_out + 1, total)
+    losses = np.stack([_log_losses(part.correct, held_out_logits) for held_out_logits in logits])
+    best = losses.argmin(axis=0)
+    cross_fitted = np.stack([logits[choice, :, head] for head, choice in enumerate(best)], axis=1)
+    strength = np.array([strengths[choice] for choice in best])
+    contrast = _contrast(part, cross_fitted, training)
+    final = prepared.fit(chosen, part.correct, strength)
+    progress("fit", total, total)
+    return TrainedGate(
+        kind=reader.kind,
+        actions=part.actions,
+        policy=final,
+        contrast=contrast,
+        strength=strength,
+        accuracy=contrast.accuracy(cross_fitted),
+        keys=part.keys,
+    )
+
+
+def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    """The T in [0.05, 20] that minimises the log loss of sigmoid(logits / T); all arrays [n]."""
+
+    def loss(log_temperature: float) -> float:
+        return float(_log_losses(targets[:, None], (logits / np.exp(log_temperature))[:, None])[0])
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _contrast(table: OutcomeTable, logits: NDArray[np.float64], training: GateTraining) -> Contrast:
+    always_drafted = any(not np.isnan(column).any() for column in table.draft.values())
+    trust = training.trust if training.trust is not None else (0.5 if always_drafted else 1.0)
+    temperatures = [fit_temperature(z, y) for z, y in zip(logits.T, table.correct.T, strict=True)]
+    contrast = Contrast(
+        beta=training.beta,
+        trust=trust,
+        saving=table.saving,
+        mean_accuracy=table.correct.mean(axis=0),
+        head_temperature=np.array(temperatures),
+        temperature=1.0,
+    )
+    benefit = contrast.benefit(contrast.accuracy(logits))
+    difference = table.correct[:, 1:] - table.correct[:, :1]
+    return Contrast(**{**contrast.__dict__, "temperature": _decision_temperature(benefit, difference)})
+
+
+def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
+    """Tau by maximum likelihood of which branch is right, where just one is; both arrays [n, A - 1]."""
+    win, loss = np.maximum(difference, 0).ravel(), np.maximum(-difference, 0).ravel()
+    z = benefit.ravel()
+
+    def nll(log_temperature: float) -> float:
+        scaled = z / np.exp(log_temperature)
+        return float(np.sum(win * np.logaddexp(0, -scaled) + loss * np.logaddexp(0, scaled)))
+
+    found = minimize_scalar(nll, bounds=(np.log(0.02), np.log(5)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _log_losses(targets: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[H]: mean log loss of each head; both arrays [n, H]."""
+    return np.asarray((np.logaddexp(0, logits) - targets * logits).mean(axis=0))

@@ -1,0 +1,228 @@
+"""The `features` policy: hashed n-grams and a few numbers into one layer, one logit a head. No download.
+
+Fitted by L-BFGS on the convex log loss, so a fit is a matter of seconds, has one solution and needs no seed.
+On the recorded sets here one layer ranks at least as well as forests and boosted trees on the same numbers.
+What it reads is in `metis_agent.gates.features`; a deployed gate runs the same functions.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import minimize
+
+from metis_agent.gates.features import (
+    BUCKETS,
+    context_features,
+    hashed_ngrams,
+    question_features,
+)
+from metis_agent.hdpo.outcomes import OutcomeTable
+
+__all__ = ["FeaturesPolicy"]
+
+Progress = Callable[[int], None]
+
+DENSE_WEIGHT = 0.3
+"""What a number one standard deviation from its mean weighs beside a text vector of length 1."""
+CLIP = 3.0
+_SPACES = (1.0, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesPolicy:
+    """The embedded default."""
+
+    kind: str = "features"
+    min_df: int = 2
+    """Questions that an n-gram has to be in to count."""
+    iterations: int = 100
+    """At most, of L-BFGS."""
+    progress: Progress = field(default=lambda _: None, compare=False)
+    """Called with 1 for each question read."""
+
+    def prepare(self, table: OutcomeTable) -> _Prepared:
+        """Hash every question once."""
+        rows: tuple[_Rows, _Rows] = (_Rows(), _Rows())
+        dense = array("d")
+        contexts = table.contexts or ("",) * len(table)
+        for question, context in zip(table.questions, contexts, strict=True):
+            for space, counts in zip(rows, hashed_ngrams(question), strict=True):
+                space.add(counts)
+            dense.extend(question_features(question))
+            if table.contexts:
+                dense.extend(context_features(question, context))
+            self.progress(1)
+        numbers = np.frombuffer(dense).reshape(len(table), -1)
+        draft = np.stack([*table.draft.values()], axis=1) if table.draft else np.zeros((len(table), 0))
+        return _Prepared(
+            policy=self,
+            counts=(rows[0].matrix(), rows[1].matrix()),
+            numbers=np.hstack([numbers, draft]),
+            draft=tuple(table.draft),
+            context=bool(table.contexts),
+        )
+
+
+class _Rows:
+    """Rows of a sparse matrix, grown one by one in little memory."""
+
+    def __init__(self) -> None:
+        self._indices, self._values, self._ends = array("i"), array("f"), array("q", [0])
+
+    def add(self, counts: Mapping[int, int]) -> None:
+        self._indices.extend(counts.keys())
+        self._values.extend(counts.values())
+        self._ends.append(len(self._indices))
+
+    def matrix(self) -> Any:
+        data = (np.frombuffer(self._values, np.float32), np.frombuffer(self._indices, np.int32))
+        return sparse.csr_matrix((*data, np.frombuffer(self._ends, np.int64)), (len(self._ends) - 1, BUCKETS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    policy: FeaturesPolicy
+    counts: tuple[Any, Any]
+    """Words and skeleton, CSR [N, BUCKETS]."""
+    numbers: NDArray[np.float64]
+    """[N, D], drafts last, NaN where there was none."""
+    draft: tuple[str, ...]
+    context: bool
+
+    def fit(self, rows: NDArray[np.int64], targets: NDArray[np.float64], strength: NDArray[np.float64]) -> _Fitted:
+        scaling = _Scaling.of(self, rows)
+        x = scaling.apply(self, rows)
+        width = x.shape[1]
+        # Most buckets are empty: their weights stay 0 and need no place in the optimiser.
+        used = np.flatnonzero(np.bincount(x.indices, minlength=width))
+        x = x[:, used]
+        transposed = x.T.tocsr()
+        weights = np.zeros((targets.shape[1], width + 1))
+        for head, (target, c) in enumerate(zip(targets.T, strength, strict=True)):
+            solution = _solve(x, transposed, target, float(c), self.policy.iterations)
+            weights[head, used], weights[head, -1] = solution[:-1], solution[-1]
+        return _Fitted(prepared=self, scaling=scaling, weights=weights)
+
+    def inputs(self, fitted_on: NDArray[np.int64], rows: NDArray[np.int64]) -> Any:
+        """CSR [n, inputs] of `rows`, scaled as `fitted_on` says: for policies that are trained by gradient."""
+        return _Scaling.of(self, fitted_on).apply(self, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scaling:
+    """How raw counts and numbers become inputs; all of it learnt from the rows fitted to."""
+
+    idf: NDArray[np.float64]
+    log: NDArray[np.bool_]
+    """[D]: numbers that are read as their logarithm, being positive with a long tail."""
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    missing: NDArray[np.int64]
+    """Numbers that are sometimes missing; each gets an indicator."""
+
+    @classmethod
+    def of(cls, prepared: _Prepared, rows: NDArray[np.int64]) -> _Scaling:
+        df = sum(np.bincount(counts[rows].indices, minlength=BUCKETS) for counts in prepared.counts)
+        idf = np.where(df >= prepared.policy.min_df, np.log((1 + len(rows)) / (1 + df)) + 1, 0.0)
+        numbers = prepared.numbers[rows]
+        is_draft = np.arange(numbers.shape[1]) >= numbers.shape[1] - len(prepared.draft)
+        gone = np.isnan(numbers)
+        lowest = np.where(gone, np.inf, numbers).min(axis=0)
+        centred = np.where(gone, 0.0, numbers - _mean(numbers, gone))
+        spread = np.sqrt(_mean(centred**2, gone))
+        skew = _mean(centred**3, gone) / np.maximum(spread, 1e-12) ** 3
+        log = is_draft & (lowest > 0) & (skew > 1)
+        numbers = np.where(log, np.log(np.where(log, np.maximum(numbers, 1e-12), 1.0)), numbers)
+        mean = _mean(numbers, gone)
+        scale = np.sqrt(_mean(np.where(gone, 0.0, numbers - mean) ** 2, gone))
+        return cls(
+            idf=np.asarray(idf, dtype=np.float32).astype(np.float64),
+            log=log,
+            mean=mean,
+            scale=np.where(scale > 1e-9, scale, 1.0),
+            missing=np.flatnonzero(gone.any(axis=0)),
+        )
+
+    def apply(self, prepared: _Prepared, rows: NDArray[np.int64]) -> Any:
+        """CSR [n, BUCKETS + D + missing]."""
+        parts = [
+            _weighed(counts[rows], self.idf, weight) for counts, weight in zip(prepared.counts, _SPACES, strict=True)
+        ]
+        numbers = prepared.numbers[rows]
+        gone = np.isnan(numbers)
+        numbers = np.where(self.log, np.log(np.where(self.log, np.maximum(numbers, 1e-12), 1.0)), numbers)
+        scaled = np.clip((np.where(gone, self.mean, numbers) - self.mean) / self.scale, -CLIP, CLIP)
+        dense = DENSE_WEIGHT * np.hstack([scaled, gone[:, self.missing]])
+        return sparse.hstack([parts[0] + parts[1], sparse.csr_matrix(dense)], format="csr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    prepared: _Prepared
+    scaling: _Scaling
+    weights: NDArray[np.float64]
+    """[H, BUCKETS + D + missing + 1], the bias last."""
+
+    def logits(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        x = self.scaling.apply(self.prepared, rows)
+        return np.asarray(x @ self.weights[:, :-1].T + self.weights[:, -1])
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        return {
+            "idf": self.scaling.idf.astype(np.float32),
+            "text_weights": self.weights[:, :BUCKETS].astype(np.float32),
+            "number_weights": self.weights[:, BUCKETS:-1].astype(np.float32),
+            "bias": self.weights[:, -1].astype(np.float32),
+            "number_mean": self.scaling.mean.astype(np.float32),
+            "number_scale": self.scaling.scale.astype(np.float32),
+        }
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "buckets": BUCKETS,
+            "context": self.prepared.context,
+            "draft": list(self.prepared.draft),
+            "log": np.flatnonzero(self.scaling.log).tolist(),
+            "missing": self.scaling.missing.tolist(),
+            "number_weight": DENSE_WEIGHT,
+            "clip": CLIP,
+        }
+
+
+def _mean(values: NDArray[np.float64], gone: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.asarray(np.where(gone, 0.0, values).sum(axis=0) / np.maximum(1, (~gone).sum(axis=0)))
+
+
+def _weighed(counts: Any, idf: NDArray[np.float64], weight: float) -> Any:
+    """What `metis_agent.gates.features.weighed` does to one question, for many."""
+    values = (1.0 + np.log(counts.data)) * idf[counts.indices]
+    matrix = sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
+    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    matrix.data *= np.repeat(weight / np.where(norm > 0, norm, 1.0), np.diff(counts.indptr))
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _solve(
+    x: Any, transposed: Any, target: NDArray[np.float64], strength: float, iterations: int
+) -> NDArray[np.float64]:
+    """argmin_w strength * sum_i CE(y_i, sigmoid(x_i w + b)) + |w|^2 / 2; returns [w, b]."""
+
+    def loss(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = x @ w[:-1] + w[-1]
+        residual = strength * (1 / (1 + np.exp(-z)) - target)
+        value = strength * float(np.sum(np.logaddexp(0.0, z) - target * z)) + 0.5 * float(w[:-1] @ w[:-1])
+        return value, np.append(transposed @ residual + w[:-1], residual.sum())
+
+    start = np.zeros(x.shape[1] + 1)
+    mean = min(max(float(target.mean()), 1e-6), 1 - 1e-6)
+    start[-1] = np.log(mean / (1 - mean))
+    options = {"maxiter": iterations, "maxcor": 10, "gtol": 1e-4, "ftol": 1e-7}
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)

@@ -1,0 +1,178 @@
+"""Training, the artefact and the deployed gate, end to end on a small world."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+from metis_agent.errors import CheckpointError, ConfigurationError, GateError, SchemaVersionError
+from metis_agent.gates.artefact import load_artefact
+from metis_agent.gates.policy import PolicyGate
+from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
+from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
+from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
+from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.hdpo.policies.features import FeaturesPolicy
+from metis_agent.types import Draft, GateRequest, ToolSpec
+
+# A price above what the estimates of a small table are off by.
+TRAINING = GateTraining(beta=0.2)
+
+
+def world(n: int = 300, seed: int = 0, context: bool = False, draft: bool = False) -> OutcomeTable:
+    """Sums need the tool, greetings don't, riddles are lost either way."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 3, n)
+    asked = ("What is {} plus {}?", "Say hello to guest {} of {}", "Riddle {}: what has {} eyes?")
+    questions = tuple(asked[k].format(*rng.integers(10, 10_000, 2)) for k in kinds)
+    p = np.array([[0.1, 0.95], [0.95, 0.95], [0.1, 0.1]])[kinds]
+    return OutcomeTable(
+        questions=questions,
+        actions=("direct", "python"),
+        correct=(rng.random((n, 2)) < p).astype(float),
+        cost=np.tile([0.0, 1.0], (n, 1)),
+        seconds=np.full((n, 2), np.nan),
+        contexts=tuple(f"a | {i}\nsome text" for i in range(n)) if context else (),
+        draft={"draft_entropy": np.where(rng.random(n) < 0.2, np.nan, np.exp(kinds + rng.normal(size=n)))}
+        if draft
+        else {},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[OutcomeTable, TrainedGate]:
+    table = world()
+    return table, train_gate(table, TRAINING)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, trained: tuple[OutcomeTable, TrainedGate]) -> Path:
+    table, gate = trained
+    write_artefact(gate, tmp_path / "gate", table=table, metrics={"auc": 0.9}, descriptions={"python": "runs code"})
+    return tmp_path / "gate"
+
+
+def ask(text: str, *later: object, tools: tuple[str, ...] = ("python",)) -> GateRequest:
+    return GateRequest(
+        messages=[HumanMessage(text), *later],  # type: ignore[list-item]
+        tools=tuple(ToolSpec(name=name) for name in tools),
+    )
+
+
+def test_it_calls_the_tool_where_it_helps_and_only_there(folder: Path) -> None:
+    gate = PolicyGate(folder)
+    decision = gate.decide(ask("What is 5124 plus 7707?"))
+    assert decision.allowed == ("python",)
+    assert decision.required
+    assert decision.version == gate.version != ""
+    assert gate.decide(ask("Say hello to guest 1234 of 5678")).direct
+    later = gate.decide(
+        ask("What is 5124 plus 7707?", AIMessage("", tool_calls=[]), ToolMessage("589", tool_call_id="1"))
+    )
+    assert later.allowed == ("python",)
+    assert not later.required
+
+
+async def test_async_is_the_same(folder: Path) -> None:
+    gate = PolicyGate(folder)
+    assert (await gate.adecide(ask("What is 1 plus 2?"))).probabilities == gate.decide(
+        ask("What is 1 plus 2?")
+    ).probabilities
+
+
+@pytest.mark.parametrize(("context", "draft"), [(False, False), (True, False), (True, True)])
+def test_the_deployed_gate_says_what_was_trained(tmp_path: Path, context: bool, draft: bool) -> None:
+    table = world(context=context, draft=draft)
+    gate = train_gate(table, GateTraining(strengths=(1.0,)))
+    write_artefact(gate, tmp_path / "gate", table=table, metrics={})
+    scored = score_table(PolicyGate(tmp_path / "gate"), table)
+    rows = np.arange(len(table))
+    accuracy, probabilities = gate.score(FeaturesPolicy().prepare(table), rows)
+    np.testing.assert_allclose(scored.direct_right, accuracy[:, 0], atol=1e-5)
+    np.testing.assert_allclose(scored.probabilities, probabilities, atol=1e-5)
+
+
+def test_held_out_questions_are_ranked_well(folder: Path) -> None:
+    fresh = world(seed=9)
+    gate = PolicyGate(folder)
+    figures = evaluate_gate(score_table(gate, fresh), fresh, gate.threshold, resamples=20)
+    assert figures["auc"] > 0.85
+    assert figures["auc_benefit"] > 0.9
+    # Sums are a third of the questions; calling on them alone gives nearly what always calling does.
+    at = figures["at_threshold"]
+    assert at["tool_rate"] < 0.5
+    assert at["accuracy"] > figures["baselines"]["always"]["accuracy"] - 0.05
+    assert figures["frontier"][0]["accuracy"] == pytest.approx(figures["baselines"]["never"]["accuracy"])
+    assert figures["frontier"][-1]["accuracy"] == pytest.approx(figures["baselines"]["always"]["accuracy"])
+
+
+def test_the_same_table_gives_the_same_gate(trained: tuple[OutcomeTable, TrainedGate]) -> None:
+    table, gate = trained
+    np.testing.assert_array_equal(train_gate(table, TRAINING).accuracy, gate.accuracy)
+
+
+def test_a_tampered_newer_or_foreign_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    description = json.loads((folder / "gate.json").read_text())
+    weights = (folder / "gate.safetensors").read_bytes()
+    (folder / "gate.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        PolicyGate(folder)
+    (folder / "gate.safetensors").write_bytes(weights)
+    (folder / "gate.json").write_text(json.dumps({**description, "threshold": {"value": 0.0}}))
+    with pytest.raises(CheckpointError, match="changed"):
+        PolicyGate(folder)
+    (folder / "gate.json").write_text(json.dumps({**description, "format": 2}))
+    with pytest.raises(SchemaVersionError, match="Upgrade"):
+        PolicyGate(folder)
+    (folder / "gate.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no JSON"):
+        PolicyGate(folder)
+    with pytest.raises(CheckpointError, match="no gate"):
+        PolicyGate(tmp_path)
+
+
+def test_another_set_of_tools_is_refused(folder: Path) -> None:
+    gate = PolicyGate(folder)
+    with pytest.raises(ConfigurationError, match="trained for"):
+        gate.decide(ask("What is 1 plus 2?", tools=("python", "search")))
+    with pytest.raises(ConfigurationError, match="sets must be the same"):
+        gate.check_tools([ToolSpec(name="search")])
+    gate.check_tools([ToolSpec(name="python")])
+
+
+def test_a_new_threshold_is_kept_and_training_questions_are_known(
+    folder: Path, trained: tuple[OutcomeTable, TrainedGate]
+) -> None:
+    set_threshold(folder, {"value": 1.0, "chosen": "by hand"})
+    assert PolicyGate(folder).decide(ask("What is 5124 plus 7707?")).direct
+    assert tuple(trained_keys(load_artefact(folder))) == trained[0].keys
+
+
+def test_a_draft_that_training_always_had_must_be_there(tmp_path: Path) -> None:
+    table = world(draft=True)
+    table = OutcomeTable(**{**table.__dict__, "draft": {"draft_perplexity": np.linspace(1, 2, len(table))}})
+    write_artefact(train_gate(table, GateTraining(strengths=(1.0,))), tmp_path / "g", table=table, metrics={})
+    gate = PolicyGate(tmp_path / "g")
+    assert gate.wants_draft
+    with pytest.raises(GateError, match="draft_perplexity"):
+        gate.decide(ask("What is 1 plus 2?"))
+    request = GateRequest(
+        messages=[HumanMessage("What is 1 plus 2?")],
+        tools=(ToolSpec(name="python"),),
+        draft=Draft(text="3", log_probs=(-0.1, -0.3)),
+    )
+    assert gate.decide(request).probabilities is not None
+
+
+def test_serving_needs_neither_numpy_nor_torch(folder: Path) -> None:
+    code = (
+        "import sys; from metis_agent.gates.policy import PolicyGate; "
+        f"PolicyGate({str(folder)!r}).score('What is 1 plus 2?'); "
+        "print(sorted({'numpy', 'torch', 'scipy', 'safetensors'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
