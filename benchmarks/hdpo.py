@@ -29,14 +29,14 @@ def methods() -> dict[str, Any]:
 
     free, stratified = StratifiedGroups(direct=0, tool=0), StratifiedGroups()
     return {
-        "HDPO as published (no forced rollouts)": (Objective(), free),
         "HDPO, stratified": (Objective(), stratified),
-        "HDPO, stratified, branch weight": (Objective(branch_weight=True), stratified),
         "coupled, alpha 0.1": (Objective(name="coupled", alpha=0.1), stratified),
         "coupled, alpha 0.5": (Objective(name="coupled", alpha=0.5), stratified),
         "coupled, alpha 1": (Objective(name="coupled", alpha=1.0), stratified),
         "GDPO, w 0.15": (Objective(name="gdpo"), stratified),
         "GRPO": (Objective(name="grpo"), stratified),
+        "HDPO as published (no forced rollouts)": (Objective(), free),
+        "HDPO, stratified, branch weight": (Objective(branch_weight=True), stratified),
     }
 
 
@@ -90,18 +90,21 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--questions", type=int, default=500, help="held-out questions (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--questions", type=int, default=300, help="held-out questions (default %(default)s)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", default="runs/bench-hdpo")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these, by the beginnings of their names")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    wanted = tuple(chosen.methods or [""])
+    names = ["cold start", *(name for name in methods() if name.startswith(wanted))]
     jobs = [
         (world, method, seed, chosen.steps, chosen.questions, chosen.folder)
         for seed in range(chosen.seeds)
         for world in chosen.worlds
-        for method in ("cold start", *methods())
+        for method in names
     ]
     collected: dict[str, dict[str, list[dict[str, Any]]]] = {world: {} for world in chosen.worlds}
     context = multiprocessing.get_context("spawn")
@@ -110,10 +113,7 @@ def main() -> None:
         for count, (world, method, seed, result) in enumerate(pool.imap_unordered(run, jobs), start=1):
             collected[world].setdefault(method, []).append(result)
             print(f"{count}/{len(jobs)} {world}: {method}, seed {seed}", file=sys.stderr, flush=True)
-    table = {
-        world: {method: summary(by_method[method]) for method in ("cold start", *methods())}
-        for world, by_method in collected.items()
-    }
+    table = {world: {method: summary(by_method[method]) for method in names} for world, by_method in collected.items()}
     settings = {
         "seeds": chosen.seeds,
         "steps": chosen.steps,

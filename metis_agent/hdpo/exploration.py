@@ -2,8 +2,18 @@
 
 A policy that calls a tool 98% of the time samples almost no direct answers, and one that has learned not to
 almost no calls: in such groups no channel sees the alternative, and HDPO can't compare. Stratified groups
-force a few rollouts down each branch and leave the rest free. A forced decision's old log-probability is the
-policy's own (ratio 1, no importance weight); everything after it is sampled as usual.
+force a few rollouts down each branch and leave the rest free; everything after the decision is sampled as usual.
+
+A group is then a sample of a mixture: shares f_D and f_T forced, the rest by the policy. Weighted by the balance
+heuristic of multiple importance sampling (Veach and Guibas, 1995),
+
+    w_b = pi_b / (f_b + (1 - f_D - f_T) pi_b),
+
+a decision's gradient is that of the policy itself. Without it (ratio 1, the obvious choice) a forced decision that
+turned out badly is pushed down for ever, however rare it already is, and that drowns the questions on which it is
+right. With it, a branch that is better but rare is hardly pulled up: pi_b is in its gradient. So a decision has
+weight 1 where its branch did better than its group, and w_b where it did worse. With two branches both then pull the
+same way, towards the better one: the weights set how far a step goes on a question, never in which direction.
 
 Stands before `rewards`; its counts feed the branch weight in `advantages`.
 """
@@ -68,13 +78,17 @@ class StratifiedGroups:
 
 
 def decision_weights(
-    tool_probability: NDArray[np.float64], called: NDArray[np.bool_], groups: StratifiedGroups
+    advantages: NDArray[np.float64],
+    called: NDArray[np.bool_],
+    tool_probability: NDArray[np.float64],
+    groups: StratifiedGroups,
 ) -> NDArray[np.float64]:
-    """w_b for each rollout's decision, as at the head of this module.
+    """Weight of each rollout's decision, as at the head of this module.
 
     Args:
-        tool_probability: [P], the policy's own probability of beginning with a call; NaN where it is not known.
+        advantages: [P, G], of both channels together, 0 where excluded.
         called: [P, G], whether the rollout began with a call.
+        tool_probability: [P], the policy's own probability of beginning with a call; NaN where it is not known.
         groups: How many were forced.
 
     Returns:
@@ -88,7 +102,10 @@ def decision_weights(
     free = 1 - (groups.direct + groups.tool) / groups.size
     mixture = forced + free * pi_b
     weights = np.divide(pi_b, mixture, out=np.ones(called.shape), where=mixture > 0)
-    return np.where(np.isnan(weights), 1.0, weights)
+    total_T = (advantages * called).sum(1, keepdims=True)
+    total_D = (advantages * ~called).sum(1, keepdims=True)
+    better = np.where(called, total_T, total_D) > 0
+    return np.where(better | np.isnan(weights), 1.0, weights)
 
 
 def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:

@@ -136,7 +136,8 @@ class HDPOTrainer(GRPOTrainer):
             )
         scores = _without(score(groups_of(trajectories, self._groups.size), self._verify), rows)
         self._channels = advantages(self._objective, scores)
-        self._weights = decision_weights(*_decisions(trajectories, self._groups), self._groups)
+        both = self._objective.w_acc * self._channels.acc + self._objective.w_tool * self._channels.tool
+        self._weights = decision_weights(both.double().numpy(), *_decisions(trajectories, self._groups), self._groups)
         metrics = self._metrics[self._mode]
         for name, value in _step_metrics(scores, self._channels, self._groups).items():
             metrics[name].append(value)
@@ -216,8 +217,8 @@ def _row(trajectory: Trajectory) -> Segment | None:
 
 def _decisions(
     trajectories: Sequence[Trajectory], groups: StratifiedGroups
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """[P]: how likely a call is, read off the forced tool rollouts; [P, G]: whether a run began with one."""
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """[P, G]: whether a run began with a call; [P]: how likely a call is, read off the forced tool rollouts."""
     first = [trajectory.calls[0] if trajectory.calls else None for trajectory in trajectories]
     called = np.array([bool(call and call.tool_calls) for call in first]).reshape(-1, groups.size)
     forced = [
@@ -226,7 +227,7 @@ def _decisions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group in which none was forced is NaN
         probability = np.nanmean(np.array(forced).reshape(-1, groups.size), axis=1)
-    return probability, called
+    return called, probability
 
 
 def _without(scores: Scores, rows: Sequence[Segment | None]) -> Scores:

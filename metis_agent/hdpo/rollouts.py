@@ -19,7 +19,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 
 from metis_agent.agent import MetisAgent
-from metis_agent.errors import InfrastructureError
+from metis_agent.errors import InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
 from metis_agent.recording.recorder import trajectory_of
@@ -81,8 +81,8 @@ class Rollouts:
     ) -> list[Trajectory]:
         """Run the rollouts and return their trajectories in the same order.
 
-        A rollout whose infrastructure fails (sandbox, judge, storage of a tool) comes back with
-        `status="failed"`, to be excluded and counted. Any other exception is a defect and propagates;
+        A rollout whose infrastructure fails (sandbox, judge), or whose conversation outgrows the model, comes
+        back with `status="failed"`, to be excluded and counted. Any other exception is a defect and propagates;
         what was finished by then is in the store.
         """
         found = self._recall({rollout.id for rollout in rollouts} & self._finished_before)
@@ -123,7 +123,7 @@ class Rollouts:
             state = await self._agents[rollout.branch].ainvoke(
                 {"messages": [HumanMessage(rollout.question.text)]}, config
             )
-        except InfrastructureError as failure:
+        except (InfrastructureError, InputError) as failure:
             status, error = "failed", f"{type(failure).__name__}: {failure}"
         return trajectory_of(
             state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,

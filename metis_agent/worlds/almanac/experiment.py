@@ -37,6 +37,9 @@ __all__ = ["COLD_START", "Experiment", "History"]
 COLD_START = Path(str(files("metis_agent.worlds.almanac") / "weights"))
 """The trained cold start that the package ships."""
 
+_REPLY = 24
+"""Tokens; the longest reply that is of use has 14."""
+
 History = list[Mapping[str, float]]
 """One mapping of metrics a training step, each with its `step`."""
 
@@ -51,7 +54,7 @@ class Experiment:
     kinds: tuple[Kind, ...] = KINDS
     steps: int = 60
     questions_per_step: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-4
     """Of AdamW; decays linearly to a tenth."""
     test_questions: int = 500
     temperature: float = 0.0
@@ -70,7 +73,7 @@ class Experiment:
         on_step: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> History:
         """Train the cold start, or go on from the last checkpoint; the policy is left in `folder/policy`."""
-        chat = LocalChatModel.load(self.cold_start, temperature=1.0, max_new_tokens=48)
+        chat = LocalChatModel.load(self.cold_start, temperature=1.0, max_new_tokens=_REPLY)
         lessons = questions("train", self.steps * self.questions_per_step, seed=self.seed, kinds=self.kinds)
         optimizer = torch.optim.AdamW(chat.model.parameters(), lr=self.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=self.steps)
@@ -105,8 +108,8 @@ class Experiment:
         self, policy: Path, name: str, *, progress: Callable[[Trajectory], None] = lambda _: None
     ) -> Measurement:
         """Measure a policy's folder on held-out questions."""
-        chat = LocalChatModel.load(policy, temperature=self.temperature, max_new_tokens=48)
-        sampled = LocalChatModel(model=chat.model, tokenizer=chat.tokenizer, temperature=1.0, max_new_tokens=48)
+        chat = LocalChatModel.load(policy, temperature=self.temperature, max_new_tokens=_REPLY)
+        sampled = LocalChatModel(model=chat.model, tokenizer=chat.tokenizer, temperature=1.0, max_new_tokens=_REPLY)
         return measure(
             self._rollouts(chat, name),
             questions("test", self.test_questions, seed=self.seed, kinds=self.kinds),
@@ -119,7 +122,10 @@ class Experiment:
 
     def agent(self, chat: LocalChatModel, gate: Gate | None = None) -> MetisAgent:
         """The agent of this world, around a gate."""
-        return create_metis_agent(chat, almanac_tools(noise=self.noise), gate=gate, budget=Budget(calls=3))
+        # Short refusals and few calls: the tiny model reads little, and one long run pads a whole batch.
+        return create_metis_agent(
+            chat, almanac_tools(noise=self.noise), gate=gate, budget=Budget(calls=2), block_message="Error."
+        )
 
     def _rollouts(self, chat: LocalChatModel, name: str) -> Rollouts:
         store = TrajectoryStore(self.folder / "trajectories" / name)

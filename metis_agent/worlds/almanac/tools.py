@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 from langchain_core.messages import ToolCall, ToolMessage
@@ -16,6 +17,10 @@ from metis_agent.worlds.almanac.facts import entries
 from metis_agent.worlds.almanac.noise import ERROR, Noise
 
 __all__ = ["NoisyTool", "almanac_search", "almanac_tools"]
+
+
+_READABLE = 80
+"""Characters of a result that the tiny model is given."""
 
 
 class NoisyTool(BaseTool):
@@ -44,8 +49,14 @@ class NoisyTool(BaseTool):
         if content is None:
             raise ToolException(ERROR)
         if message.status == "error":
-            raise ToolException(message.text)
-        return content
+            raise ToolException(_last_line(message.text))
+        return content[:_READABLE]
+
+
+def _last_line(traceback: str) -> str:
+    """What went wrong, without where: more would not fit into the tiny model."""
+    lines = [line for line in traceback.splitlines() if re.match(r"\w+(Error|Exception|Interrupt)\b", line)]
+    return (lines or [ERROR])[-1][:_READABLE]
 
 
 def almanac_search() -> TextSearchTool:
