@@ -36,7 +36,7 @@ def methods() -> dict[str, Any]:
         "GDPO, w 0.15": (Objective(name="gdpo"), stratified),
         "GRPO": (Objective(name="grpo"), stratified),
         "HDPO as published (no forced rollouts)": (Objective(), free),
-        "HDPO, stratified, branch weight": (Objective(branch_weight=True), stratified),
+        "branch-weighted HDPO, stratified": (Objective(branch_weight=True), stratified),
     }
 
 

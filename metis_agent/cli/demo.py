@@ -31,8 +31,12 @@ from metis_agent.types import Trajectory
 if TYPE_CHECKING:
     from metis_agent.hdpo.measure import Measurement
     from metis_agent.worlds.almanac.experiment import Experiment
+    from metis_agent.worlds.almanac.noise import Noise
 
 __all__ = ["run_demo"]
+
+WRONG, FAILING = 0.10, 0.02
+"""Shares of tool calls that come back wrong, or fail: what a needless call risks in this world."""
 
 _SHOWN = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
 
@@ -44,13 +48,15 @@ def run_demo(console: Console, folder: Path, *, seed: int, steps: int, questions
         MissingDependencyError: the `train` extra is not installed.
         ConfigurationError: the folder holds a stopped run with other settings.
     """
-    COLD_START, Experiment = _imported()
+    COLD_START, Experiment, Noise = _imported()
     started = time.perf_counter()
-    experiment = Experiment(folder=folder, seed=seed, steps=steps, test_questions=questions)
+    experiment = Experiment(
+        folder=folder, seed=seed, steps=steps, test_questions=questions, noise=Noise(wrong=WRONG, error=FAILING)
+    )
     _prepare(console, folder, {"seed": seed, "steps": steps, "questions": questions}, fresh=fresh)
     console.print(
         "A language model of 0.7M parameters answers sums, facts and greetings. It knows many answers, "
-        "and calls a tool all the same.\n"
+        f"and calls a tool all the same. One tool call in {1 / (WRONG + FAILING):.0f} goes wrong.\n"
     )
     with _progress(console) as progress:
         before = _measure(experiment, COLD_START, "cold_start", progress)
@@ -65,6 +71,7 @@ def run_demo(console: Console, folder: Path, *, seed: int, steps: int, questions
         "seed": seed,
         "steps": steps,
         "temperature": experiment.temperature,
+        "tool_noise": {"wrong": WRONG, "failing": FAILING},
         "seconds": time.perf_counter() - started,
     }
     _write_curve(folder / "curve.png", history)
@@ -72,7 +79,7 @@ def run_demo(console: Console, folder: Path, *, seed: int, steps: int, questions
     console.print(f"\nFigures: {folder / 'metrics.json'}   curve: {folder / 'curve.png'}   policy: {experiment.policy}")
 
 
-def _imported() -> tuple[Path, type[Experiment]]:
+def _imported() -> tuple[Path, type[Experiment], type[Noise]]:
     """The training stack, quiet and on one thread: these settings are read when it is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -82,6 +89,7 @@ def _imported() -> tuple[Path, type[Experiment]]:
         from transformers.utils import logging as transformers_logging
 
         from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
+        from metis_agent.worlds.almanac.noise import Noise
     except ImportError as missing:
         raise MissingDependencyError(
             f"the demo trains a model and needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
@@ -89,7 +97,7 @@ def _imported() -> tuple[Path, type[Experiment]]:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # TRL warns of each rollout without a reward; those are counted in the metrics as excluded.
     logging.getLogger("trl").setLevel(logging.ERROR)
-    return COLD_START, Experiment
+    return COLD_START, Experiment, Noise
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 from pydantic import BaseModel
 
+from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
-from metis_agent.graphs.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.graphs.enforcement import SentCall
 from metis_agent.graphs.setup import Setup
 from metis_agent.graphs.tool_results import ToolResult, failure_of, update_of

@@ -13,8 +13,8 @@ from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.types import Command
 from pydantic import ValidationError
 
+from metis_agent.deadline import DeadlineError
 from metis_agent.errors import InfrastructureError, ToolError
-from metis_agent.graphs.deadline import DeadlineError
 from metis_agent.graphs.enforcement import SentCall
 from metis_agent.graphs.guard import echo_of
 from metis_agent.graphs.records import as_dict

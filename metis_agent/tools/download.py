@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import httpcore
 import httpx
 
+from metis_agent.deadline import DeadlineError, run_within
 from metis_agent.errors import InputError
-from metis_agent.tools.deadline import DeadlineError, run_within
 
 __all__ = ["DownloadRules", "download", "is_public"]
 

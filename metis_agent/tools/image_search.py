@@ -18,8 +18,8 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, Field, SkipValidation, model_validator
 
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 from metis_agent.errors import InputError, ToolError
-from metis_agent.tools.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 from metis_agent.tools.images import ImageRules, image_block, image_source, load_image, thumbnail
 from metis_agent.tools.search.clean import cut, visible, web_link
 from metis_agent.tools.search.images import ImageHit, ImageSearchBackend, SimilarImageBackend

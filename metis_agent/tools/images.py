@@ -17,8 +17,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import InputError, MissingDependencyError
-from metis_agent.tools.deadline import arun_in_thread
 from metis_agent.tools.download import DownloadRules, download
 
 if TYPE_CHECKING:

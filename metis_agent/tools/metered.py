@@ -23,9 +23,9 @@ from langgraph.types import Command
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, ValidationError
 from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_after_attempt, stop_before_delay
 
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.usage import CallEnd, ToolUsage, UsageMeter
 

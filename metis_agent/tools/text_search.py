@@ -15,8 +15,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_validator
 
+from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ToolError
-from metis_agent.tools.deadline import arun_in_thread
 from metis_agent.tools.search import AsyncSearchBackend, RetrieverSearch, SearchBackend, SearchHit
 from metis_agent.tools.search.clean import cut, visible
 

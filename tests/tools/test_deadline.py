@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from metis_agent.tools.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 
 name = contextvars.ContextVar("name", default="nobody")
 
@@ -60,7 +60,7 @@ def test_threads_are_used_again():
 
 def test_nothing_waits_for_what_was_left_behind():
     code = (
-        "import time; from metis_agent.tools.deadline import DeadlineError, run_within\n"
+        "import time; from metis_agent.deadline import DeadlineError, run_within\n"
         "try: run_within(0.05, time.sleep, 60)\nexcept DeadlineError: print('left')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=True)

@@ -15,9 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.errors import ConfigurationError
 from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.tools.search.base import SearchUnavailableError
 
 __all__ = ["BreakerSearch", "CachedSearch", "DeadlineSearch", "RetryingSearch", "Searcher"]

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from metis_agent.graphs.deadline import DeadlineError, arun_in_thread, arun_within, run_within
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 
 PLACE = ContextVar("PLACE", default="nowhere")
 
@@ -76,7 +76,7 @@ async def test_async_results_and_own_timeouts_come_back():
 def test_a_hung_call_keeps_neither_the_loop_nor_the_interpreter_alive():
     code = (
         "import asyncio, time\n"
-        "from metis_agent.graphs.deadline import *\n"
+        "from metis_agent.deadline import *\n"
         "async def main():\n"
         "    try: await arun_within(0.05, arun_in_thread(time.sleep, 60))\n"
         "    except DeadlineError: pass\n"
