@@ -195,13 +195,13 @@ def _write_curve(path: Path, history: list[Mapping[str, float]]) -> None:
     """The training curve: accuracy, tool rate, redundant, necessary and rho by step."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     steps = [entry["step"] for entry in history]
     for name in ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "rho"):
         axes.plot(steps, [_number(entry.get(f"hdpo/{name}")) for entry in history], label=name.replace("_", " "))
     axes.set(xlabel="step", ylabel="share of free rollouts (rho: of all)", ylim=(-0.02, 1.02))
-    axes.legend(loc="center right", frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
