@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.calibrate import calibrate_command
-from metis_agent.cli.doctor import doctor
+from metis_agent.cli.doctor import doctor as doctor_command
 from metis_agent.cli.evaluate import evaluate_app
 from metis_agent.cli.train import train_app
 from metis_agent.errors import MetisError
@@ -50,7 +50,7 @@ def demo(
 app.add_typer(train_app, name="train")
 app.command("calibrate")(calibrate_command)
 app.add_typer(evaluate_app, name="evaluate")
-app.command()(doctor)
+app.command("doctor")(doctor_command)
 
 
 def main() -> None:
