@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test format lint types unit snippets world bench-hdpo bench-overhead clean
+.PHONY: help install demo test format lint types unit world bench-hdpo bench-gates bench-overhead bench-update \
+	bench-sandbox bench-search clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,10 +33,10 @@ test: format lint types unit ## everything that CI runs
 format: $(VENV)/installed ## is the code formatted?
 	$(RUN)/ruff format --check .
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed ## ruff
 	$(RUN)/ruff check .
 
-types: $(VENV)/installed
+types: $(VENV)/installed ## mypy --strict
 	$(RUN)/mypy
 
 unit: $(VENV)/installed ## all tests, on two processes
@@ -44,11 +45,14 @@ unit: $(VENV)/installed ## all tests, on two processes
 world: $(VENV)/installed ## train the shipped cold start again from nothing (about 10 minutes)
 	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
 
-bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (hours)
+bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)
 	$(RUN)/python benchmarks/hdpo.py
 
-bench-overhead: $(VENV)/installed ## CPU time per turn beside create_agent
-	$(RUN)/python benchmarks/overhead.py
+bench-overhead bench-update bench-sandbox bench-search: bench-%: $(VENV)/installed
+	$(RUN)/python benchmarks/$*.py
+
+bench-gates: $(VENV)/installed ## a gate on recorded outcomes beside its baselines: make bench-gates DATA=DIR
+	$(RUN)/python benchmarks/gates.py --data $(DATA)
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
