@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.budget import Budget
-from metis_agent.errors import ConfigurationError
+from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.hdpo.advantages import Objective
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.loss import hdpo_loss
@@ -184,6 +184,30 @@ def test_metrics_are_logged_at_every_step(tmp_path: Path) -> None:
     logged = [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
     assert len(logged) == 2
     assert all(math.isfinite(entry["hdpo/accuracy"]) and entry["hdpo/excluded"] == 0 for entry in logged)
+
+
+def test_a_sandbox_that_dies_excludes_its_rollouts_and_is_not_scored(tmp_path: Path) -> None:
+    """Reference mistake: a failed tool server was scored 0 and trained on as the model's error."""
+
+    @tool("python")
+    def dying(code: str) -> str:
+        """Die."""
+        raise SandboxGoneError("the sandbox is gone")
+
+    model = LocalChatModel.load(COLD_START).model
+    chat = LocalChatModel(model=model, tokenizer=TOKENIZER, temperature=1.0, max_new_tokens=24)
+    store = TrajectoryStore(tmp_path / "trajectories")
+    trainer = HDPOTrainer(
+        model, TOKENIZER, arguments(tmp_path, STRATIFIED), questions=LESSONS, groups=STRATIFIED,
+        rollouts=Rollouts(lambda gate: create_metis_agent(chat, [dying], gate=gate), store),
+    )  # fmt: skip
+    trainer.train()
+    runs = list(store.read())
+    failed = [run for run in runs if run.status == "failed"]
+    assert failed
+    assert all("SandboxGoneError" in run.error and not run.answer for run in failed)
+    logged = [entry["hdpo/excluded"] for entry in trainer.state.log_history if "hdpo/excluded" in entry]
+    assert sum(logged) == len(failed) < len(runs)
 
 
 @pytest.mark.parametrize(
