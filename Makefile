@@ -42,7 +42,7 @@ types: $(VENV)/installed ## mypy --strict
 unit: $(VENV)/installed ## all tests, on two processes
 	$(RUN)/pytest -n 2 --dist loadfile
 
-world: $(VENV)/installed ## train the shipped cold start again from nothing (about 10 minutes)
+world: $(VENV)/installed ## train the shipped cold start again from nothing (about 12 minutes)
 	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
 
 bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)

@@ -70,7 +70,7 @@ def out_of_fold(table: OutcomeTable, seed: int, groups: bool) -> tuple[dict[str,
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
         gate = train_gate(table, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
-        accuracy, probabilities = gate.score(prepared, test)
+        accuracy, probabilities = gate.score(test)
         found = {
             "gate": Scored(direct_right=accuracy[:, 0], probabilities=probabilities),
             **supervised_baselines(table.take(train), table.take(test)),

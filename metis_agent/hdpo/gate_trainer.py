@@ -116,9 +116,8 @@ class TrainedGate:
         """[N, A - 1]: cross-fitted probabilities for the training questions."""
         return self.contrast.probabilities(self.accuracy)
 
-    def score(self, prepared: PreparedPolicy, rows: NDArray[np.int64]) -> tuple[Any, Any]:
+    def score(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
         """Estimated accuracies [n, A] and probabilities [n, A - 1] of rows of the table it was trained on."""
-        del prepared
         accuracy = self.contrast.accuracy(self.policy.logits(rows))
         return accuracy, self.contrast.probabilities(accuracy)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -67,7 +67,6 @@ class HDPOTrainer(GRPOTrainer):
         groups: StratifiedGroups = StratifiedGroups(),
         verify: Verify = default_verify,
         seed: int = 0,
-        on_rollout: Callable[[Trajectory], None] = lambda _: None,
         **trainer: Any,
     ) -> None:
         if args.num_generations != groups.size:
@@ -82,7 +81,7 @@ class HDPOTrainer(GRPOTrainer):
         if len(self._questions) != len(questions):
             raise ConfigurationError(f"{len(questions)} questions have {len(self._questions)} ids: make them distinct")
         self._rollouts, self._objective, self._groups = rollouts, objective, groups
-        self._verify, self._rollout_seed, self._on_rollout = verify, seed, on_rollout
+        self._verify, self._rollout_seed = verify, seed
         self._shared_log_probs: Tensor | None = None
         super().__init__(
             model=model,
@@ -126,7 +125,7 @@ class HDPOTrainer(GRPOTrainer):
         plan = group_rollouts(
             self._batch_questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed
         )
-        trajectories = self._rollouts.collect(plan, progress=self._on_rollout)
+        trajectories = self._rollouts.collect(plan)
         rows = [_row(trajectory) for trajectory in trajectories]
         blank = next((row for row in rows if row), None)
         if blank is None:

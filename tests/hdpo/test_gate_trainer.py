@@ -16,7 +16,6 @@ from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
 from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
 from metis_agent.hdpo.outcomes import OutcomeTable
-from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.types import Draft, GateRequest, ToolSpec
 
 # A price above what the estimates of a small table are off by.
@@ -91,7 +90,7 @@ def test_the_deployed_gate_says_what_was_trained(tmp_path: Path, context: bool, 
     write_artefact(gate, tmp_path / "gate", table=table, metrics={})
     scored = score_table(PolicyGate(tmp_path / "gate"), table)
     rows = np.arange(len(table))
-    accuracy, probabilities = gate.score(FeaturesPolicy().prepare(table), rows)
+    accuracy, probabilities = gate.score(rows)
     np.testing.assert_allclose(scored.direct_right, accuracy[:, 0], atol=1e-5)
     np.testing.assert_allclose(scored.probabilities, probabilities, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """The recipe of the cold start: a tiny Qwen3 that knows some answers and calls a tool for nearly all of them.
 
-Supervised from nothing on rows that the world writes itself, about five minutes on one core (`make world`).
+Supervised from nothing on rows that the world writes itself, about twelve minutes on one core (`make world`).
 Two sorts of row: whole trajectories, which teach the habit (a tool on nearly every question) and the wire
 format; and knowledge rows, direct answers with the decision left out of the loss, which teach the answers
 without touching the habit. What is learnt by heart is two-digit sums, popular facts, greetings, and hearsay about

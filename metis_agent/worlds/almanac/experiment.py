@@ -69,7 +69,6 @@ class Experiment:
     def train(
         self,
         *,
-        on_rollout: Callable[[Trajectory], None] = lambda _: None,
         on_step: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> History:
         """Train the cold start, or go on from the last checkpoint; the policy is left in `folder/policy`."""
@@ -86,7 +85,6 @@ class Experiment:
             objective=self.objective,
             groups=self.groups,
             seed=self.seed,
-            on_rollout=on_rollout,
             optimizers=(optimizer, schedule),
             callbacks=[_Steps(chat, on_step)],
         )
