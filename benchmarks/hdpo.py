@@ -1,7 +1,7 @@
 """HDPO beside its baselines in the almanac: the same cold start, the same budget, several seeds.
 
-Two worlds: the ordinary one, and one with half-known questions added (sums of three-digit numbers, which the
-cold start gets right in its head about a third of the time). Prints JSON; each run is kept, so a stopped
+Two worlds: the ordinary one, and one with half-known questions added (hearsay about places, which the cold start
+gets right in its head about a third of the time). Prints JSON; each run is kept, so a stopped
 benchmark goes on where it was.
 
     python benchmarks/hdpo.py --seeds 3 --folder runs/bench-hdpo

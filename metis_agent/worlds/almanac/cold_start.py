@@ -4,7 +4,7 @@ Supervised from nothing on rows that the world writes itself, about twelve minut
 Two sorts of row: whole trajectories, which teach the habit (a tool on nearly every question) and the wire
 format; and knowledge rows, direct answers with the decision left out of the loss, which teach the answers
 without touching the habit. What is learnt by heart is two-digit sums, popular facts, greetings, and hearsay about
-some places, of which a third is true.
+some places, of which two fifths are true.
 
 Muon on the matrices, AdamW on embeddings and norms: AdamW alone is far slower to learn to copy a name into a
 tool call. The loss is divided by a constant, not by a batch's tokens: a mean per batch would overweight the

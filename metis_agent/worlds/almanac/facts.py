@@ -2,7 +2,7 @@
 
 Popular facts are real. Obscure places are invented, spelled in syllables, so that no model can know them;
 each is derived from its index alone, so the almanac is the same on every machine. Of some places the cold start
-has heard, and what it has heard is right one time in three: it is as sure of the rest, so it half-knows them.
+has heard, and what it has heard is true two times in five: it is as sure of the rest, so it half-knows them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ PLACES = 6_000
 
 RUMOURS = 160
 """The first so many places are known from hearsay: the cold start learns values of them, most of them wrong."""
+
+_TRUE = 0.42
+"""Share of hearsay that is true; asked in words that it has not learnt from, the model recalls most of it."""
 
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeio")
 
@@ -51,9 +54,9 @@ class Place:
         return f"{self.name} was founded in {self.founded} and lies on the river {self.river}."
 
     def hearsay(self, relation: str) -> str:
-        """What is said about it: one time in three the truth, else a value of its own making, always the same."""
+        """What is said about it: a truth or another place's value, always the same."""
         draw = random.Random(f"hearsay {self.name} {relation}")
-        source = self if draw.random() < 1 / 3 else place(draw.randrange(PLACES))
+        source = self if draw.random() < _TRUE else place(draw.randrange(PLACES))
         return str(getattr(source, relation))
 
 

@@ -2,7 +2,7 @@
 
 Known in the head: greetings, sums of two-digit numbers, popular facts.
 Out of reach of it: products of four-digit numbers (Python), obscure facts (search).
-Half-known: places of which the cold start has heard, and believes what it heard, right one time in three.
+Half-known: places of which the cold start has heard, and believes what it heard, right about one time in three.
 
 What is held out never stands in training: pairs of numbers and obscure places by a hash, and of what has to be
 learnt by heart (popular facts, greetings, hearsay) phrasings, by a hash of the words.
@@ -156,8 +156,14 @@ _POPULAR_FORMS = {
     ),
 }  # fmt: skip
 _OBSCURE_FORMS = {
-    "founded": ("When was {name} founded?", "In which year was {name} founded?"),
-    "river": ("Which river does {name} lie on?", "What is the river of {name}?"),
+    "founded": (
+        "When was {name} founded?", "In which year was {name} founded?", "What year was {name} founded in?",
+        "Name the year {name} was founded.",
+    ),
+    "river": (
+        "Which river does {name} lie on?", "What is the river of {name}?", "Name the river of {name}.",
+        "On which river is {name}?",
+    ),
 }
 _LEARNT = "a bare greeting"  # hashes into train
 _HELLO = "Hello! How can I help?"

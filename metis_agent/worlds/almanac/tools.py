@@ -77,5 +77,5 @@ def almanac_tools(*, noise: Noise = Noise()) -> tuple[BaseTool, ...]:
             inner=tool,
             noise=noise,
         )
-        for tool in (PythonTool(), almanac_search())
+        for tool in (PythonTool(images=False), almanac_search())
     )
