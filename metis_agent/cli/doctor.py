@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from metis_agent.tools.sandboxes import Backend, BackendReport
 
 __all__ = ["Check", "doctor", "examine"]
 
@@ -57,12 +60,14 @@ def examine(*, store: str = "runs", online: bool = False) -> list[Check]:
 
     Args:
         store: where trajectories are to be written; a folder or an fsspec URL. What is written is removed again.
-        online: also try the web search.
+        online: also try the web search, and E2B where a key is set.
     """
     checks = [_guarded("python", True, _python), *_packages()]
     checks.append(_guarded("store", True, lambda: _store(store)))
     checks.append(_guarded("text search", True, _text_search))
-    checks += _sandboxes()
+    checks += _sandboxes(online)
+    if _unmet(extra="images") == []:
+        checks.append(_guarded("image search", False, _images))
     checks += [_guarded(f"extra {name}", False, partial(_extra, name)) for name in _EXTRAS]
     checks.append(_guarded("torch", False, _torch))
     if online:
@@ -73,7 +78,7 @@ def examine(*, store: str = "runs", online: bool = False) -> list[Check]:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     store: Annotated[str, typer.Option(help="Where trajectories are to be written: a folder or a URL.")] = "runs",
-    online: Annotated[bool, typer.Option("--online", help="Also try the web search; uses the network.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Also try the web search, and E2B if a key is set.")] = False,
 ) -> None:
     """Say what works here, what does not, and what to do. Exit code 0 means that the core works."""
     checks = examine(store=store, online=online)
@@ -134,30 +139,91 @@ def _text_search() -> Check:
     return Check(name="text search", status="ok", detail=f"SQLite {sqlite3.sqlite_version} with FTS5", core=True)
 
 
-def _sandboxes() -> list[Check]:
+def _sandboxes(online: bool) -> list[Check]:
     """One line for each backend, and one for what the `python` tool would do."""
     from metis_agent.tools.sandboxes import diagnose
 
     try:
-        reports = diagnose()
+        reports = diagnose(online=online)
     except Exception as error:  # whatever it is, the other checks still count
         return [Check(name="sandbox", status="broken", detail=_said(error))]
-    lines = [
-        Check(
-            name=f"sandbox {report.backend}",
-            status="ok" if report.works else "absent",
-            detail="contains code: the self-test's attacks failed" if report.works else "; ".join(report.problems),
-        )
-        for report in reports
-    ]
+    lines = [_sandbox(report) for report in reports]
     if any(report.works for report in reports):
         best = next(report.backend for report in reports if report.works)
-        return [*lines, Check(name="python tool", status="ok", detail=f"runs code in {best}")]
+        first = "tries E2B first, as its key is set; else " if any(map(_not_tried, reports)) else ""
+        tool = Check(name="python tool", status="ok", detail=f"{first}runs code in {best}")
+        return [*lines, tool, _guarded("python images", False, partial(_python_images, best))]
     remedy = (
         "Install bubblewrap (apt-get install bubblewrap), or use Linux 5.13 or newer with Landlock; in a container, "
         "allow user namespaces or Landlock in its seccomp profile; or set E2B_API_KEY."
     )
     return [*lines, Check(name="python tool", status="absent", detail="nothing here contains code", remedy=remedy)]
+
+
+def _python_images(backend: str) -> Check:
+    """Whether code gets images, and what it draws comes back."""
+    from metis_agent.tools.sandboxes import open_sandbox
+    from metis_agent.tools.sandboxes.pictures import InputImage
+
+    with open_sandbox(backend=cast("Backend", backend)) as sandbox, sandbox.open() as session:
+        execution = session.run(_DRAWS, timeout=60, images={"image_1": InputImage(source=_PIXEL)})
+    found, lacking = execution.stdout.split(), {"numpy", "PIL", "matplotlib"} - set(execution.stdout.split())
+    detail = f"code can use {', '.join(found) or 'the standard library'}"
+    if execution.images and not lacking:
+        return Check(name="python images", status="ok", detail=f"{detail}; images go in and come back")
+    why = "; ".join((*execution.notes, *(f"{name} is missing" for name in sorted(lacking))))
+    remedy = "pip install 'metis-agent[images]' numpy matplotlib"
+    return Check(name="python images", status="absent", detail=f"{detail}; {why}", remedy=remedy)
+
+
+_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+_DRAWS = """
+import importlib
+for name in ("numpy", "PIL", "matplotlib"):
+    try:
+        importlib.import_module(name)
+        print(name)
+    except ImportError:
+        pass
+image_1.rotate(90)
+"""
+
+
+def _images() -> Check:
+    from tempfile import TemporaryDirectory
+
+    from metis_agent.tools.images import load_image
+    from metis_agent.tools.search.image_folder import ImageFolder
+
+    with TemporaryDirectory() as folder:
+        image = load_image(_PIXEL)
+        image.save(os.path.join(folder, "pixel.png"))
+        found = ImageFolder.build(folder)
+        hits = [*found.search("pixel", 1), *found.similar(image, 1)]
+    if [hit.source for hit in hits] != ["pixel.png"] * 2:
+        return Check(name="image search", status="broken", detail="the index does not find its image")
+    return Check(name="image search", status="ok", detail="images are loaded, and found by words and by likeness")
+
+
+def _sandbox(report: BackendReport) -> Check:
+    name = f"sandbox {report.backend}"
+    if report.works:
+        return Check(name=name, status="ok", detail="contains code: the self-test's attacks failed")
+    detail = "; ".join(report.problems)
+    if _not_tried(report):
+        return Check(name=name, status="absent", detail=detail, remedy="Try it with: metis doctor --online")
+    if report.backend == "e2b" and os.environ.get("E2B_API_KEY"):
+        remedy = "Unset E2B_API_KEY to go without E2B; a sandbox of this machine is used meanwhile, if one works."
+        return Check(name=name, status="broken", detail=detail, remedy=remedy)
+    return Check(name=name, status="absent", detail=detail)
+
+
+def _not_tried(report: BackendReport) -> bool:
+    from metis_agent.tools.sandboxes.choose import NOT_TRIED
+
+    return NOT_TRIED in report.problems
 
 
 def _extra(name: str) -> Check:

@@ -24,7 +24,10 @@ def no_sandbox_trials(monkeypatch):
         BackendReport(backend="bubblewrap", works=False, problems=("not installed",)),
         BackendReport(backend="landlock", works=True),
     ]
-    monkeypatch.setattr(sandboxes, "diagnose", lambda: reports)
+    monkeypatch.setattr(sandboxes, "diagnose", lambda **_: reports)
+    monkeypatch.setattr(
+        module, "_python_images", lambda backend: Check(name="python images", status="ok", detail=backend)
+    )
 
 
 def run(*arguments):
@@ -49,6 +52,20 @@ def test_the_core_works_here(tmp_path):
     assert checks["sandbox bubblewrap"]["status"] == "absent"
     assert checks["python tool"]["detail"] == "runs code in landlock"
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_images_are_searched_and_drawn(tmp_path, monkeypatch):
+    assert by_name(examine(store=str(tmp_path)))["image search"].status == "ok"
+    monkeypatch.undo()
+    local = [report for report in sandboxes.diagnose() if report.works]
+    if not local:
+        pytest.skip("nothing contains code here")
+    check = module._python_images(local[0].backend)
+    assert (check.status, "images go in and come back" in check.detail) == ("ok", True)
+    monkeypatch.setattr(module, "_DRAWS", "print('numpy')")
+    check = module._python_images(local[0].backend)
+    assert (check.status, check.remedy) == ("absent", "pip install 'metis-agent[images]' numpy matplotlib")
+    assert "PIL is missing; matplotlib is missing" in check.detail
 
 
 def test_a_table_for_people(tmp_path):
@@ -90,14 +107,14 @@ def test_without_full_text_search(tmp_path, monkeypatch):
 
 def test_without_a_sandbox_the_agent_still_works(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sandboxes, "diagnose", lambda: [BackendReport(backend="landlock", works=False, problems=("old",))]
+        sandboxes, "diagnose", lambda **_: [BackendReport(backend="landlock", works=False, problems=("old",))]
     )
     checks = by_name(examine(store=str(tmp_path)))
     assert checks["python tool"].status == "absent"
     assert "bubblewrap" in checks["python tool"].remedy
     assert run("--store", str(tmp_path)).exit_code == 0
 
-    def breaks():
+    def breaks(**_):
         raise SandboxUnavailableError("worse")
 
     monkeypatch.setattr(sandboxes, "diagnose", breaks)
@@ -141,6 +158,8 @@ def test_the_network_is_only_used_when_asked(tmp_path, monkeypatch):
 
 
 def test_markup_in_a_finding_is_text(monkeypatch, tmp_path):
-    monkeypatch.setattr(sandboxes, "diagnose", lambda: [BackendReport(backend="x", works=False, problems=("[/nope]",))])
+    monkeypatch.setattr(
+        sandboxes, "diagnose", lambda **_: [BackendReport(backend="x", works=False, problems=("[/nope]",))]
+    )
     assert run("--store", str(tmp_path)).exit_code == 0
     assert os.listdir(tmp_path) == []

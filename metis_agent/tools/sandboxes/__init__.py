@@ -4,6 +4,7 @@
 - `choose`: `open_sandbox`, the first backend that passes `selftest`, real attempts to get out
 - `bubblewrap`: namespaces, a tmpfs for each session, Landlock, seccomp
 - `landlock`: Landlock and seccomp, without root and without anything installed
+- `e2b`: remote sandboxes at E2B, where a key is set
 - `unsafe`: a plain subprocess, behind a flag
 - `warm`: what the contained backends share, a warm template that forks sessions; below it `template`,
   `session`, `process`, `watch` and `machine` are the host's side, and `inside` is the other side
@@ -13,6 +14,7 @@
 from metis_agent.tools.sandboxes.base import Execution, ExecutionStatus, Sandbox, SandboxSession
 from metis_agent.tools.sandboxes.bubblewrap import BubblewrapSandbox
 from metis_agent.tools.sandboxes.choose import Backend, BackendReport, diagnose, open_sandbox
+from metis_agent.tools.sandboxes.e2b import E2BSandbox, E2BSession
 from metis_agent.tools.sandboxes.landlock import LandlockSandbox
 from metis_agent.tools.sandboxes.limits import SandboxLimits
 from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox, UnsafeSandboxWarning
@@ -21,6 +23,8 @@ __all__ = [
     "Backend",
     "BackendReport",
     "BubblewrapSandbox",
+    "E2BSandbox",
+    "E2BSession",
     "Execution",
     "ExecutionStatus",
     "LandlockSandbox",

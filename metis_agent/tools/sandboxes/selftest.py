@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 
 from metis_agent.tools.sandboxes.base import Sandbox
+from metis_agent.tools.sandboxes.e2b import E2BSandbox
 from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter
 
 __all__ = ["failures"]
@@ -39,6 +40,24 @@ for name, attempt in escapes.items():
 succeeded
 """
 
+# On a machine of its own code may start processes and fill the memory; but is it one?
+_REMOTE_ESCAPES = """
+import socket
+escapes = {{
+    "read a file of this machine": lambda: open({secret!r}).read(),
+    "wrote a file of this machine": lambda: open({secret!r}, "r+"),
+    "reached the internet": lambda: {internet} or socket.create_connection(("1.1.1.1", 443), timeout=1).close(),
+}}
+succeeded = []
+for name, attempt in escapes.items():
+    try:
+        if attempt() is not True:
+            succeeded.append(name)
+    except OSError:
+        pass
+succeeded
+"""
+
 _WORK = """
 import colorsys, os
 with open("note", "w") as note:
@@ -54,6 +73,7 @@ def failures(sandbox: Sandbox) -> list[str]:
         SandboxUnavailableError: it can't start.
         SandboxGoneError: it died under the test.
     """
+    remote = isinstance(sandbox, E2BSandbox)
     parent = tempfile.gettempdir() if everyone_may_enter(os.path.realpath(tempfile.gettempdir())) else "/tmp"
     with tempfile.TemporaryDirectory(prefix="metis-probe-", dir=parent) as folder, sandbox.open() as session:
         secret = os.path.join(folder, "secret")
@@ -66,12 +86,18 @@ def failures(sandbox: Sandbox) -> list[str]:
         work = session.run(_WORK)
         if work.result != "('kept', True)":
             wrong.append(f"ordinary code does not run in it: {work.traceback or work.reason or work.result}")
-        names: Mapping[str, object] = {"secret": secret, "host": os.getpid(), "memory": sandbox.limits.memory_mb}
-        escaped = session.run(_ESCAPES.format_map(names))
+        names: Mapping[str, object] = {
+            "secret": secret,
+            "host": os.getpid(),
+            "memory": sandbox.limits.memory_mb,
+            "internet": getattr(sandbox, "internet", False),
+        }
+        escaped = session.run((_REMOTE_ESCAPES if remote else _ESCAPES).format_map(names))
         if escaped.status != "ok":
             wrong.append(f"the attempts to escape did not run: {escaped.traceback or escaped.reason}")
         else:
             wrong += [f"code in it {name}" for name in ast.literal_eval(escaped.result or "[]")]
-        if session.run("while True: pass", timeout=_LOOP_SECONDS).status != "timeout":
+        # Of a remote one, the time is kept on this side.
+        if not remote and session.run("while True: pass", timeout=_LOOP_SECONDS).status != "timeout":
             wrong.append("an endless loop was not stopped")
         return wrong

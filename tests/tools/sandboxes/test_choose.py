@@ -61,9 +61,15 @@ def test_refused_with_reasons(bare_machine: None) -> None:
     with pytest.raises(SandboxUnavailableError) as caught:
         open_sandbox()
     message = str(caught.value)
-    for part in ("bubblewrap is not installed", "no Landlock", "apt-get install bubblewrap", "allow_unsafe=True"):
+    for part in (
+        "bubblewrap is not installed",
+        "no Landlock",
+        "apt-get install bubblewrap",
+        "E2B_API_KEY",
+        "allow_unsafe=True",
+    ):
         assert part in message
-    assert [report.works for report in diagnose()] == [False, False]
+    assert [report.works for report in diagnose()] == [False, False, False]
 
 
 def test_a_leaky_backend_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +105,7 @@ def test_unsafe_is_not_taken_where_something_contains(sandbox: Sandbox) -> None:
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(ConfigurationError, match=r"backend='docker'.*auto, bubblewrap, landlock, unsafe"):
+    with pytest.raises(ConfigurationError, match=r"backend='docker'.*auto, e2b, bubblewrap, landlock, unsafe"):
         open_sandbox(backend="docker")  # type: ignore[arg-type]
 
 

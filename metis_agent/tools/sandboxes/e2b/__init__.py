@@ -1,0 +1,19 @@
+"""The python tool's sandbox in E2B's cloud, or in one that speaks its protocol.
+
+- `sandbox`: `E2BSandbox`; imports the SDK only when one is made
+- `session`: a conversation's session: deadlines, and what became of a call
+- `attempt`: one attempt at a call, images included
+- `service`: makes, extends and kills remote sandboxes, in the background where nobody has to wait
+- `client`: the SDK's client, with its answers bounded and its errors sorted
+- `call`: what one call sent back, as an `Execution`; `pictures`: images in and out
+- `loop`: the event loop on which all of it runs
+
+What was tested, and what not: the tests run the real SDK (e2b-code-interpreter 2.11, e2b 2.63) against a small
+server on the same machine that speaks E2B's HTTP protocol and runs the code for real. E2B's own service was not
+reached, so nothing here is a statement about its speed or its faults beyond what the SDK's source shows.
+"""
+
+from metis_agent.tools.sandboxes.e2b.sandbox import E2BSandbox
+from metis_agent.tools.sandboxes.e2b.session import E2BSession
+
+__all__ = ["E2BSandbox", "E2BSession"]

@@ -1,0 +1,144 @@
+"""What one call sent back, as it comes, and the `Execution` that it makes.
+
+Everything in it was under the code's control: texts are cut, images are kept for the safe loader.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from metis_agent.tools.sandboxes.base import Execution, ExecutionStatus
+from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.pictures import ShownImage
+
+if TYPE_CHECKING:
+    from e2b_code_interpreter.models import ExecutionError, OutputMessage, Result
+
+__all__ = ["Call", "Exchange"]
+
+_END = b'"end_of_execution"'
+_TAIL = 64
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_KERNEL_ENDED = ("ContextRestarting", "UnexpectedEndOfExecution")
+"""What E2B's server reports, as an error without a traceback, when the process that runs the code ends."""
+
+
+@dataclass
+class Exchange:
+    """What was seen of an answer on its way."""
+
+    status: int | None = None
+    """The HTTP status; `None` while nothing has come."""
+    received: int = 0
+    """Bytes of the body so far."""
+    _tail: bytes = b""
+
+    def see(self, chunk: bytes) -> None:
+        """Count a piece of the body."""
+        self.received += len(chunk)
+        self._tail = (self._tail + chunk[-_TAIL:])[-_TAIL:]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the message came with which a whole answer ends."""
+        return _END in self._tail
+
+
+@dataclass
+class Text:
+    """The first bytes of a text that comes in pieces."""
+
+    capacity: int
+    _kept: bytearray = field(default_factory=bytearray)
+    dropped: bool = False
+
+    def add(self, piece: object) -> None:
+        """Add a piece, as far as there is room."""
+        if not isinstance(piece, str):
+            raise TypeError(f"a text is {type(piece).__name__}")
+        room = self.capacity - len(self._kept)
+        # No character takes less than a byte, so what is beyond need not be encoded.
+        encoded = piece[: room + 1].encode("utf-8", "replace")
+        self._kept += encoded[:room]
+        self.dropped |= len(encoded) > room
+
+    def __str__(self) -> str:
+        return self._kept.decode("utf-8", "ignore")
+
+
+class Call:
+    """One call. Its `on_...` are the SDK's callbacks."""
+
+    def __init__(self, limits: SandboxLimits) -> None:
+        self.exchange = Exchange()
+        self.encoded: list[str] = []
+        """Images that the code showed, in base64."""
+        self.images: tuple[ShownImage, ...] = ()
+        self.notes: list[str] = []
+        self.loading = ""
+        """The image that is being loaded for it."""
+        self.kernel_ended = False
+        self._began = time.monotonic()
+        self._limits = limits
+        self._stdout, self._stderr = Text(limits.output_bytes), Text(limits.output_bytes)
+        self._result: Text | None = None
+        self._error: str | None = None
+        self._error_cut = False
+
+    def on_stdout(self, message: OutputMessage) -> None:
+        """A piece of stdout came."""
+        self._stdout.add(message.line)
+
+    def on_stderr(self, message: OutputMessage) -> None:
+        """A piece of stderr came."""
+        self._stderr.add(message.line)
+
+    def on_result(self, result: Result) -> None:
+        """Something was displayed, or the value of the last expression came."""
+        image = result.png or result.jpeg
+        if image:
+            if not isinstance(image, str):
+                raise TypeError(f"an image is {type(image).__name__}")
+            self.encoded.append(image)
+        elif result.text is not None and result.is_main_result:
+            self._result = Text(self._limits.output_bytes)
+            self._result.add(result.text)
+        elif result.text is not None:
+            self._stdout.add(result.text)
+            self._stdout.add("\n")
+
+    def on_error(self, error: ExecutionError) -> None:
+        """The code ended with an exception, or with its process."""
+        if error.name in _KERNEL_ENDED and not error.traceback:
+            self.kernel_ended = True
+            return
+        self.fail(_COLOURS.sub("", str(error.traceback or "")) or f"{error.name}: {error.value}")
+
+    def fail(self, traceback: str) -> None:
+        """The code failed, or could not be started."""
+        encoded = traceback.encode("utf-8", "replace")
+        # The end says what went wrong.
+        kept = encoded[-self._limits.output_bytes :]
+        self._error, self._error_cut = kept.decode("utf-8", "ignore"), len(kept) < len(encoded)
+
+    def execution(self, status: ExecutionStatus | None = None, reason: str = "") -> Execution:
+        """What became of it; without a status, `ok` or `error` by what came."""
+        error = self._error if status is None else None
+        return Execution(
+            status=status or ("error" if error is not None else "ok"),
+            stdout=str(self._stdout),
+            stderr=str(self._stderr),
+            traceback=error or "",
+            result=None if self._result is None else str(self._result),
+            images=self.images,
+            notes=tuple(self.notes),
+            reason=reason,
+            seconds=time.monotonic() - self._began,
+            truncated=self._stdout.dropped
+            or self._stderr.dropped
+            or self._error_cut
+            or (self._result is not None and self._result.dropped),
+        )
