@@ -9,30 +9,45 @@ Example:
     ```
 """
 
+from typing import TYPE_CHECKING, Any
+
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.budget import Budget
 from metis_agent.errors import MetisError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
+from metis_agent.gates.confidence import DraftConfidenceGate
+from metis_agent.gates.decision import DecisionModelGate
+from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.wrappers import ExploringGate, ShadowGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
 
+if TYPE_CHECKING:
+    from metis_agent.middleware import MetisGateMiddleware
+
 __all__ = [
     "AlwaysGate",
     "Budget",
+    "DecisionModelGate",
+    "DraftConfidenceGate",
+    "ExploringGate",
     "Gate",
     "GateDecision",
     "GateRequest",
     "MetisAgent",
     "MetisError",
+    "MetisGateMiddleware",
     "ModelGate",
     "NeverGate",
+    "PolicyGate",
     "PythonTool",
     "Question",
     "Recorder",
+    "ShadowGate",
     "TextSearchTool",
     "ToolOutcome",
     "Trajectory",
@@ -42,3 +57,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs an extra when it is asked for."""
+    if name == "MetisGateMiddleware":
+        from metis_agent.middleware import MetisGateMiddleware
+
+        return MetisGateMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

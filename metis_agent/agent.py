@@ -7,6 +7,7 @@ returns is a `CompiledStateGraph` in every respect: streams, checkpointers, inte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.language_models import BaseChatModel
@@ -15,6 +16,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.tools import tool as as_tool
 from langgraph.cache.base import BaseCache
+from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer, GraphOutput
@@ -77,6 +79,16 @@ class MetisAgent(_Graph):
             return await super().ainvoke(input, config, stream_mode=stream_mode, version=version, **keywords)
         return _as_v1(await super().ainvoke(input, config, version="v2", **keywords))
 
+    def with_gate(self, gate: Gate | SupportsDecide) -> MetisAgent:
+        """The same model, tools and budget behind another gate, for rollouts and trials.
+
+        It records nothing and keeps no threads: recorder, checkpointer and interrupts are left behind.
+        """
+        setup = replace(self._setup, gate=as_gate(gate), recorder=None, record_calls=True)
+        schemas = self.builder.state_schema, self.builder.context_schema
+        graph = build_graph(setup, state_schema=schemas[0], context_schema=schemas[1])
+        return _compiled(setup, graph, store=self.store, cache=self.cache, name=self.name)
+
     @property
     def gate(self) -> Gate:
         """What decides at every step."""
@@ -107,6 +119,7 @@ def create_metis_agent(
     budget: Budget | None = None,
     recorder: Recorder | None = None,
     tool_timeout: float | None = 60.0,
+    gate_timeout: float | None = None,
     block_message: str = DEFAULT_BLOCK_MESSAGE,
     record_calls: bool | None = None,
     system_prompt: str | SystemMessage | None = None,
@@ -130,6 +143,8 @@ def create_metis_agent(
         budget: what one turn may spend; by default 8 tool calls.
         recorder: writes every turn to a trajectory store, in a node of its own.
         tool_timeout: seconds that a tool call may take; `None` for no limit.
+        gate_timeout: seconds that a decision may take, a draft not counted; after that, as after any failure of
+            the gate, the model decides and the decision's reason says so. `None` for no limit.
         block_message: what the model reads instead of the result of a call that was not run; a format
             string with the fields `{tool}` and `{reason}`.
         record_calls: keep each turn's model calls in `calls`; by default where there is a recorder, or where
@@ -163,10 +178,11 @@ def create_metis_agent(
     budget = budget or Budget()
     budget.check_tools(by_name)
     _check_block_message(block_message)
-    if tool_timeout is not None and not 0 < tool_timeout < float("inf"):
-        raise ConfigurationError(
-            f"tool_timeout is {tool_timeout!r}; it must be a positive number of seconds, or None for no limit."
-        )
+    for option, seconds in (("tool_timeout", tool_timeout), ("gate_timeout", gate_timeout)):
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise ConfigurationError(
+                f"{option} is {seconds!r}; it must be a positive number of seconds, or None for no limit."
+            )
     setup = Setup(
         models=Bindings(_chat_model(model), list(by_name.values())),
         gate=ModelGate() if gate is None else as_gate(gate),
@@ -176,13 +192,16 @@ def create_metis_agent(
         budget=budget,
         block_message=block_message,
         tool_timeout=tool_timeout,
+        gate_timeout=gate_timeout,
         system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
         name=name,
         recorder=recorder,
         record_calls=True if recorder is not None and record_calls is None else record_calls,
         returns_directly=any(tool.return_direct for tool in by_name.values()),
     )
-    graph = build_graph(setup, state_schema=state_schema, context_schema=context_schema).compile(
+    return _compiled(
+        setup,
+        build_graph(setup, state_schema=state_schema, context_schema=context_schema),
         checkpointer=checkpointer,
         store=store,
         interrupt_before=interrupt_before,
@@ -191,8 +210,12 @@ def create_metis_agent(
         name=name,
         cache=cache,
     )
-    parts = {key: value for key, value in vars(graph).items() if key != "__orig_class__"}
-    parts["config"] = {"recursion_limit": budget.max_steps}
+
+
+def _compiled(setup: Setup, graph: StateGraph[Any, Any, Any, Any], **options: Any) -> MetisAgent:
+    compiled = graph.compile(**options)
+    parts = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
+    parts["config"] = {"recursion_limit": setup.budget.max_steps}
     return MetisAgent(metis=setup, **parts)
 
 

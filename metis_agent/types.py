@@ -44,7 +44,7 @@ Branch = Literal["free", "direct", "tool"]
 
 OutcomeStatus = Literal["ok", "error", "timeout", "blocked", "repeated"]
 TrajectoryStatus = Literal["finished", "failed"]
-VerifierName = Literal["exact", "numeric", "choice"]
+VerifierName = Literal["exact", "numeric", "choice", "math", "judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,10 @@ class GateDecision:
     version: str = ""
     reason: str = ""
     seconds: float = 0.0
+    propensity: float | None = None
+    """Probability with which this decision was made, where a gate explores at random."""
+    shadow: Mapping[str, Any] | None = None
+    """What a gate that only watched would have decided: the fields of its decision, or its `error`."""
 
     @property
     def direct(self) -> bool:

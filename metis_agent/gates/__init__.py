@@ -2,14 +2,28 @@
 
 from metis_agent.gates.base import Gate, SupportsDecide, allows, as_gate
 from metis_agent.gates.baselines import AlwaysGate, BranchGate, ModelGate, NeverGate
+from metis_agent.gates.confidence import DraftConfidenceGate
+from metis_agent.gates.decision import DecisionModelGate
+from metis_agent.gates.decision_model import as_decision_model
+from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.shadow_report import ShadowReport, shadow_report
+from metis_agent.gates.wrappers import ExploringGate, ShadowGate
 
 __all__ = [
     "AlwaysGate",
     "BranchGate",
+    "DecisionModelGate",
+    "DraftConfidenceGate",
+    "ExploringGate",
     "Gate",
     "ModelGate",
     "NeverGate",
+    "PolicyGate",
+    "ShadowGate",
+    "ShadowReport",
     "SupportsDecide",
     "allows",
+    "as_decision_model",
     "as_gate",
+    "shadow_report",
 ]

@@ -8,16 +8,21 @@ your own overrides `estimate` (or `aestimate`) and leaves the threshold to this 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from metis_agent.errors import ConfigurationError, GateError
-from metis_agent.types import GateDecision, GateRequest
+from langchain_core.messages import BaseMessage
 
-__all__ = ["Gate", "SupportsDecide", "allows", "as_gate"]
+from metis_agent.deadline import arun_in_thread
+from metis_agent.errors import ConfigurationError, GateError
+from metis_agent.types import GateDecision, GateRequest, ToolOutcome, ToolSpec
+
+__all__ = ["Gate", "SupportsDecide", "allows", "as_gate", "offered_only"]
 
 _R = TypeVar("_R")
 
@@ -57,6 +62,9 @@ class Gate:
     required: bool = False
     name: str = ""
     version: str = ""
+    wants_draft: bool = False
+    """True where requests should bring a direct draft. It costs a model call, which is the answer where the gate
+    then decides to answer."""
 
     def __init__(self, *, threshold: float = 0.5, required: bool = False, name: str = "", version: str = "") -> None:
         if not 0 <= threshold <= 1:
@@ -65,6 +73,20 @@ class Gate:
         self.required = required
         self.name = name or type(self).__name__
         self.version = version
+
+    def check_tools(self, tools: Sequence[ToolSpec]) -> None:
+        """Called when an agent is made: raise `ConfigurationError` where the gate can't decide on its tools."""
+
+    def after_turn(
+        self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
+    ) -> None:
+        """Called when a turn has been answered, for gates that keep count; from several threads at once.
+
+        Args:
+            messages: the conversation, the answer last.
+            decisions: the turn's.
+            outcomes: the turn's.
+        """
 
     def estimate(self, request: GateRequest) -> Mapping[str, float]:
         """Probability that each tool of the request is worth calling now, by name; one left out counts as 0."""
@@ -94,11 +116,11 @@ class Gate:
             GateError: an estimate is not a probability.
         """
         if self._overrides("decide"):
-            return await asyncio.to_thread(self.decide, request)
+            return await arun_in_thread(self.decide, request)
         started = time.perf_counter()
         if self._overrides("aestimate"):
             return self._apply_threshold(request, await self.aestimate(request), started)
-        estimate = await asyncio.to_thread(self.estimate, request)
+        estimate = await arun_in_thread(self.estimate, request)
         return self._apply_threshold(request, estimate, started)
 
     def _overrides(self, method: str) -> bool:
@@ -137,6 +159,36 @@ def as_gate(candidate: object) -> Gate:
     )
 
 
+def offered_only(decision: GateDecision, request: GateRequest) -> GateDecision:
+    """The decision without tools that were not on offer, in the order of the offer, and in plain values.
+
+    Whoever enforces decisions passes them through here first: a gate may be anybody's code.
+
+    Raises:
+        GateError: it is no `GateDecision`, or holds what none can.
+    """
+    if not isinstance(decision, GateDecision):
+        raise GateError(f"it decided {decision!r}, which is no GateDecision")
+    chosen, estimates = decision.allowed, decision.probabilities
+    if isinstance(chosen, str) or not isinstance(chosen, Collection):
+        raise GateError(f"it allowed {chosen!r}; that must be a tuple of tool names")
+    if not (isinstance(decision.seconds, int | float) and 0 <= decision.seconds < math.inf):
+        raise GateError(f"it took {decision.seconds!r} seconds; that must be a finite number of at least 0")
+    if not (isinstance(decision.reason, str) and isinstance(decision.gate, str) and isinstance(decision.version, str)):
+        raise GateError(f"its decision {decision!r} has a gate, version or reason that is no text")
+    allowed = tuple([tool.name for tool in request.tools if tool.name in chosen])
+    if allowed == chosen and estimates is None:
+        return decision
+    if not (estimates is None or isinstance(estimates, Mapping)):
+        raise GateError(f"its probabilities are {estimates!r}; they must map tool names to numbers in [0, 1]")
+    return replace(
+        decision,
+        allowed=allowed,
+        required=bool(decision.required and allowed),
+        probabilities=None if estimates is None else {name: _probability(p, name) for name, p in estimates.items()},
+    )
+
+
 class _Adapted(Gate):
     """Somebody else's object in a gate's place."""
 
@@ -146,6 +198,12 @@ class _Adapted(Gate):
             version=str(getattr(candidate, "version", "")),
         )
         self._candidate = candidate
+        self.wants_draft = bool(getattr(candidate, "wants_draft", False))
+
+    def check_tools(self, tools: Sequence[ToolSpec]) -> None:
+        check = getattr(self._candidate, "check_tools", None)
+        if check is not None:
+            check(tools)
 
     def decide(self, request: GateRequest) -> GateDecision:
         decide: Callable[[GateRequest], GateDecision] | None = getattr(self._candidate, "decide", None)
@@ -154,7 +212,7 @@ class _Adapted(Gate):
     async def adecide(self, request: GateRequest) -> GateDecision:
         adecide = getattr(self._candidate, "adecide", None)
         if adecide is None:
-            return await asyncio.to_thread(self.decide, request)
+            return await arun_in_thread(self.decide, request)
         decision: GateDecision = await adecide(request)
         return decision
 

@@ -53,20 +53,29 @@ class AlwaysGate(_InstantGate):
 class BranchGate(_InstantGate):
     """How a rollout starts: "free" as `ModelGate`, "direct" as `NeverGate`, "tool" as `AlwaysGate`.
 
+    With a `tool`, branch "tool" is that one's, decided as a trained gate decides: it alone is allowed in the whole
+    turn, and has to be called at its first step.
+
     Source: stratified groups, which keep both branches in every group of rollouts.
 
     Raises:
-        ConfigurationError: another branch.
+        ConfigurationError: another branch, or a tool in a branch without one.
     """
 
-    def __init__(self, branch: Branch, *, version: str = "") -> None:
-        super().__init__(name=f"branch:{branch}", version=version)
+    def __init__(self, branch: Branch, *, tool: str = "", version: str = "") -> None:
+        super().__init__(name=f"branch:{branch}" + (f":{tool}" if tool else ""), version=version)
         gates = {"free": ModelGate, "direct": NeverGate, "tool": AlwaysGate}
         if branch not in gates:
             raise ConfigurationError(f"The branch is {branch!r}; it must be one of {sorted(gates)}.")
-        self.branch = branch
+        if tool and branch != "tool":
+            raise ConfigurationError(f"The branch is {branch!r} and the tool {tool!r}; only branch 'tool' has one.")
+        self.branch, self.tool = branch, tool
         self._gate: _InstantGate = gates[branch](name=self.name, version=version)
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide as this branch's baseline does."""
-        return self._gate.decide(request)
+        if not self.tool:
+            return self._gate.decide(request)
+        allowed = tuple([tool.name for tool in request.tools if tool.name == self.tool])
+        required = bool(allowed) and is_first_step(turn_of(request.messages))
+        return GateDecision(allowed=allowed, required=required, gate=self.name, version=self.version)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeGuard
 
 from langchain_core.messages import AIMessage, AnyMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
 from langchain_core.tools import BaseTool
+from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
 
@@ -18,24 +20,32 @@ __all__ = ["Bindings", "BoundModel"]
 class BoundModel:
     """A chat model with what it was bound to."""
 
-    __slots__ = ("_keywords", "_model")
+    __slots__ = ("_config", "_keywords", "_model")
 
     def __init__(self, model: Runnable[Any, Any]) -> None:
         self._model = model
         self._keywords: Mapping[str, Any] = {}
+        self._config: RunnableConfig | None = None
         # A binding that holds keywords only does nothing but merge empty configs: 4% of a direct turn.
         if _only_adds_keywords(model):
             self._model, self._keywords = model.bound, model.kwargs
 
     def invoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
         """Ask the model; callbacks and configuration come from the running graph."""
-        reply: AIMessage = self._model.invoke(messages, **self._keywords)
+        reply: AIMessage = self._model.invoke(messages, self._config, **self._keywords)
         return reply
 
     async def ainvoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
         """Ask the model without blocking the event loop."""
-        reply: AIMessage = await self._model.ainvoke(messages, **self._keywords)
+        reply: AIMessage = await self._model.ainvoke(messages, self._config, **self._keywords)
         return reply
+
+    def unseen(self, **keywords: Any) -> BoundModel:
+        """The same with further keywords, and with its tokens kept out of `messages` streams."""
+        twin = BoundModel(self._model)
+        twin._keywords = {**self._keywords, **keywords}
+        twin._config = RunnableConfig(tags=[TAG_NOSTREAM])
+        return twin
 
 
 def _only_adds_keywords(model: Runnable[Any, Any]) -> TypeGuard[RunnableBinding[Any, Any]]:
@@ -70,6 +80,15 @@ class Bindings:
             self.acting(tuple(self._tools), required=False)
             if getattr(model, "offers_tools_when_direct", False):
                 self.answering = self._bind(list(self._tools.values()), "none")
+
+    @cached_property
+    def drafting(self) -> BoundModel:
+        """The model as it answers, for a draft: with log-probabilities where it has a `logprobs` setting.
+
+        A model that has the setting but can't give them is made with `logprobs=False`; that is left as it is.
+        """
+        asks = getattr(self._model, "logprobs", True) is None
+        return self.answering.unseen(**{"logprobs": True} if asks else {})
 
     def acting(self, allowed: tuple[str, ...], *, required: bool) -> BoundModel:
         """The model with these tools; where `required`, it must call one."""

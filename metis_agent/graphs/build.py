@@ -29,11 +29,12 @@ def build_graph(
     state, input_, output = schemas_with(state_schema)
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(state, context_schema, input_schema=input_, output_schema=output)
     finish = setup.finish
+    ends_turn = setup.returns_directly or (setup.gate.wants_draft and bool(setup.tools))
     graph.add_node(
         "gate",
         GateNode(setup),
         input_schema=MetisState,
-        destinations=("answer", *(("act",) if setup.tools else ()), *((finish,) if setup.returns_directly else ())),
+        destinations=("answer", *(("act",) if setup.tools else ()), *((finish,) if ends_turn else ())),
     )
     graph.add_node("answer", AnswerNode(setup), input_schema=MetisState, destinations=(finish,))
     graph.add_edge(START, "gate")

@@ -79,6 +79,9 @@ class _AskingNode(Runnable[Mapping[str, Any], Command[Any]]):
             message = notes.strip((yield self._setup.models.answering, prompt))
         if not has_answer(message):
             message = fallback_answer(message, reason, state["outcomes"])
+        if self._setup.watched:
+            outcomes = [*state["outcomes"], *notes.outcomes]
+            self._setup.turn_ended([*state["messages"], message], state["decisions"], outcomes)
         yield Command(update=notes.update([message], last=True), goto=self._setup.finish)
 
 

@@ -30,6 +30,11 @@ class Notes:
         self.outcomes: list[ToolOutcome] = []
 
     @property
+    def calls(self) -> list[ModelCall]:
+        """The model calls, where they are kept."""
+        return self._calls
+
+    @property
     def seconds(self) -> float:
         """Time that model and tools have been at work in this turn."""
         seconds: float = self._state.get("seconds", 0.0) + time.perf_counter() - self._started

@@ -16,7 +16,7 @@ from metis_agent.gates.base import Gate
 from metis_agent.graphs.bindings import Bindings
 from metis_agent.graphs.orphans import with_all_results
 from metis_agent.recording.recorder import Recorder
-from metis_agent.types import Branch, Spending, ToolSpec
+from metis_agent.types import Branch, GateDecision, Spending, ToolOutcome, ToolSpec
 
 __all__ = ["Setup"]
 
@@ -45,6 +45,11 @@ class Setup:
     """Keep model calls in state; `None`: where there is a recorder, or the model leaves token records."""
     returns_directly: bool = False
     """True where any tool's result ends the turn."""
+    gate_timeout: float | None = None
+    """Seconds."""
+
+    def __post_init__(self) -> None:
+        self.gate.check_tools(self.specs)
 
     @property
     def finish(self) -> str:
@@ -65,6 +70,20 @@ class Setup:
         return tuple(
             [spec for spec in self.specs if not self.budget.refuses(spec.name, self.terms[spec.name].cost, spending)]
         )
+
+    @property
+    def watched(self) -> bool:
+        """True where the gate wants to know how turns ended."""
+        return type(self.gate).after_turn is not Gate.after_turn
+
+    def turn_ended(
+        self, messages: Sequence[AnyMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
+    ) -> None:
+        """Tell a gate that keeps count; whatever becomes of that, the turn has ended."""
+        try:
+            self.gate.after_turn(messages, decisions, outcomes)
+        except Exception:
+            logger.exception("Gate %s could not take note of a turn", self.gate.name)
 
     def record_failure(self, state: Mapping[str, Any], error: Exception) -> None:
         """Store what there is of a turn that `error` ends; the caller raises that error, whatever happens here."""

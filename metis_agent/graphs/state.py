@@ -40,6 +40,8 @@ class MetisState(MetisOutput):
     seconds: float
     """Time that model and tools have been at work in this turn: of parallel tools, the slowest. Summed over the
     nodes, so that waiting at an interrupt is not counted."""
+    drafted: dict[str, Any] | None
+    """The turn's direct draft, where the gate has asked for one, in plain values."""
 
 
 def schemas_with(extra: type[Any] | None) -> tuple[type[Any], type[Any], type[Any]]:

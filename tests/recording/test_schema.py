@@ -40,6 +40,8 @@ decisions = st.builds(
     version=texts,
     reason=texts,
     seconds=seconds,
+    propensity=st.none() | st.floats(0, 1),
+    shadow=st.none() | objects,
 )
 outcomes = st.builds(
     ToolOutcome,
