@@ -1,0 +1,197 @@
+"""Properties that hold for any model, however it behaves: thousands of generated behaviours."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel
+
+from metis_agent.budget import Budget
+from metis_agent.gates import Gate
+from metis_agent.types import GateDecision
+from tests.fakes import call, calling, model
+from tests.middleware.helpers import gated
+
+NAMES = ("a", "b", "c")
+BUDGETS = (
+    Budget(calls=0),
+    Budget(calls=2),
+    Budget(calls=4, calls_per_tool={"a": 1, "b": 0}),
+    Budget(calls=4, cost=0.5),
+    Budget(),
+)
+
+
+class Verdict(BaseModel):
+    """The answer."""
+
+    text: str
+
+
+sound = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(NAMES),
+        "args": st.fixed_dictionaries({"x": st.integers(0, 2)}),
+        "id": st.integers(0, 10**6).map(str),
+    }
+)
+broken = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from([*NAMES, "unknown", "", None]),
+        "args": st.sampled_from([{"x": 1}, {}, {"x": "not a number"}, "x=1", None, 5, ["x"]]),
+        "id": st.sampled_from(["1", "2", "", None]),
+    }
+)
+unparsed = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from([*NAMES, None]),
+        "args": st.sampled_from(['{"x": ', None]),
+        "id": st.sampled_from(["1", "5", None]),
+        "error": st.sampled_from(["cut short", None]),
+    }
+)
+
+
+@st.composite
+def replies(draw):
+    message = AIMessage(draw(st.sampled_from(["", " ", "text"])))
+    message.tool_calls = draw(st.lists(st.one_of(sound, sound, sound, broken), max_size=4))
+    message.invalid_tool_calls = draw(st.one_of(st.just([]), st.just([]), st.lists(unparsed, max_size=2)))
+    return message
+
+
+allowed_sets = st.one_of(st.just(NAMES), st.lists(st.sampled_from(NAMES), unique=True).map(tuple))
+decisions = st.lists(st.tuples(allowed_sets, st.booleans()), min_size=1, max_size=3)
+
+
+class Scripted(Gate):
+    """Decides by a script, the last decision for ever after."""
+
+    def __init__(self):
+        super().__init__()
+        self.script, self.asked = [((), False)], 0
+
+    def decide(self, request):
+        allowed, required = self.script[min(self.asked, len(self.script) - 1)]
+        self.asked += 1
+        return GateDecision(allowed=allowed, required=required, gate="scripted")
+
+
+class Bench:
+    """One agent for all examples of a budget: compiling a graph anew would take most of the time."""
+
+    def __init__(self, budget, **agent):
+        self.budget, self.ran, self.gate, self.chat = budget, [], Scripted(), model("done")
+        self.agent = gated(self.chat, self.make_tools(), self.gate, budget=budget, agent=agent)
+
+    def make_tools(self):
+        def make(name):
+            @tool(name)
+            def one(x: int) -> str:
+                """Do it."""
+                self.ran.append(name)
+                return f"{name}{x}"
+
+            one.metadata = {"cost": 0.25, "repeatable": name == "c"}
+            return one
+
+        return [make(name) for name in NAMES]
+
+    def run(self, flavour, script, decided):
+        self.ran.clear()
+        self.chat.asked.clear()
+        self.chat.script[:] = script
+        self.gate.script, self.gate.asked = decided, 0
+        question, config = {"messages": [HumanMessage("q")]}, {"recursion_limit": 40}
+        if flavour == "sync":
+            return self.agent.invoke(question, config)
+        return asyncio.run(self.agent.ainvoke(question, config))
+
+
+def calls_of(messages):
+    return [c for m in messages if isinstance(m, AIMessage) for c in [*m.tool_calls, *m.invalid_tool_calls]]
+
+
+def check(bench, state):
+    asked = [c["id"] for c in calls_of(state["messages"])]
+    results = [m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)]
+    assert sorted(asked) == sorted(results)
+    assert len(set(asked)) == len(asked)
+
+    # Nothing ran that the decision of its reply did not allow. A tool-less last reply decides for itself.
+    executed = [outcome for outcome in state["outcomes"] if outcome.executed]
+    assert len(bench.ran) <= len(executed) <= bench.budget.calls
+    said = [m for m in state["messages"] if isinstance(m, AIMessage)]
+    for decision, reply in zip(state["decisions"], said, strict=True):
+        ids = {c["id"] for c in reply.tool_calls}
+        assert {outcome.tool for outcome in executed if outcome.call_id in ids} <= set(decision.allowed)
+    for name, limit in (bench.budget.calls_per_tool or {}).items():
+        assert bench.ran.count(name) <= limit
+    if bench.budget.cost is not None:
+        assert sum(outcome.cost for outcome in executed) <= bench.budget.cost + 1e-9
+
+    # Nothing ran twice that is not repeatable.
+    keys = [(outcome.tool, str(outcome.arguments)) for outcome in executed if outcome.tool != "c"]
+    assert len(set(keys)) == len(keys)
+
+    # No prompt held a call without its result.
+    for prompt in bench.chat.asked:
+        shown = {m.tool_call_id for m in prompt.messages if isinstance(m, ToolMessage)}
+        assert {c["id"] for c in calls_of(prompt.messages)} <= shown
+
+
+PLACES = range(len(BUDGETS))
+
+
+@pytest.fixture(scope="module")
+def benches():
+    return [Bench(budget) for budget in BUDGETS]
+
+
+@pytest.fixture(scope="module")
+def structured_benches():
+    return [Bench(budget, response_format=ToolStrategy(Verdict)) for budget in BUDGETS]
+
+
+# 1,800 scripts of up to five replies, in parts that stay far from the time limit of a test on a busy machine.
+@pytest.mark.parametrize(("flavour", "examples"), [("sync", 300), ("async", 60)])
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_the_model_does(benches, place, flavour, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(script=st.lists(replies(), min_size=1, max_size=5), decided=decisions)
+    def holds(script, decided):
+        state = benches[place].run(flavour, script, decided)
+        check(benches[place], state)
+        final = state["messages"][-1]
+        assert isinstance(final, AIMessage)
+        assert final.text.strip()
+        assert not final.tool_calls
+        assert not final.invalid_tool_calls
+
+    holds()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_structured_answer_comes_whatever_else_the_model_calls(structured_benches, place):
+    @settings(max_examples=40, deadline=None)
+    @given(
+        script=st.lists(st.lists(sound, max_size=3), max_size=4),
+        together=st.lists(sound, max_size=2),
+        decided=decisions,
+    )
+    def holds(script, together, decided):
+        final = calling(*({**c, "type": "tool_call"} for c in together), call("Verdict", id="verdict", text="yes"))
+        bench = structured_benches[place]
+        state = bench.run("sync", [*(AIMessage("", tool_calls=calls) for calls in script if calls), final], decided)
+        check(bench, state)
+        # A round that leads nowhere ends the turn, and such a model may waste its last reply.
+        if any(c["name"] == "Verdict" for c in calls_of(state["messages"])):
+            assert state["structured_response"] == Verdict(text="yes")
+        else:
+            assert state["messages"][-1].text.strip()
+
+    holds()
