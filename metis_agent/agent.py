@@ -27,7 +27,7 @@ from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.baselines import ModelGate
 from metis_agent.graphs.bindings import Bindings
 from metis_agent.graphs.build import NODES, build_graph
-from metis_agent.graphs.setup import Setup
+from metis_agent.graphs.setup import Setup, check_block_message, check_seconds
 from metis_agent.graphs.state import MetisState
 from metis_agent.recording.recorder import Recorder
 from metis_agent.types import ToolSpec
@@ -177,12 +177,9 @@ def create_metis_agent(
     by_name = _by_name(tools or ())
     budget = budget or Budget()
     budget.check_tools(by_name)
-    _check_block_message(block_message)
-    for option, seconds in (("tool_timeout", tool_timeout), ("gate_timeout", gate_timeout)):
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise ConfigurationError(
-                f"{option} is {seconds!r}; it must be a positive number of seconds, or None for no limit."
-            )
+    check_block_message(block_message)
+    check_seconds("tool_timeout", tool_timeout)
+    check_seconds("gate_timeout", gate_timeout)
     setup = Setup(
         models=Bindings(_chat_model(model), list(by_name.values())),
         gate=ModelGate() if gate is None else as_gate(gate),
@@ -261,12 +258,3 @@ def _chat_model(model: str | BaseChatModel) -> Runnable[Any, Any]:
         ) from error
     named: Runnable[Any, Any] = init_chat_model(model)
     return named
-
-
-def _check_block_message(template: str) -> None:
-    try:
-        template.format(tool="", reason="")
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigurationError(
-            f"block_message is {template!r}; it must be a format string with no fields but {{tool}} and {{reason}}."
-        ) from error

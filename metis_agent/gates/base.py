@@ -147,6 +147,10 @@ def as_gate(candidate: object) -> Gate:
     Raises:
         ConfigurationError: it implements neither a decision nor an estimate.
     """
+    if isinstance(candidate, type):
+        raise ConfigurationError(
+            f"The gate is the class {candidate.__name__}; pass an instance: {candidate.__name__}()."
+        )
     if isinstance(candidate, Gate):
         # Without this, a gate with nothing of its own would fail at every decision, and quietly.
         if any(candidate._overrides(name) for name in ("decide", "adecide", "estimate", "aestimate")):

@@ -6,7 +6,6 @@ decision is its own, and says so.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,21 +13,16 @@ from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
-from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
-from metis_agent.deadline import DeadlineError, arun_within, run_within
-from metis_agent.gates.base import offered_only
-from metis_agent.gates.baselines import ModelGate
+from metis_agent.gates.asking import adecided, decided
 from metis_agent.graphs.drafts import adrafted, drafted
 from metis_agent.graphs.gate_step import Step
 from metis_agent.graphs.records import as_dict
 from metis_agent.graphs.setup import Setup
-from metis_agent.types import GateDecision, GateRequest
+from metis_agent.types import GateDecision
 
 __all__ = ["GateNode"]
-
-logger = logging.getLogger(__name__)
 
 _NOTABLE_SECONDS = 1e-3
 
@@ -39,7 +33,6 @@ class GateNode(Runnable[Mapping[str, Any], Command[Any]]):
     def __init__(self, setup: Setup) -> None:
         self.name = "gate"
         self._setup = setup
-        self._model_gate = ModelGate()
 
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step."""
@@ -50,14 +43,7 @@ class GateNode(Runnable[Mapping[str, Any], Command[Any]]):
         if decision is None:
             if step.wants_draft:
                 step.take(drafted(self._setup, input))
-            gate, limit = self._setup.gate, self._setup.gate_timeout
-            try:
-                decision = gate.decide(step.request) if limit is None else run_within(limit, gate.decide, step.request)
-                decision = offered_only(decision, step.request)
-            except GraphBubbleUp:
-                raise
-            except Exception as error:
-                decision = self._fall_back(step.request, error)
+            decision = decided(self._setup.gate, step.request, self._setup.gate_timeout)
         return self._conclude(step, decision)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
@@ -69,25 +55,8 @@ class GateNode(Runnable[Mapping[str, Any], Command[Any]]):
         if decision is None:
             if step.wants_draft:
                 step.take(await adrafted(self._setup, input))
-            gate, limit = self._setup.gate, self._setup.gate_timeout
-            try:
-                deciding = gate.adecide(step.request)
-                decision = await (deciding if limit is None else arun_within(limit, deciding))
-                decision = offered_only(decision, step.request)
-            except GraphBubbleUp:
-                raise
-            except Exception as error:
-                decision = self._fall_back(step.request, error)
+            decision = await adecided(self._setup.gate, step.request, self._setup.gate_timeout)
         return self._conclude(step, decision)
-
-    def _fall_back(self, request: GateRequest, error: Exception) -> GateDecision:
-        name = self._setup.gate.name or type(self._setup.gate).__name__
-        what = f"the gate failed with {type(error).__name__}: {error}"
-        if isinstance(error, DeadlineError):
-            what = f"the gate did not decide within {self._setup.gate_timeout:g} seconds"
-        reason = f"{what}; the model decides"
-        logger.warning("Gate %s: %s", name, reason)
-        return replace(self._model_gate.decide(request), gate=name, version=self._setup.gate.version, reason=reason)
 
     def _conclude(self, step: Step, decision: GateDecision) -> Command[Any]:
         if not decision.seconds and (seconds := time.perf_counter() - step.started) > _NOTABLE_SECONDS:

@@ -12,13 +12,14 @@ from langchain_core.tools import BaseTool
 from langgraph.runtime import get_runtime
 
 from metis_agent.budget import Budget, ToolTerms
+from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate
 from metis_agent.graphs.bindings import Bindings
 from metis_agent.graphs.orphans import with_all_results
 from metis_agent.recording.recorder import Recorder
 from metis_agent.types import Branch, GateDecision, Spending, ToolOutcome, ToolSpec
 
-__all__ = ["Setup"]
+__all__ = ["Setup", "check_block_message", "check_seconds", "current_run_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +97,44 @@ class Setup:
         """Store the state's latest turn, where there is a recorder."""
         if self.recorder is None:
             return
-        info = get_runtime().execution_info
-        run_id = None
-        if info is not None and info.run_id is not None:
-            # A run may hold several turns, of an agent that is a node of another graph.
-            outer = info.checkpoint_ns.rpartition("|")[0]
-            run_id = f"{info.run_id}/{outer}" if outer else info.run_id
         branch: Branch = getattr(self.gate, "branch", "free")
-        self.recorder.record(state, run_id=run_id, branch=branch, error=error)
+        self.recorder.record(state, run_id=current_run_id(), branch=branch, error=error)
 
     def block(self, tool: str, reason: str) -> str:
         """What the model is told instead of a result."""
         return self.block_message.format(tool=tool, reason=reason)
+
+
+def current_run_id() -> str | None:
+    """The run's id; where the agent is a node of another graph, which may run it several times, with its place."""
+    info = get_runtime().execution_info
+    if info is None or info.run_id is None:
+        return None
+    outer = info.checkpoint_ns.rpartition("|")[0]
+    return f"{info.run_id}/{outer}" if outer else info.run_id
+
+
+def check_block_message(template: str) -> None:
+    """Refuse a message that can't be filled in.
+
+    Raises:
+        ConfigurationError: it has other fields than `{tool}` and `{reason}`.
+    """
+    try:
+        template.format(tool="", reason="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"block_message is {template!r}; it must be a format string with no fields but {{tool}} and {{reason}}."
+        ) from error
+
+
+def check_seconds(option: str, seconds: float | None) -> None:
+    """Refuse a time limit that is none.
+
+    Raises:
+        ConfigurationError: it is neither `None` nor a positive number.
+    """
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ConfigurationError(
+            f"{option} is {seconds!r}; it must be a positive number of seconds, or None for no limit."
+        )

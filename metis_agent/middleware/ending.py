@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from langgraph.runtime import get_runtime
-
 from metis_agent.gates.base import Gate
+from metis_agent.graphs.setup import current_run_id
 from metis_agent.middleware.ledger import Ledger
 from metis_agent.middleware.turn import TurnView
 from metis_agent.recording.recorder import Recorder
@@ -60,13 +59,4 @@ class Ending:
         if self._recorder is None:
             return
         branch: Branch = getattr(self._gate, "branch", "free")
-        self._recorder.record(state, run_id=_run_id(), branch=branch, error=error)
-
-
-def _run_id() -> str | None:
-    """The run's id; where the agent is a node of another graph, which may run it several times, with its place."""
-    info = get_runtime().execution_info
-    if info is None or info.run_id is None:
-        return None
-    outer = info.checkpoint_ns.rpartition("|")[0]
-    return f"{info.run_id}/{outer}" if outer else info.run_id
+        self._recorder.record(state, run_id=current_run_id(), branch=branch, error=error)

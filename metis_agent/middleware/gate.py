@@ -24,9 +24,9 @@ from langgraph.types import Command, Overwrite
 
 from metis_agent.agent import DEFAULT_BLOCK_MESSAGE
 from metis_agent.budget import Budget
-from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
+from metis_agent.graphs.setup import check_block_message, check_seconds
 from metis_agent.middleware.asking import Step, adrive, drive
 from metis_agent.middleware.ending import Ending
 from metis_agent.middleware.ledger import Ledger
@@ -93,7 +93,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self.budget = budget or Budget()
         self.recorder = recorder
         self._watches = isinstance(self.gate, ShadowGate)
-        _check(block_message, gate_timeout)
+        check_block_message(block_message)
+        check_seconds("gate_timeout", gate_timeout)
         self._block_message = block_message
         self._gate_timeout = gate_timeout
         self._record_calls = True if recorder is not None and record_calls is None else record_calls
@@ -198,17 +199,3 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         setup = self._offers.setup_for(request)
         step = ShadowStep if self._watches else GatedStep
         return step(setup, request, view).run()
-
-
-def _check(block_message: str, gate_timeout: float | None) -> None:
-    try:
-        block_message.format(tool="", reason="")
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigurationError(
-            f"block_message is {block_message!r}; it must be a format string with no fields but "
-            "{tool} and {reason}."
-        ) from error
-    if gate_timeout is not None and not 0 < gate_timeout < float("inf"):
-        raise ConfigurationError(
-            f"gate_timeout is {gate_timeout!r}; it must be a positive number of seconds, or None for no limit."
-        )

@@ -1,7 +1,7 @@
 import pytest
 
 from metis_agent.errors import ConfigurationError, GateError
-from metis_agent.gates import Gate, allows, as_gate
+from metis_agent.gates import Gate, NeverGate, allows, as_gate
 from metis_agent.types import GateDecision, GateRequest, ToolSpec
 
 REQUEST = GateRequest(messages=(), tools=(ToolSpec(name="a"), ToolSpec(name="b")))
@@ -102,6 +102,11 @@ def test_what_is_no_probability_is_refused(value):
 def test_what_is_no_gate_is_refused(candidate):
     with pytest.raises(ConfigurationError, match="no gate"):
         as_gate(candidate)
+
+
+def test_a_gate_s_class_is_refused_with_the_call_that_is_missing():
+    with pytest.raises(ConfigurationError, match=r"NeverGate\(\)"):
+        as_gate(NeverGate)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
