@@ -12,14 +12,14 @@ import json
 import random
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
@@ -187,6 +187,28 @@ class LocalChatModel(BaseChatModel):
         """One reply, batched with all others that are waiting; see `invoke`."""
         return await super().ainvoke(input, config, stop=stop, **_with_seed(config, kwargs))
 
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """The reply as a single chunk: its record is about all of its tokens."""
+        yield _whole_chunk(self.invoke(input, config, stop=stop, **kwargs))
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """As `stream`."""
+        yield _whole_chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -241,9 +263,10 @@ class LocalChatModel(BaseChatModel):
     def _forced(self, choice: str, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         if choice in ("auto", "none"):
             return ()
-        if choice == "any":
+        if choice == "any" and len(tools) > 1:
             return self._tokens.encode(TOOL_CALL_OPENING)
-        schema = next(tool for tool in tools if tool["function"]["name"] == choice)
+        # "any" of one tool is that tool: a name left open would let the model name one that it was not offered.
+        schema = next(tool for tool in tools if choice in ("any", tool["function"]["name"]))
         key = json.dumps(schema, ensure_ascii=False)
         return self._openings.get(key, lambda: named_opening(self._tokens, schema))
 
@@ -275,6 +298,11 @@ class LocalChatModel(BaseChatModel):
 def _given(options: Mapping[str, Any], name: str, default: Any) -> Any:
     value = options.get(name)
     return default if value is None else value
+
+
+def _whole_chunk(message: AIMessage) -> AIMessageChunk:
+    fields = {name: getattr(message, name) for name in AIMessage.model_fields if name != "type"}
+    return AIMessageChunk(**fields, chunk_position="last")
 
 
 def _with_seed(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:

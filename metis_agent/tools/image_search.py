@@ -13,14 +13,13 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, ToolException
 from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, Field, SkipValidation, model_validator
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 from metis_agent.errors import InputError, ToolError
-from metis_agent.tools.images import ImageRules, image_block, image_source, load_image, thumbnail
+from metis_agent.tools.images import ImageRules, conversation_images, image_block, load_image, thumbnail
 from metis_agent.tools.search.clean import cut, visible, web_link
 from metis_agent.tools.search.images import ImageHit, ImageSearchBackend, SimilarImageBackend
 
@@ -223,20 +222,12 @@ def _named(image: str, messages: Any) -> str | bytes:
     prefix, _, number = image.partition("_")
     if prefix.lower() != "image" or not (number.isascii() and number.isdigit()):
         return image
-    images = _images_of(messages)
-    if not 1 <= int(number[:9]) <= len(images):
+    images = conversation_images(messages)
+    source = images.get(f"image_{int(number[:9])}")
+    if source is None:
         there = f"image_1 to image_{len(images)}" if images else "none"
         raise InputError(f"there is no {cut(image, 40)}; the images of the conversation are: {there}.")
-    return images[int(number) - 1]
-
-
-def _images_of(messages: Any) -> list[str | bytes]:
-    """The images that the user sent, in their order; what tools found is not counted."""
-    found: list[str | bytes] = []
-    for message in messages if isinstance(messages, Sequence) else ():
-        if isinstance(message, HumanMessage) and isinstance(message.content, list):
-            found += [source for block in message.content if (source := image_source(block)) is not None]
-    return found
+    return source
 
 
 def _plain(hit: ImageHit) -> dict[str, Any]:

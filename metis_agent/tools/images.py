@@ -11,11 +11,13 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import HumanMessage, ToolMessage
 
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import InputError, MissingDependencyError
@@ -24,7 +26,15 @@ from metis_agent.tools.download import DownloadRules, download
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageRules", "aload_image", "image_block", "image_source", "load_image", "thumbnail"]
+__all__ = [
+    "ImageRules",
+    "aload_image",
+    "conversation_images",
+    "image_block",
+    "image_source",
+    "load_image",
+    "thumbnail",
+]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE)
@@ -95,6 +105,19 @@ def image_source(block: object) -> str | bytes | None:
     return url if isinstance(url, str) else None
 
 
+def conversation_images(messages: object) -> dict[str, str | bytes]:
+    """Return the images that the user sent and that tools showed, in their order, as tools and models call them.
+
+    Returns:
+        `image_1`, `image_2` and so on, each with what `load_image` takes.
+    """
+    found: list[str | bytes] = []
+    for message in messages if isinstance(messages, Sequence) else ():
+        if isinstance(message, HumanMessage | ToolMessage) and isinstance(message.content, list):
+            found += [source for block in message.content if (source := image_source(block)) is not None]
+    return {f"image_{number}": source for number, source in enumerate(found, start=1)}
+
+
 def thumbnail(image: Image, side: int = 256) -> tuple[bytes, str]:
     """Return a small copy as file content, and its MIME type: JPEG, or PNG where something shows through.
 
@@ -127,7 +150,8 @@ def _decoded(content: bytes, rules: ImageRules) -> Image:
             if width * height > rules.max_pixels:
                 raise _too_many_pixels(width, height, rules)
             image.load()
-            return _plain(transpose(image))
+            transpose(image, in_place=True)
+            return _plain(image)
     except InputError:
         raise
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:

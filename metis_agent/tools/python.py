@@ -1,48 +1,67 @@
 """The `python` tool: a model runs code in a sandbox and reads what came out.
 
 Stands between the graph (or any LangChain agent) and a `Sandbox`. Each conversation has a session of its
-own, in which names last from call to call. What the code does wrong is a result that the model can read;
-what the sandbox does wrong is an `InfrastructureError`.
+own, in which names last from call to call, and finds the conversation's images as `image_1`, `image_2`, ... What
+the code does wrong is a result that the model can read; what the sandbox does wrong is an `InfrastructureError`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
+from langgraph.prebuilt import InjectedState
 from langgraph.runtime import get_runtime
 from pydantic import BaseModel, Field, PrivateAttr
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.tools.sandboxes.base import Execution, Sandbox
+from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, Sandbox
 from metis_agent.tools.sandboxes.choose import Backend
 from metis_agent.tools.sandboxes.lazy import LazySandbox
 from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.pictures import InputImage, ShownImage
 from metis_agent.tools.sandboxes.pool import SessionPool
 from metis_agent.tools.sandboxes.report import report, unwrap_fence
 
-__all__ = ["PythonInput", "PythonTool", "session_key"]
+if TYPE_CHECKING:
+    from metis_agent.tools.images import ImageRules
+
+__all__ = ["CodeInput", "PythonInput", "PythonTool", "session_key"]
 
 _DESCRIPTION = (
     "Run Python code, for calculations and for anything that has to be exact. Variables last from call to "
     "call. The value of the last expression is shown, as in a notebook; print what else you need. The standard "
     "library is there, often numpy and PIL too. No network, no other programs, {seconds:g} seconds a call."
 )
+_IMAGES = (
+    " The images of the conversation, sent by the user or shown by tools, are there in their order as PIL images "
+    "image_1, image_2, ... You see an image or a matplotlib figure that the code ends with, displays or shows."
+)
+# With a number, or with one to be put in: f"image_{number}".
+_IMAGE_NAME = re.compile(r"\bimage_(?:(\d{1,9})\b|(?!\w))")
 _RUN_IDLE_SECONDS = 30.0
 _THREADS = 64
 
 
-class PythonInput(BaseModel):
+class CodeInput(BaseModel):
     """What the model passes."""
 
     code: str = Field(description="Python source, as in a notebook cell.")
+
+
+class PythonInput(CodeInput):
+    """The same, with the conversation, where code may work on its images."""
+
+    messages: Annotated[Any, InjectedState("messages")] = Field(default=None, exclude=True)
+    """Put in by LangGraph; the model does not see this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +79,11 @@ class _Parts:
 class PythonTool(BaseTool):
     """Runs Python code in a sandbox, with names that last through a conversation.
 
-    The message content is what the model reads; its artifact is the `Execution`. Code that fails gives a
-    message with `status="error"`. A conversation is the config's `thread_id`; without one, the graph's
-    run; without that, the single call. Nothing starts before the first call, or `check()`.
+    The message content is what the model reads, and where the code shows images, a list of content blocks: the
+    text, then the images. Its artifact is the `Execution`. Code that fails gives a message with
+    `status="error"`. The conversation's images are known where LangGraph injects the state. A conversation is the
+    config's `thread_id`; without one, the graph's run; without that, the single call. Nothing starts before the
+    first call, or `check()`.
 
     Args:
         sandbox: where to run; by default the first backend that passes its self-test. The caller closes it.
@@ -71,6 +92,9 @@ class PythonTool(BaseTool):
         allow_unsafe: run without containment where nothing contains; warns.
         max_sessions: conversations that are kept open; the least recently used is closed.
         idle_seconds: how long a conversation's session is kept after a call.
+        images: give code the images of the conversation, and show the model those that the code shows; `False` for
+            models that can't see, and for those whose API takes no images in tool messages.
+        image_rules: which of the conversation's images are loaded; by default as `load_image` has it.
         **fields: further fields of `BaseTool`, such as `description`.
 
     Raises:
@@ -85,8 +109,10 @@ class PythonTool(BaseTool):
     backend: Backend = "auto"
     allow_unsafe: bool = False
     idle_seconds: float = 600.0
+    images: bool = True
 
     _parts: _Parts = PrivateAttr()
+    _image_rules: ImageRules | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -97,13 +123,26 @@ class PythonTool(BaseTool):
         allow_unsafe: bool = False,
         max_sessions: int = 64,
         idle_seconds: float = 600.0,
+        images: bool = True,
+        image_rules: ImageRules | None = None,
         **fields: Any,
     ) -> None:
         _check_arguments(sandbox, limits, backend, allow_unsafe)
         _check_keeping(max_sessions, idle_seconds)
         chosen = limits or (sandbox.limits if sandbox is not None else SandboxLimits())
-        fields.setdefault("description", _DESCRIPTION.format(seconds=chosen.seconds))
-        super().__init__(limits=chosen, backend=backend, allow_unsafe=allow_unsafe, idle_seconds=idle_seconds, **fields)
+        if not images:
+            chosen = replace(chosen, images=0)
+            fields.setdefault("args_schema", CodeInput)
+        fields.setdefault("description", _DESCRIPTION.format(seconds=chosen.seconds) + (_IMAGES if images else ""))
+        super().__init__(
+            limits=chosen,
+            backend=backend,
+            allow_unsafe=allow_unsafe,
+            idle_seconds=idle_seconds,
+            images=images,
+            **fields,
+        )
+        self._image_rules = image_rules
         lazy = LazySandbox(sandbox, limits=chosen, backend=backend, allow_unsafe=allow_unsafe)
         self._parts = _Parts(
             sandbox=lazy,
@@ -135,17 +174,25 @@ class PythonTool(BaseTool):
         return args, kwargs | {"tool_call_id": tool_call_id}
 
     def _run(
-        self, code: str, config: RunnableConfig, tool_call_id: str | None = None
-    ) -> tuple[str | ToolMessage, Execution]:
+        self,
+        code: str,
+        config: RunnableConfig,
+        tool_call_id: str | None = None,
+        messages: Annotated[Any, InjectedState("messages")] = None,
+    ) -> tuple[str | list[Any] | ToolMessage, Execution]:
         key, idle_seconds = self._session_for(config)
-        return self._answer(self._execute(code, key, idle_seconds), tool_call_id)
+        return self._answer(self._execute(code, key, idle_seconds, messages), tool_call_id)
 
     async def _arun(
-        self, code: str, config: RunnableConfig, tool_call_id: str | None = None
-    ) -> tuple[str | ToolMessage, Execution]:
+        self,
+        code: str,
+        config: RunnableConfig,
+        tool_call_id: str | None = None,
+        messages: Annotated[Any, InjectedState("messages")] = None,
+    ) -> tuple[str | list[Any] | ToolMessage, Execution]:
         key, idle_seconds = self._session_for(config)
         loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._parts.threads, self._execute, code, key, idle_seconds)
+        running = loop.run_in_executor(self._parts.threads, self._execute, code, key, idle_seconds, messages)
         try:
             execution = await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -162,20 +209,49 @@ class PythonTool(BaseTool):
             return ("call", uuid.uuid4()), 0.0
         return key, self.idle_seconds if key[0] == "thread" else min(_RUN_IDLE_SECONDS, self.idle_seconds)
 
-    def _execute(self, code: str, key: Hashable, idle_seconds: float) -> Execution:
+    def _execute(self, code: str, key: Hashable, idle_seconds: float, messages: Any) -> Execution:
+        images, note = self._images_for(code, messages)
         with self._parts.pool.session(key, idle_seconds=idle_seconds) as session:
             try:
-                return session.run(unwrap_fence(code))
+                # Without images, as a session without any knowledge of them is called.
+                source = unwrap_fence(code)
+                execution = session.run(source, images=images) if images else session.run(source)
             except InputError as error:
                 return Execution(status="error", traceback=str(error))
+        # Code that works has bound the name itself.
+        return replace(execution, notes=(note, *execution.notes)) if note and not execution.ok else execution
 
-    def _answer(self, execution: Execution, tool_call_id: str | None) -> tuple[str | ToolMessage, Execution]:
-        text = report(execution)
+    def _images_for(self, code: str, messages: Any) -> tuple[Mapping[str, InputImage], str]:
+        """The images of the conversation that the code names, and a note where it names one that is not there."""
+        named = set(_IMAGE_NAME.findall(code)) if self.images else set()
+        if not named:
+            return NO_IMAGES, ""
+        from metis_agent.tools.images import conversation_images
+
+        there = conversation_images(messages)
+        wanted = {name for name in there if "" in named or name.removeprefix("image_") in named}
+        absent = {f"image_{number}" for number in named if number} - set(there)
+        note = ""
+        if absent:
+            last = f"image_1 to image_{len(there)}" if there else "none"
+            note = f"The conversation has no {', '.join(sorted(absent))}; its images are: {last}."
+        return {name: InputImage(source=there[name], rules=self._image_rules) for name in sorted(wanted)}, note
+
+    def _answer(
+        self, execution: Execution, tool_call_id: str | None
+    ) -> tuple[str | list[Any] | ToolMessage, Execution]:
+        content: str | list[Any] = report(execution)
+        if execution.images:
+            content = [{"type": "text", "text": content}, *map(_block, execution.images)]
         if execution.ok or tool_call_id is None:
-            return text, execution
+            return content, execution
         # A ToolException would set the status as well, but lose the artifact.
-        message = ToolMessage(text, artifact=execution, tool_call_id=tool_call_id, name=self.name, status="error")
+        message = ToolMessage(content, artifact=execution, tool_call_id=tool_call_id, name=self.name, status="error")
         return message, execution
+
+
+def _block(image: ShownImage) -> dict[str, Any]:
+    return {"type": "image", "base64": image.base64, "mime_type": image.mime_type}
 
 
 def session_key(config: RunnableConfig) -> tuple[str, Hashable] | None:

@@ -121,6 +121,8 @@ class Redactor:
             return type(value)(self.value(item, _depth=_depth + 1) for item in value)
         if is_dataclass(value) and not isinstance(value, type):
             old = {entry.name: getattr(value, entry.name) for entry in fields(value) if entry.init}
-            new = {name: self.value(item, _depth=_depth + 1) for name, item in old.items()}
+            new = {
+                name: item if name == "base64" else self.value(item, _depth=_depth + 1) for name, item in old.items()
+            }
             return value if new == old else replace(value, **new)
         return value

@@ -6,18 +6,17 @@ answer) are left to real models.
 
 from typing import Any
 
-import pytest
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from metis_agent.models.local import LocalChatModel
+from metis_agent.models.local import LocalChatModel, _whole_chunk
 
 from .conftest import biased, build_policy, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 POLICY = biased(build_policy(TOKENIZER), TOKENIZER.convert_tokens_to_ids("Hello"))
-NOT_STREAMED = "a reply is whole or not at all: its record is about all of its tokens"
 
 
 class TestUnit(ChatModelUnitTests):
@@ -47,14 +46,22 @@ class TestIntegration(ChatModelIntegrationTests):
     def has_structured_output(self) -> bool:
         return False
 
-    @pytest.mark.xfail(reason=NOT_STREAMED)
-    def test_stream(self, model: BaseChatModel) -> None:
-        super().test_stream(model)
 
-    @pytest.mark.xfail(reason=NOT_STREAMED)
-    async def test_astream(self, model: BaseChatModel) -> None:
-        await super().test_astream(model)
-
-    @pytest.mark.xfail(reason=NOT_STREAMED)
-    def test_usage_metadata_streaming(self, model: BaseChatModel) -> None:
-        super().test_usage_metadata_streaming(model)
+async def test_a_chunk_is_the_whole_reply() -> None:
+    model = LocalChatModel(model=POLICY, tokenizer=TOKENIZER, max_tokens=4, seed=1)
+    reply = model.invoke("Say it.")
+    for chunk in (list(model.stream("Say it.")), [part async for part in model.astream("Say it.")]):
+        (only,) = chunk
+        assert only.content == reply.content
+        assert only.usage_metadata == reply.usage_metadata
+        assert only.response_metadata.keys() == reply.response_metadata.keys()
+    called = AIMessage(
+        "x",
+        tool_calls=[{"name": "python", "args": {"code": "1"}, "id": "1", "type": "tool_call"}],
+        invalid_tool_calls=[
+            {"name": "python", "args": '{"code": ', "id": "2", "error": "cut", "type": "invalid_tool_call"}
+        ],
+    )
+    whole = _whole_chunk(called)
+    assert whole.tool_calls == called.tool_calls
+    assert [call["id"] for call in whole.invalid_tool_calls] == ["2"]

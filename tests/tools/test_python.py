@@ -114,7 +114,7 @@ def test_success(tool: PythonTool) -> None:
         ("1 / 0", "error", "ZeroDivisionError: division by zero"),
         ("import os\nos._exit(3)", "killed", "The process ended"),
         ("x = (", "error", "SyntaxError"),
-        ("#" * 2_000_000, "error", "at most 1048576"),
+        pytest.param("#" * 2_000_000, "error", "at most 1048576", id="too long"),
         ("import socket\nsocket.socket()", "error", "has no network"),
         ("!pip install numpy", "error", "write plain Python"),
         ("bytearray(10**12)", "error", "memory limit"),
@@ -215,7 +215,7 @@ async def test_the_event_loop_goes_on(tool: PythonTool) -> None:
     began = time.monotonic()
     await asyncio.gather(*(tool.ainvoke({"code": "import time; time.sleep(0.3)"}) for _ in range(20)))
     ticking.cancel()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5  # one after another they take 6
     assert ticks >= 10
 
 

@@ -1,19 +1,26 @@
 """Thousands of calls that no sane model would make: nothing may crash, leak or grow.
 
-500 calls in the ordinary run; ten thousand with `-m slow`. The `python` tool has fuzz tests of its own kind in
-its sandbox's folder; here it gets code that is broken, hostile or endless.
+Ten thousand calls; where that takes too long, `-m "not slow"` leaves 500. Hypothesis makes them: arguments, code,
+and the images of the conversation, whole, broken or none.
 """
 
+import base64
+import ctypes
 import gc
 import json
 import os
 import random
 import resource
 import threading
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import hypothesis
 import pytest
-from langchain_core.messages import ToolMessage
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage, ToolMessage
 from PIL import Image
 
 from metis_agent.errors import InfrastructureError, ToolError
@@ -41,7 +48,32 @@ CODE = [
     "import threading; threading.Thread(target=print).start()", "class A:\n  def __repr__(s): 1/0\nA()",
     "globals().clear()",
     "raise BaseException", "import signal; signal.alarm(1)", "x", "lambda: 0", "import gc; gc.get_objects().__len__()",
+    "image_1", "image_2.crop((0, 0, 9, 9))", "display(image_1, image_1.rotate(45))", "image_1.resize((9999, 9999))",
+    "[globals()[f'image_{n}'] for n in range(3)]", "image_1 = 3", "image_1.load()[0, 0] = 0", "image_1.show()",
+    "from PIL import Image\nfor n in range(9): display(Image.effect_noise((900, 900), 99))", "del display",
+    "from PIL import Image\nImage.new('F', (70_000, 1))", "from PIL import Image\nImage.Image.convert = None",
+    "import sys; sys.modules['PIL.Image'] = None", "import os; os.write(3, b'x' * 99)", "import os; os.close(3)",
+    "import sys, types; sys.modules['matplotlib.pyplot'] = types.SimpleNamespace(get_fignums=lambda: 1 / 0)",
 ]  # fmt: skip
+
+
+def encoded(image, kind="PNG"):
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+WHOLE = [encoded(Image.effect_noise((50, 40), 99)), encoded(Image.new("RGBA", (900, 700), "#1234"), "WEBP")]
+IMAGES = [
+    *WHOLE, encoded(Image.new("P", (1, 1)), "GIF"), WHOLE[0][:200], WHOLE[0][:20] + b"\xff" * 60, b"", b"<svg/>",
+    encoded(Image.new("L", (3_000, 2_000)), "JPEG"), WHOLE[0][:16] + b"\0\1\0\0" * 2 + WHOLE[0][24:],
+]  # fmt: skip
+TEXTS = st.sampled_from(NASTY) | st.text(max_size=200)
+CODES = st.lists(st.sampled_from(CODE), min_size=1, max_size=3).map("\n".join) | TEXTS
+SOURCES = (st.sampled_from(IMAGES) | st.binary(max_size=100)).map(
+    lambda content: {"type": "image", "base64": base64.b64encode(content).decode()}
+) | TEXTS.map(lambda url: {"type": "image", "url": url})
+MESSAGES = st.lists(SOURCES, max_size=3).map(lambda blocks: [HumanMessage(blocks)])
 
 
 class Moody:
@@ -101,11 +133,12 @@ def tools(tmp_path):
     sandbox.close()
 
 
-def arguments_for(tool, draw):
+def arguments_for(tool):
     if tool.name == "python":
-        return {"code": draw.choice([*CODE, draw.choice(NASTY)])}
-    names = sorted(tool.args)
-    return {name: draw.choice(NASTY) for name in names if len(names) == 1 or draw.random() < 0.7}
+        return st.fixed_dictionaries({"code": CODES, "messages": MESSAGES})
+    if len(tool.args) == 1:
+        return st.fixed_dictionaries({"query": TEXTS})
+    return st.fixed_dictionaries({"messages": MESSAGES}, optional=dict.fromkeys(tool.args, TEXTS))
 
 
 def open_files():
@@ -119,34 +152,58 @@ def children():
 
 
 def memory_mb():
+    """In use: what the allocator holds of freed memory, in an arena for each thread, is given back first."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def call(tool, draw, number):
-    asked = {"type": "tool_call", "id": f"c{number}", "name": tool.name, "args": arguments_for(tool, draw)}
+def call(tool, arguments, number):
+    asked = {"type": "tool_call", "id": f"c{number}", "name": tool.name, "args": arguments}
     message = tool.invoke(asked, {"configurable": {"thread_id": f"t{number % 4}"}})
     assert isinstance(message, ToolMessage)
     assert message.tool_call_id == f"c{number}"
     assert message.status in ("success", "error")
     json.dumps(message.content).encode()
-    assert sum(len(str(block)) for block in message.content) < 2_000_000
+    assert sum(len(str(block)) for block in message.content) < 4 * 3_000_000
+    blocks = [block for block in message.content if isinstance(block, dict)]
+    assert all(block["type"] in ("text", "image") for block in blocks)
+    assert sum(block["type"] == "image" for block in blocks) <= 4
+
+
+def make_calls(tools, calls, start):
+    """In batches: what hypothesis remembers of its examples must not count as a leak."""
+    failures = []
+    for batch in range(start, start + calls, BATCH):
+
+        @hypothesis.seed(batch)
+        @settings(
+            max_examples=BATCH, deadline=None, database=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(number=st.integers(0, 10**6), data=st.data())
+        def one_batch(number, data):
+            tool = tools[number % len(tools)]
+            try:
+                call(tool, data.draw(arguments_for(tool)), number)
+            except InfrastructureError as error:
+                failures.append(error)  # it excludes a rollout; the next call must work
+
+        one_batch()
+    gc.collect()
+    return failures
+
+
+BATCH = 250
 
 
 def fuzz(tools, calls):
-    draw = random.Random(1)
-    for number in range(len(tools) * 30):  # until caches, pools and threads have their size
-        call(tools[number % len(tools)], draw, number)
-    gc.collect()
+    make_calls(tools, max(BATCH, calls // 10), 10**6)  # until caches, pools and threads have their size
     before = open_files(), children(), threading.active_count(), memory_mb()
-    failures = 0
-    for number in range(calls):
-        try:
-            call(tools[number % len(tools)], draw, number)
-        except InfrastructureError:
-            failures += 1  # a sandbox that is gone excludes a rollout; the next call must work
-    gc.collect()
+    failures = make_calls(tools, calls, 0)
     after = open_files(), children(), threading.active_count(), memory_mb()
-    assert failures == 0
+    print(f"open files, processes, threads, MB: {before} before {calls} calls, {after} after")
+    assert failures == []
     assert after[0] <= before[0] + 10, "open files"
     assert after[1] <= before[1] + 1, "processes"
     assert after[2] <= before[2] + 10, "threads"

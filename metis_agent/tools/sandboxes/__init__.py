@@ -8,6 +8,7 @@
 - `unsafe`: a plain subprocess, behind a flag
 - `warm`: what the contained backends share, a warm template that forks sessions; below it `template`,
   `session`, `process`, `watch` and `machine` are the host's side, and `inside` is the other side
+- `pictures`: images into a session, and figures and images out of it
 - `pool` and `report`: sessions by key, and an execution in words, for the `python` tool
 """
 
@@ -17,6 +18,7 @@ from metis_agent.tools.sandboxes.choose import Backend, BackendReport, diagnose,
 from metis_agent.tools.sandboxes.e2b import E2BSandbox, E2BSession
 from metis_agent.tools.sandboxes.landlock import LandlockSandbox
 from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.pictures import InputImage, ShownImage
 from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox, UnsafeSandboxWarning
 
 __all__ = [
@@ -27,10 +29,12 @@ __all__ = [
     "E2BSession",
     "Execution",
     "ExecutionStatus",
+    "InputImage",
     "LandlockSandbox",
     "Sandbox",
     "SandboxLimits",
     "SandboxSession",
+    "ShownImage",
     "UnsafeSandbox",
     "UnsafeSandboxWarning",
     "diagnose",

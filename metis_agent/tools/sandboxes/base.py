@@ -7,13 +7,17 @@ protocols.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
 from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.pictures import InputImage, ShownImage
 
-__all__ = ["Execution", "ExecutionStatus", "Sandbox", "SandboxSession"]
+__all__ = ["NO_IMAGES", "Execution", "ExecutionStatus", "Sandbox", "SandboxSession"]
+
+NO_IMAGES: Mapping[str, InputImage] = MappingProxyType({})
 
 ExecutionStatus = Literal["ok", "error", "timeout", "killed"]
 
@@ -30,7 +34,12 @@ class Execution:
     traceback: str = ""
     """For `error`: the traceback, trimmed to the lines of the code itself."""
     result: str | None = None
-    """The `repr` of the value of a last expression; `None` if there is none, or it is `None`."""
+    """The `repr` of the value of a last expression; `None` if there is none, it is `None`, or it is an image."""
+    images: tuple[ShownImage, ...] = ()
+    """Figures and images that the code showed, in its order: what it displayed, the value of a last expression,
+    figures that are still open."""
+    notes: tuple[str, ...] = ()
+    """What became of images that are not as the code asked for: not loaded, left out, made smaller."""
     reason: str = ""
     """For `timeout` and `killed`: what happened, in words."""
     seconds: float = 0.0
@@ -52,12 +61,14 @@ class Execution:
 class SandboxSession(Protocol):
     """A Python session: names and files last from call to call. Safe to use from several threads."""
 
-    def run(self, code: str, timeout: float | None = None) -> Execution:
+    def run(self, code: str, timeout: float | None = None, images: Mapping[str, InputImage] = NO_IMAGES) -> Execution:
         """Run code; after a timeout or a death the next call works, in a new and empty process.
 
         Args:
             code: Python source, as in a notebook cell.
             timeout: seconds; by default the session's limit.
+            images: names that the code finds bound to Pillow images. What the session has from an earlier call is
+                not sent again; one that can't be used gives a note.
 
         Raises:
             InputError: the code can't be sent (too long).

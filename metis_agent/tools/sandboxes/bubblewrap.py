@@ -83,4 +83,5 @@ def _arguments(*, own_uids: bool, readable: Sequence[str]) -> list[str]:
         arguments += ["--ro-bind", path, path]
     for device in _DEVICES:
         arguments += ["--dev-bind", device, device]
-    return [*arguments, "--dir", _WORK, "--remount-ro", "/", "--chdir", "/", "--"]
+    # Writable for the packages that are imported beforehand; each session mounts its own over it.
+    return [*arguments, "--tmpfs", _WORK, "--remount-ro", "/", "--chdir", "/", "--"]

@@ -30,6 +30,10 @@ class SandboxLimits:
     """All files of the session together, and the largest one, in MiB."""
     output_bytes: int = 16_384
     """Kept of stdout, of stderr, of the traceback and of the result, each, in bytes of UTF-8."""
+    images: int = 4
+    """Figures and images that come back from one call; 0 for none."""
+    image_pixels: int = 2_000_000
+    """Width times height of each of them; a larger one is made smaller."""
 
     def __post_init__(self) -> None:
         _check_seconds(self.seconds)
@@ -38,6 +42,8 @@ class SandboxLimits:
             ("processes", 1, 4096),
             ("disk_mb", 1, 1 << 20),
             ("output_bytes", 256, 64 * _MB),
+            ("images", 0, 64),
+            ("image_pixels", 256, 16_000_000),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

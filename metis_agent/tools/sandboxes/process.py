@@ -14,17 +14,32 @@ import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from metis_agent.tools.sandboxes.inside import screen, wire
+from metis_agent.tools.sandboxes.inside.serve import AnswerLimits
+from metis_agent.tools.sandboxes.limits import SandboxLimits
 
-__all__ = ["CallTimeoutError", "Handle", "LimitExceededError", "PidfdHandle", "PopenHandle", "Reply", "SessionProcess"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "CallTimeoutError",
+    "Handle",
+    "LimitExceededError",
+    "PidfdHandle",
+    "PopenHandle",
+    "Reply",
+    "SessionProcess",
+    "answer_limits",
+]
 
 _TICK_SECONDS = 0.05
 _GONE_SECONDS = 5.0
 _FRAME_OVERHEAD = 1024
+_EMPTY = memoryview(b"")
 
 
 class CallTimeoutError(Exception):
@@ -106,6 +121,13 @@ class Reply:
     error: str
     result: str | None
     truncated: bool
+    pictures: list[wire.Picture]
+    notes: str
+
+
+def answer_limits(limits: SandboxLimits) -> AnswerLimits:
+    """What an answer may carry, as both sides have to know it."""
+    return AnswerLimits(text=limits.output_bytes, pictures=limits.images, pixels=limits.image_pixels)
 
 
 class SessionProcess:
@@ -114,7 +136,7 @@ class SessionProcess:
     Args:
         stream: the connected stream.
         screen_fd: the shared memory of what it prints.
-        capacity: bytes kept of each text.
+        answer: how much is taken of an answer.
         handle: to signal it.
         watch: called now and then during a call and after it; raises `LimitExceededError`.
         backend_alive: whether what started it still runs; if not, its end was not its own doing.
@@ -126,13 +148,13 @@ class SessionProcess:
         *,
         stream: socket.socket,
         screen_fd: int,
-        capacity: int,
+        answer: AnswerLimits,
         handle: Handle,
         watch: Callable[[], None],
         backend_alive: Callable[[], bool],
         clean_up: Callable[[], None],
     ) -> None:
-        self._stream, self._screen_fd, self._capacity = stream, screen_fd, capacity
+        self._stream, self._screen_fd, self._limits = stream, screen_fd, answer
         self._handle, self._watch = handle, watch
         self.backend_alive = backend_alive
         self._calls = 0
@@ -140,8 +162,8 @@ class SessionProcess:
         # Also at garbage collection and at exit: nobody is left to close it then.
         self._free = weakref.finalize(self, _free, stream, screen_fd, handle, clean_up)
 
-    def call(self, code: bytes, seconds: float) -> Reply:
-        """Run code in the process.
+    def call(self, code: bytes, seconds: float, images: Mapping[str, Image]) -> Reply:
+        """Run code in the process, with names bound to images first.
 
         Raises:
             CallTimeoutError: no answer in `seconds`.
@@ -154,11 +176,11 @@ class SessionProcess:
         if self._paused:
             self._handle.send_signal(signal.SIGCONT)
         try:
-            self._stream.settimeout(seconds)
-            self._stream.sendall(wire.pack_frame(self._calls, wire.pack_parts({b"c": code})))
-            number, payload = wire.read_frame(
-                lambda count: self._receive(count, deadline), 2 * self._capacity + _FRAME_OVERHEAD
-            )
+            for name, image in images.items():
+                picture = (image.width, image.height, image.tobytes())
+                self._send(wire.pack_input(self._calls, name, image.mode, picture), deadline)
+            self._send([wire.pack_frame(self._calls, wire.pack_parts({b"c": code}))], deadline)
+            number, payload = wire.read_frame(lambda count: self._receive(count, deadline), self._most_bytes())
         except TimeoutError:
             raise CallTimeoutError from None
         except OSError as error:
@@ -172,7 +194,7 @@ class SessionProcess:
 
     def printed(self) -> tuple[str, str, bool]:
         """What the current call printed so far: stdout, stderr, and whether some of it was dropped."""
-        out, error, dropped = screen.read_screen(self._screen_fd, self._capacity)
+        out, error, dropped = screen.read_screen(self._screen_fd, self._limits.text)
         return out.decode("utf-8", "replace"), error.decode("utf-8", "replace"), dropped
 
     def kill(self) -> None:
@@ -183,6 +205,16 @@ class SessionProcess:
     def release(self) -> None:
         """Kill it, wait for its end and free everything; later calls do nothing."""
         self._free()
+
+    def _send(self, pieces: Iterable[bytes | memoryview], deadline: float) -> None:
+        for piece in pieces:
+            self._stream.settimeout(max(0.001, deadline - time.monotonic()))
+            self._stream.sendall(piece)
+
+    def _most_bytes(self) -> int:
+        """Of an answer."""
+        texts, pictures = 3 * self._limits.text, wire.pictures_size(self._limits.pictures, self._limits.pixels)
+        return texts + pictures + _FRAME_OVERHEAD
 
     def _receive(self, count: int, deadline: float) -> bytes:
         while True:
@@ -195,13 +227,17 @@ class SessionProcess:
             except TimeoutError:
                 self._watch()
 
-    def _reply(self, parts: dict[bytes, bytes]) -> Reply:
-        texts = {tag: parts[tag][: self._capacity].decode("utf-8", "replace") for tag in (b"e", b"r") if tag in parts}
+    def _reply(self, parts: Mapping[bytes, memoryview]) -> Reply:
+        limits = self._limits
+        texts = {tag: str(parts[tag][: limits.text], "utf-8", "replace") for tag in (b"e", b"r", b"n") if tag in parts}
+        pictures = wire.unpack_pictures(parts.get(b"p", _EMPTY), most=limits.pictures, pixels=limits.pixels)
         return Reply(
-            finished=parts.get(b"s") == b"o",
+            finished=bytes(parts.get(b"s", b"")) == b"o",
             error=texts.get(b"e", ""),
             result=texts.get(b"r"),
             truncated=b"t" in parts,
+            pictures=pictures,
+            notes=texts.get(b"n", ""),
         )
 
 

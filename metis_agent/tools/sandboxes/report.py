@@ -42,6 +42,8 @@ def report(execution: Execution) -> str:
     parts.append(execution.traceback)
     if execution.truncated:
         parts.append(_CUT)
+    parts += [f"[image {n}: {i.width} x {i.height} pixels]" for n, i in enumerate(execution.images, start=1)]
+    parts += execution.notes
     parts.append(_advice(execution))
     return "\n".join(part for part in parts if part) or _NOTHING_SHOWN
 

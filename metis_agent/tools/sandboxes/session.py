@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from metis_agent.errors import ConfigurationError, InputError, SandboxGoneError
-from metis_agent.tools.sandboxes.base import Execution, ExecutionStatus
+from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
+from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, ExecutionStatus
 from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
 from metis_agent.tools.sandboxes.inside.wire import FrameError
 from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, SessionProcess
+from metis_agent.tools.sandboxes.pictures import InputImage, encode_pixels, load_or_say
+from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, Reply, SessionProcess
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["LocalSession"]
 
@@ -36,8 +41,10 @@ class LocalSession:
         """Held while `_process` changes, so that `close` never signals a released one."""
         self._closed = False
         self._process: SessionProcess | None = start()
+        self._placed: dict[str, InputImage] = {}
+        """What was sent to the process."""
 
-    def run(self, code: str, timeout: float | None = None) -> Execution:
+    def run(self, code: str, timeout: float | None = None, images: Mapping[str, InputImage] = NO_IMAGES) -> Execution:
         """See `SandboxSession.run`."""
         seconds = self._limits.seconds if timeout is None else timeout
         if not seconds > 0:
@@ -49,7 +56,10 @@ class LocalSession:
                 "into the code."
             )
         with self._turn:
-            return self._call(self._running_process(), source, seconds)
+            process = self._running_process()
+            loaded, missing = self._load(images)
+            execution = self._call(process, source, seconds, loaded)
+            return replace(execution, notes=(*missing, *execution.notes)) if missing else execution
 
     def close(self) -> None:
         """See `SandboxSession.close`."""
@@ -77,10 +87,25 @@ class LocalSession:
                 self._process = process
         return self._process
 
-    def _call(self, process: SessionProcess, source: bytes, seconds: float) -> Execution:
+    def _load(self, images: Mapping[str, InputImage]) -> tuple[dict[str, Image], list[str]]:
+        """What the process does not have yet, and why some of it can't be had."""
+        loaded: dict[str, Image] = {}
+        missing: list[str] = []
+        for name, image in images.items():
+            if self._placed.get(name) == image:
+                continue
+            found, why = load_or_say(name, image)
+            if found is None:
+                missing.append(why)
+            else:
+                loaded[name] = found
+                self._placed[name] = image
+        return loaded, missing
+
+    def _call(self, process: SessionProcess, source: bytes, seconds: float, images: Mapping[str, Image]) -> Execution:
         began = time.monotonic()
         try:
-            reply = process.call(source, seconds)
+            reply = process.call(source, seconds, images)
         except CallTimeoutError:
             return self._ended(process, "timeout", f"Stopped after {seconds:g} s.", began)
         except LimitExceededError as error:
@@ -98,13 +123,25 @@ class LocalSession:
             # An interrupt in this thread: the answer may still come, and must not meet the next call.
             self._discard()
             raise
+        return self._execution(process, reply, began)
+
+    def _execution(self, process: SessionProcess, reply: Reply, began: float) -> Execution:
         stdout, stderr, dropped = process.printed()
+        notes = reply.notes.splitlines()
+        shown = []
+        for picture in reply.pictures:
+            try:
+                shown.append(encode_pixels(*picture))
+            except MissingDependencyError as error:
+                notes.append(f"An image can't be shown: {error}")
         return Execution(
             status="ok" if reply.finished else "error",
             stdout=stdout,
             stderr=stderr,
             traceback=reply.error,
             result=reply.result,
+            images=tuple(shown),
+            notes=tuple(notes),
             seconds=time.monotonic() - began,
             truncated=dropped or reply.truncated,
         )
@@ -119,5 +156,6 @@ class LocalSession:
     def _discard(self) -> None:
         with self._hold:
             process, self._process = self._process, None
+            self._placed = {}
         if process is not None:
             process.release()

@@ -21,7 +21,7 @@ from metis_agent.tools.sandboxes.inside.folders import remove_folder
 from metis_agent.tools.sandboxes.inside.screen import screen_size
 from metis_agent.tools.sandboxes.limits import SandboxLimits
 from metis_agent.tools.sandboxes.machine import bare_environment, inside_folder, interpreter, tasks_of_user
-from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess
+from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess, answer_limits
 from metis_agent.tools.sandboxes.watch import pid_of, watch_session
 
 __all__ = ["PATIENCE_SECONDS", "Template", "TemplatePlan", "new_screen"]
@@ -112,7 +112,7 @@ class Template:
         return SessionProcess(
             stream=ours,
             screen_fd=screen,
-            capacity=limits.output_bytes,
+            answer=answer_limits(limits),
             handle=handle,
             watch=watch_session(
                 pid=pid_of(handle.fd),
@@ -149,7 +149,7 @@ class Template:
             "disk": limits.disk_mb << 20,
             "threads": limits.processes,
             "tasks": self._tasks,
-            "output": limits.output_bytes,
+            "answer": answer_limits(limits),
         }
 
     def _await_greeting(self) -> PidfdHandle:

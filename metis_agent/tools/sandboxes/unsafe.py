@@ -22,7 +22,7 @@ from metis_agent.tools.sandboxes.inside.folders import remove_folder
 from metis_agent.tools.sandboxes.inside.screen import screen_size
 from metis_agent.tools.sandboxes.limits import SandboxLimits
 from metis_agent.tools.sandboxes.machine import bare_environment, inside_folder, interpreter, site_folders
-from metis_agent.tools.sandboxes.process import PopenHandle, SessionProcess
+from metis_agent.tools.sandboxes.process import PopenHandle, SessionProcess, answer_limits
 from metis_agent.tools.sandboxes.session import LocalSession
 
 __all__ = ["UnsafeSandbox", "UnsafeSandboxWarning"]
@@ -110,7 +110,7 @@ class UnsafeSandbox:
         return SessionProcess(
             stream=ours,
             screen_fd=screen,
-            capacity=limits.output_bytes,
+            answer=answer_limits(limits),
             handle=PopenHandle(process),
             watch=lambda: None,
             backend_alive=lambda: True,
@@ -131,7 +131,7 @@ def _launch(stream: int, screen: int, folder: str, limits: SandboxLimits) -> sub
         "folder": folder,
         "memory": limits.memory_mb << 20,
         "disk": limits.disk_mb << 20,
-        "output": limits.output_bytes,
+        "answer": answer_limits(limits),
     }
     arguments = [inside_folder(), str(stream), str(screen), json.dumps(settings)]
     return subprocess.Popen(

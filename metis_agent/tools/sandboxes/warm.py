@@ -20,7 +20,8 @@ from metis_agent.tools.sandboxes.template import PATIENCE_SECONDS, Template, Tem
 __all__ = ["DEFAULT_PACKAGES", "WarmSandbox"]
 
 DEFAULT_PACKAGES = ("numpy", "PIL")
-"""Loaded before the first session where they are installed."""
+"""Loaded before the first session where they are installed. Where sessions often plot, "matplotlib.pyplot" spares
+each of them about half a second, and costs it about 1 ms to start."""
 
 
 class WarmSandbox(ABC):

@@ -4,7 +4,7 @@
 - `corpus`: the embedded full-text engine, over `documents`; `tantivy`: a faster one, as an extra
 - `retriever`: any LangChain retriever
 - `ddgs`: the web, bare; `web`: the web within `resilient`'s deadline, retries, breaker and cache
-- `image_folder`: a folder of images, by words or by `fingerprint`
+- `image_folder`: a folder of images, by words, by `fingerprint`, or by meaning with a model, such as `clip`
 - `clean`: text of strangers made fit to be shown
 """
 

@@ -7,18 +7,15 @@ succeed is found out.
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from metis_agent.tools.sandboxes import Execution, Sandbox, SandboxLimits, SandboxSession
 
-SECRET = "the-secret-of-the-host"
+from .conftest import SECRET
 
 # Each code ends in an expression that is "escaped" if the attack worked. `{folder}` is a folder of the
 # host that any uid may write to; `{folder}/.ssh/id_rsa` holds the secret; `{host}` is the host's pid.
@@ -104,36 +101,6 @@ NEEDS_RIGHTS = {
     "raise a limit",
     "be root",
 }
-
-
-@pytest.fixture
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
-    """Things of the host to attack, open to every uid: only the sandbox can be what refuses."""
-    folder = Path(os.path.realpath("/tmp")) / f"metis-attacked-{os.getpid()}-{time.monotonic_ns()}"
-    (folder / ".ssh").mkdir(parents=True)
-    key = folder / ".ssh" / "id_rsa"
-    key.write_text(SECRET)
-    key.chmod(0o666)
-    for path in (folder, folder / ".ssh"):
-        path.chmod(0o777)
-    unix, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-    unix.bind(str(folder / "socket"))
-    os.chmod(folder / "socket", 0o777)
-    abstract.bind(f"\0metis-test-{os.getpid()}")
-    for listener in (unix, abstract):
-        listener.listen(8)
-    yield {"folder": str(folder), "host": os.getpid(), "port": 1, "key": key}
-    for listener in (unix, abstract):
-        listener.close()
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-
-
-@pytest.fixture
-def tcp_port(socket_enabled: None) -> Iterator[int]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(8)
-        yield listener.getsockname()[1]
 
 
 def assert_still_works(session: SandboxSession) -> None:
@@ -289,24 +256,23 @@ done
     assert_still_works(session)
 
 
-@pytest.mark.parametrize(
-    "loop",
-    {
-        "plain": "while True: pass",
-        "that catches everything": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-        "that ignores signals": (
-            "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
-            "    except (OSError, ValueError): pass\nwhile True: pass"
-        ),
-        "in C": "sum(range(10**12))",
-        "in C that never checks": "7 ** 10**9",
-        "in a regular expression": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
-        "that sleeps": "import time\ntime.sleep(3600)",
-        "that waits": "import sys, threading\nsys.stdin.read()\nthreading.Event().wait()",
-        "that stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
-    }.items(),
-    ids=lambda pair: pair[0],
-)
+LOOPS = {
+    "plain": "while True: pass",
+    "that catches everything": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "that ignores signals": (
+        "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\nwhile True: pass"
+    ),
+    "in C": "sum(range(10**12))",
+    "in C that never checks": "7 ** 10**9",
+    "in a regular expression": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+    "that sleeps": "import time\ntime.sleep(3600)",
+    "that waits": "import sys, threading\nsys.stdin.read()\nthreading.Event().wait()",
+    "that stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.items(), ids=lambda pair: pair[0])
 def test_endless_loop(session: SandboxSession, loop: tuple[str, str]) -> None:
     session.run("kept = 1")
     began = time.monotonic()
@@ -320,17 +286,8 @@ def test_endless_loop(session: SandboxSession, loop: tuple[str, str]) -> None:
     assert_still_works(session)
 
 
-def test_fork_bomb(session: SandboxSession) -> None:
-    before = count_of_processes()
-    execution = session.run("import os\nwhile True:\n    os.fork()", timeout=2)
-    assert execution.status == "error"
-    assert "PermissionError" in execution.traceback
-    assert count_of_processes() < before + 50
-    assert_still_works(session)
-
-
-def test_thread_bomb(session: SandboxSession) -> None:
-    code = """
+FORK_BOMB = "import os\nwhile True:\n    os.fork()"
+THREAD_BOMB = """
 import threading, time
 threading.stack_size(32768)
 started = 0
@@ -343,15 +300,26 @@ except RuntimeError:
 time.sleep(0.2)
 started
 """
-    execution = session.run(code, timeout=5)
+HOARDS = ("bytearray(8 << 30)", "[bytearray(1 << 20) for _ in range(8192)]", "'x' * (1 << 33)")
+
+
+def test_fork_bomb(session: SandboxSession) -> None:
+    before = count_of_processes()
+    execution = session.run(FORK_BOMB, timeout=2)
+    assert execution.status == "error"
+    assert "PermissionError" in execution.traceback
+    assert count_of_processes() < before + 50
+    assert_still_works(session)
+
+
+def test_thread_bomb(session: SandboxSession) -> None:
+    execution = session.run(THREAD_BOMB, timeout=5)
     # Refused by the kernel where the session has a uid of its own, killed by the host where not.
     assert execution.status == "killed" or int(execution.result or "9999") < 16, execution
     assert_still_works(session)
 
 
-@pytest.mark.parametrize(
-    "amount", ["bytearray(8 << 30)", "[bytearray(1 << 20) for _ in range(8192)]", "'x' * (1 << 33)"]
-)
+@pytest.mark.parametrize("amount", HOARDS)
 def test_memory(session: SandboxSession, amount: str) -> None:
     execution = session.run(f"kept = {amount}", timeout=10)
     assert execution.status in ("error", "killed")
@@ -391,18 +359,17 @@ written
 """
 
 
-@pytest.mark.parametrize(
-    ("step", "most_mb"),
-    [
-        ("open(f'file{number}', 'wb').write(b'x' * (1 << 20))", 8),
-        ("open('one', 'ab').write(b'x' * (1 << 20))", 8),
-        ("f = os.open('f', os.O_CREAT | os.O_RDWR); os.write(f, b'x' * (1 << 20)); os.unlink('f')", 8),
-    ],
-    ids=["many files", "one file", "deleted files"],
-)
-def test_disk(session: SandboxSession, step: str, most_mb: int) -> None:
-    execution = session.run(DISK_CODE.format(step=step))
-    assert execution.status == "killed" or int(execution.result or "9999") <= most_mb, execution
+FILLINGS = {
+    "many files": "open(f'file{number}', 'wb').write(b'x' * (1 << 20))",
+    "one file": "open('one', 'ab').write(b'x' * (1 << 20))",
+    "deleted files": "f = os.open('f', os.O_CREAT | os.O_RDWR); os.write(f, b'x' * (1 << 20)); os.unlink('f')",
+}
+
+
+@pytest.mark.parametrize("filling", FILLINGS)
+def test_disk(session: SandboxSession, filling: str) -> None:
+    execution = session.run(DISK_CODE.format(step=FILLINGS[filling]))
+    assert execution.status == "killed" or int(execution.result or "9999") <= 8, execution
     assert_still_works(session)
 
 
@@ -445,11 +412,24 @@ for _ in range(400):
     ]
 
 
+FORGE = """
+import os
+from inside import wire
+def forge(picture, count):
+    os.write(3, wire.pack_frame(1, wire.pack_parts({b"s": b"o", b"p": picture * count})))
+"""
 FORGERIES = {
     "an answer": "os.write(3, wire.pack_frame(1, wire.pack_parts({b's': b'o', b'r': b'forged'})))",
     "an endless answer": "os.write(3, wire._FRAME.pack(1, 2**32 - 1))",
     "an answer with a part that runs out": "os.write(3, wire.pack_frame(1, b'e' + b'\\xff' * 8))",
     "rubbish": "os.write(3, os.urandom(64))",
+    "more pictures than may come": "forge(b'\\0\\0\\0\\1' * 2 + b'rgb', 5)",
+    "a picture without pixels": "forge(b'\\0\\0\\x10\\0' * 2, 1)",
+    "a picture of no size": "forge(b'\\0' * 8, 1)",
+    "a picture of endless size": "forge(b'\\xff' * 8 + b'x' * 99, 1)",
+    "a picture longer than may come": "forge(b'\\0\\0\\x20\\0\\0\\0\\0\\1' + b'x' * 3 * 8192, 1)",
+    "half a picture": "forge(b'\\0\\0\\0', 1)",
+    "notes without end": "os.write(3, wire.pack_frame(1, wire.pack_parts({b's': b'o', b'n': b'a\\n' * 10**4})))",
     "half an answer": "os.write(3, wire.pack_frame(1, b'x' * 100)[:20]); os._exit(0)",
 }
 
@@ -458,10 +438,10 @@ FORGERIES = {
 def test_forged_answers(sandbox: Sandbox, forgery: str) -> None:
     """Code can lie about its own result; it must not reach the host's memory, or another session's result."""
     with sandbox.open() as session, sandbox.open() as other:
-        code = f"import os\nfrom inside import wire\n{FORGERIES[forgery]}"
-        first = session.run(code, timeout=2)
+        first = session.run(FORGE + FORGERIES[forgery], timeout=2)
         assert isinstance(first, Execution)
-        assert len(repr(first)) < 20_000
+        assert len(repr(first)) < 40_000
+        assert len(first.images) <= sandbox.limits.images
         assert other.run("1 + 1").result == "2"
         # A forged answer leaves the real one on the stream: that shows at the next call, which says so.
         second = session.run("40 + 2")

@@ -8,23 +8,39 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import pytest
 
 from metis_agent.tools.sandboxes import BubblewrapSandbox, Sandbox
 from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter
 
-from .conftest import LIGHT_IMPORT, PACKAGE
+from .conftest import LIGHT_IMPORT, PACKAGE, SECRET
+from .test_attacks import (
+    DISK_CODE,
+    FILLINGS,
+    FORK_BOMB,
+    HOARDS,
+    LOOPS,
+    REACHING_OUT,
+    THREAD_BOMB,
+    state_of,
+)
 
 NOBODY = 65534
 
-CODE = """
+BECOME_NOBODY = """
 import json, os, sys
 os.setgroups([])
-os.setresgid({uid}, {uid}, {uid})
-os.setresuid({uid}, {uid}, {uid})
-from metis_agent.tools.sandboxes import BubblewrapSandbox, LandlockSandbox, SandboxLimits
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+import metis_agent.tools.sandboxes as sandboxes
+from metis_agent.tools.sandboxes import SandboxLimits
 from metis_agent.tools.sandboxes.selftest import failures
+Sandbox = getattr(sandboxes, kind)
+"""
+
+CODE = """
 open({own!r} + "/secret", "w").write("secret")
 attacks = {{
     "read": "open({own!r} + '/secret').read()",
@@ -42,7 +58,7 @@ attacks = {{
     ),
     "disk": "for n in range(99): open('f%d' % n, 'wb').write(b'x' * (1 << 20))",
 }}
-with {kind}(SandboxLimits(processes=16, disk_mb=8)) as sandbox:
+with Sandbox(SandboxLimits(processes=16, disk_mb=8)) as sandbox:
     wrong = failures(sandbox)
     with sandbox.open() as session, sandbox.open() as other:
         pid = session.run("import os\\nx = 1\\nos.getpid()").result
@@ -52,6 +68,31 @@ with {kind}(SandboxLimits(processes=16, disk_mb=8)) as sandbox:
         alive = session.run("x").result
         uid = session.run("import os; os.getuid()").result
 print(json.dumps([wrong, outcome, alive, uid, open({own!r} + "/secret").read()]))
+"""
+
+
+ALL_ATTACKS = """
+escaped, results, loops, taken, broken = [], {{}}, {{}}, {{}}, []
+names = {names!r} | {{"host": os.getpid()}}
+limits = SandboxLimits(seconds=5, memory_mb=256, processes=16, disk_mb=8, output_bytes=4096)
+with Sandbox(limits) as sandbox, sandbox.open() as session:
+    def attack(name, code, seconds=None):
+        execution = session.run(code, timeout=seconds)
+        if session.run("40 + 2").result != "42":
+            broken.append(name)
+        return execution
+
+    for name, code in {reaching!r}.items():
+        execution = attack(name, code.format(**names))
+        results[name] = repr(execution)
+        if execution.result == "'escaped'" or execution.status == "timeout":
+            escaped.append(name)
+    for name, code in {loops!r}.items():
+        loops[name] = attack(name, code, 0.3).status
+    for name, code in {taking!r}.items():
+        execution = attack(name, code)
+        taken[name] = execution.status, execution.result
+print(json.dumps([escaped, results, loops, taken, broken]))
 """
 
 
@@ -67,33 +108,64 @@ def usable_python() -> str:
     pytest.skip("no Python here that an ordinary user may run")
 
 
-def test_contained_without_root(sandbox: Sandbox) -> None:
+def as_nobody(sandbox: Sandbox, code: str) -> list[Any]:
+    """What a program prints that runs as an ordinary user, with a sandbox of this kind."""
     if os.geteuid() != 0:
         pytest.skip("the other tests run as an ordinary user already")
     if not everyone_may_enter(str(PACKAGE)):
         pytest.skip("an ordinary user can't reach the package")
     kind = type(sandbox).__name__
-    own = tempfile.mkdtemp(dir="/tmp")
-    os.chown(own, NOBODY, NOBODY)
-    try:
-        code = LIGHT_IMPORT + CODE.format(uid=NOBODY, own=own, kind=kind)
-        ran = subprocess.run(
-            [usable_python(), "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd="/",
-            env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
-        )
-    finally:
-        shutil.rmtree(own)
+    begin = f"kind, uid = {kind!r}, {NOBODY}\n" + BECOME_NOBODY
+    ran = subprocess.run(
+        [usable_python(), "-c", LIGHT_IMPORT + begin + code],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
+    )
     if kind == BubblewrapSandbox.__name__ and "did not start" in ran.stderr:
         pytest.skip(f"no user namespaces for ordinary users here: {ran.stderr[-300:]}")
     assert ran.returncode == 0, ran.stderr
-    wrong, outcome, alive, uid, secret = json.loads(ran.stdout)
+    printed: list[Any] = json.loads(ran.stdout)
+    return printed
+
+
+def test_contained_without_root(sandbox: Sandbox) -> None:
+    own = tempfile.mkdtemp(dir="/tmp")
+    os.chown(own, NOBODY, NOBODY)
+    try:
+        wrong, outcome, alive, uid, secret = as_nobody(sandbox, CODE.format(own=own))
+    finally:
+        shutil.rmtree(own)
     assert wrong == []
     assert set(outcome.values()) <= {"error", "killed"}, outcome
     assert (alive, uid, secret) == ("1", str(NOBODY), "secret")
+
+
+def test_the_whole_list_without_root(sandbox: Sandbox, target: dict[str, object], tcp_port: int) -> None:
+    """Every attack of `test_attacks` that is a piece of code; after each, the next call works."""
+    names = {"folder": target["folder"], "port": tcp_port}
+    reaching = {
+        name: code.replace("metis-test-{host}", f"metis-test-{os.getpid()}") for name, code in REACHING_OUT.items()
+    }
+    taking = {
+        "fork bomb": FORK_BOMB,
+        "thread bomb": THREAD_BOMB,
+        **{amount: f"kept = {amount}" for amount in HOARDS},
+        **{name: DISK_CODE.format(step=step) for name, step in FILLINGS.items()},
+    }
+    before = state_of(target)
+    escaped, results, loops, taken, broken = as_nobody(
+        sandbox, ALL_ATTACKS.format(names=names, reaching=reaching, loops=LOOPS, taking=taking)
+    )
+    assert escaped == broken == []
+    assert SECRET not in json.dumps(results)
+    assert state_of(target) == before
+    assert set(loops.values()) == {"timeout"}, loops
+    for name, (status, result) in taken.items():
+        allowed = 8 if name in FILLINGS else 16
+        assert status in ("error", "killed") or int(result or "9999") <= allowed, (name, status, result)
 
 
 def test_root_drops_to_an_own_uid(sandbox: Sandbox) -> None:

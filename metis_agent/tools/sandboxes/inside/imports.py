@@ -33,10 +33,15 @@ def warm(packages: Iterable[str]) -> list[str]:
         importlib.import_module(name)
     loaded = []
     for name in packages:
-        # A broken package is the same as an absent one here: the code that imports it gets the error.
-        with contextlib.suppress(Exception):
+        before = set(sys.modules)
+        try:
             importlib.import_module(name)
             loaded.append(name)
+        except Exception:
+            # A broken package is the same as an absent one here: the code that imports it gets the error. What
+            # can't be imported here may well be in a session, which has a folder to write to; but not from a half.
+            for half in set(sys.modules) - before:
+                del sys.modules[half]
     with contextlib.suppress(Exception):
         if "numpy" in loaded:
             importlib.import_module("numpy.random")

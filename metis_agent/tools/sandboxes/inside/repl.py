@@ -7,7 +7,9 @@ import linecache
 import sys
 import traceback
 import types
-from typing import TextIO
+from typing import Any, TextIO
+
+from .pictures import Pictures
 
 __all__ = ["CALL_NAME", "Repl"]
 
@@ -24,21 +26,23 @@ _TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 class Repl:
     """One namespace, `__main__`, in which calls run one after another."""
 
-    def __init__(self, stdout: TextIO, stderr: TextIO) -> None:
+    def __init__(self, stdout: TextIO, stderr: TextIO, pictures: Pictures) -> None:
         self._streams = (stdout, stderr)
+        self._pictures = pictures
         self._calls = 0
         module = types.ModuleType("__main__")
         # A module of that name must exist: dataclasses and pickle look classes up in it.
         sys.modules["__main__"] = module
-        self._names = module.__dict__
-        self._names["__builtins__"] = builtins
+        self.names: dict[str, Any] = module.__dict__
+        """What the code has bound, and finds bound."""
+        self.names["__builtins__"] = builtins
 
     def run(self, code: str) -> tuple[bool, str, str | None]:
         """Run one call.
 
         Returns:
             Whether it ended without an exception, the traceback if not, and the `repr` of the value of a
-            last expression if there is one other than `None`.
+            last expression if there is one other than `None` and images.
         """
         sys.stdout, sys.stderr = self._streams
         vars(sys).update(__stdout__=self._streams[0], __stderr__=self._streams[1])
@@ -54,6 +58,8 @@ class Repl:
             return False, f"SystemExit: {stop.code}", None
         except BaseException as error:
             return False, _user_traceback(error), None
+        finally:
+            self._pictures.end(code)
 
     def _execute(self, code: str, name: str) -> str | None:
         tree = ast.parse(code, name)
@@ -65,11 +71,11 @@ class Repl:
         value = self._evaluate(compile(ast.Expression(last.value), name, "eval", _TOP_LEVEL_AWAIT))
         if value is None:
             return None
-        self._names["_"] = value
-        return repr(value)
+        self.names["_"] = value
+        return None if self._pictures.show(value) else repr(value)
 
     def _evaluate(self, compiled: types.CodeType) -> object:
-        value = eval(compiled, self._names)
+        value = eval(compiled, self.names)
         if compiled.co_flags & inspect.CO_COROUTINE:
             import asyncio
 

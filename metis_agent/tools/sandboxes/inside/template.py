@@ -22,7 +22,7 @@ from . import imports
 from .contain import Containment
 from .folders import remove_folder
 from .screen import Screen
-from .serve import announce, serve
+from .serve import AnswerLimits, announce, serve
 
 __all__ = ["main"]
 
@@ -152,7 +152,7 @@ class Template:
         for fd in (1, 2):
             os.dup2(0, fd)
         connection = socket.socket(fileno=_STREAM_FD)
-        capacity = request["output"]
+        answer = AnswerLimits(*request["answer"])
 
         def prepare() -> None:
             imports.reseed()
@@ -161,7 +161,7 @@ class Template:
 
         os.dup2(os.pidfd_open(os.getpid()), _OWN_PIDFD, inheritable=False)
         if announce(connection, prepare, [_OWN_PIDFD]):
-            serve(connection, Screen(_SCREEN_FD, capacity), capacity)
+            serve(connection, Screen(_SCREEN_FD, answer.text), answer)
 
 
 def _move_up(fd: int) -> int:

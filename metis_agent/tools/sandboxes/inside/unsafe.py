@@ -9,10 +9,11 @@ import os
 import socket
 import sys
 import threading
+from typing import Any
 
 from . import imports
 from .screen import Screen
-from .serve import announce, serve
+from .serve import AnswerLimits, announce, serve
 
 __all__ = ["main"]
 
@@ -31,7 +32,8 @@ def main() -> None:
         _limit(settings)
 
     if announce(stream, prepare):
-        serve(stream, Screen(int(sys.argv[3]), settings["output"]), settings["output"])
+        answer = AnswerLimits(*settings["answer"])
+        serve(stream, Screen(int(sys.argv[3]), answer.text), answer)
 
 
 def _end_with_host() -> None:
@@ -40,7 +42,7 @@ def _end_with_host() -> None:
     os._exit(0)
 
 
-def _limit(settings: dict[str, int]) -> None:
+def _limit(settings: dict[str, Any]) -> None:
     import resource
 
     for kind, value in ((resource.RLIMIT_DATA, settings["memory"]), (resource.RLIMIT_FSIZE, settings["disk"])):

@@ -1,17 +1,41 @@
 """The two message formats between host and sandbox; sizes are checked on reading, by whoever reads.
 
 A *frame* on a session's stream: call number, length, payload. A payload is a list of tagged *parts*, so a
-later part (a picture, a file) needs no new format. What comes from a session was possibly forged by the
-code in it: a reader takes at most `limit` bytes and treats every byte as data.
+later part needs no new format. A *picture* is a part that holds a size and bare pixels. What comes from a session
+was possibly forged by the code in it: a reader takes at most `limit` bytes and treats every byte as data.
+
+To a session go `i`, a picture, with its name `n` and mode `m`, any number of times, then `c`, code. Back come `s`,
+whether the code ended well, `e`, a traceback, `r`, a result, `t` where one of these was cut, `p`, pictures in RGB,
+and `n`, notes about pictures, one a line.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["FrameError", "pack_frame", "pack_parts", "read_frame", "unpack_parts"]
+__all__ = [
+    "LONGEST_SIDE",
+    "FrameError",
+    "Picture",
+    "pack_frame",
+    "pack_input",
+    "pack_parts",
+    "pack_pictures",
+    "pictures_size",
+    "read_frame",
+    "unpack_parts",
+    "unpack_picture",
+    "unpack_pictures",
+]
+
+LONGEST_SIDE = 4096
+"""Of a picture that comes from a session, in pixels."""
+
+Picture = tuple[int, int, memoryview | bytes]
+"""Width, height, and pixels row by row."""
 
 _FRAME = struct.Struct("!QI")
 _PART = struct.Struct("!cI")
+_SIZE = struct.Struct("!II")
 
 
 class FrameError(Exception):
@@ -23,7 +47,7 @@ def pack_frame(number: int, payload: bytes) -> bytes:
     return _FRAME.pack(number, len(payload)) + payload
 
 
-def read_frame(receive: Callable[[int], bytes], limit: int) -> tuple[int, bytes]:
+def read_frame(receive: Callable[[int], bytes], limit: int) -> tuple[int, bytearray]:
     """The next frame: its call number and payload.
 
     Args:
@@ -33,6 +57,7 @@ def read_frame(receive: Callable[[int], bytes], limit: int) -> tuple[int, bytes]
     Raises:
         EOFError: the stream ended.
         FrameError: the frame says that it is longer than `limit`.
+        MemoryError: it does not fit; it was read all the same.
     """
     number, length = _FRAME.unpack(_exactly(receive, _FRAME.size))
     if length > limit:
@@ -45,13 +70,13 @@ def pack_parts(parts: Mapping[bytes, bytes]) -> bytes:
     return b"".join(_PART.pack(tag, len(body)) + body for tag, body in parts.items())
 
 
-def unpack_parts(payload: bytes) -> dict[bytes, bytes]:
-    """The parts of a payload by tag; a repeated tag keeps its last part.
+def unpack_parts(payload: bytes | bytearray) -> dict[bytes, memoryview]:
+    """The parts of a payload by tag, not copied; a repeated tag keeps its last part.
 
     Raises:
         FrameError: a part runs past the end.
     """
-    parts, position = {}, 0
+    parts, position, view = {}, 0, memoryview(payload)
     while position < len(payload):
         start = position + _PART.size
         if start > len(payload):
@@ -60,15 +85,66 @@ def unpack_parts(payload: bytes) -> dict[bytes, bytes]:
         position = start + length
         if position > len(payload):
             raise FrameError(f"a part of {length} bytes runs past the end of its frame")
-        parts[tag] = payload[start:position]
+        parts[tag] = view[start:position]
     return parts
 
 
-def _exactly(receive: Callable[[int], bytes], count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        piece = receive(min(count - len(received), 1 << 16))
+def pack_input(number: int, name: str, mode: str, picture: Picture) -> tuple[bytes, memoryview | bytes]:
+    """The frame of a picture for a session, in two pieces: pixels are many, and so not copied."""
+    width, height, pixels = picture
+    size = _SIZE.pack(width, height)
+    parts = pack_parts({b"n": name.encode(), b"m": mode.encode()}) + _PART.pack(b"i", len(size) + len(pixels)) + size
+    return _FRAME.pack(number, len(parts) + len(pixels)) + parts, pixels
+
+
+def unpack_picture(part: memoryview) -> Picture:
+    """A picture of any mode, from the host."""
+    return *_SIZE.unpack_from(part), part[_SIZE.size :]
+
+
+def pack_pictures(pictures: Iterable[Picture]) -> bytes:
+    """Pictures in RGB as one part."""
+    return b"".join(piece for width, height, pixels in pictures for piece in (_SIZE.pack(width, height), pixels))
+
+
+def pictures_size(most: int, pixels: int) -> int:
+    """Bytes that `most` pictures in RGB, of at most `pixels` pixels each, take."""
+    return most * (_SIZE.size + 3 * pixels)
+
+
+def unpack_pictures(part: memoryview, *, most: int, pixels: int) -> list[Picture]:
+    """At most `most` pictures in RGB, each of at most `pixels` pixels.
+
+    Raises:
+        FrameError: it is something else.
+    """
+    pictures: list[Picture] = []
+    while part:
+        if len(part) < _SIZE.size or len(pictures) == most:
+            raise FrameError("more pictures than were asked for, or half of one")
+        width, height = _SIZE.unpack_from(part)
+        end = _SIZE.size + 3 * width * height
+        if not (0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE and width * height <= pixels):
+            raise FrameError(f"a picture of {width} x {height} pixels")
+        if end > len(part):
+            raise FrameError("a picture with too few pixels")
+        pictures.append((width, height, part[_SIZE.size : end]))
+        part = part[end:]
+    return pictures
+
+
+def _exactly(receive: Callable[[int], bytes], count: int) -> bytearray:
+    received, left, full = bytearray(), count, False
+    while left:
+        piece = receive(min(left, 1 << 16))
         if not piece:
-            raise EOFError("the stream ended inside a frame" if received else "the stream ended")
-        received += piece
-    return bytes(received)
+            raise EOFError("the stream ended inside a frame" if left < count else "the stream ended")
+        left -= len(piece)
+        try:
+            received += b"" if full else piece
+        except MemoryError:
+            # What follows is read all the same, so that the next frame is found.
+            received, full = bytearray(), True
+    if full:
+        raise MemoryError
+    return received

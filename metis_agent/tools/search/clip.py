@@ -1,0 +1,87 @@
+"""CLIP, SigLIP and their like as an `ImageEmbedder`: images found by meaning, with words or with another image.
+
+Stands under `ImageFolder.build(..., embedder=ClipEmbedder("folder of a model"))`. Needs the `train` extra, which
+brings transformers and PyTorch; neither is imported before the first embedder is made.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from metis_agent.errors import CheckpointError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["ClipEmbedder"]
+
+
+class ClipEmbedder:
+    """Any model of transformers that embeds images and texts in one space; safe to use from several threads.
+
+    Args:
+        model: a folder with a model and its processor, or a hub's name of one.
+        name: tells apart what embedded an index; by default the model's own.
+        device: such as "cuda:0".
+        batch: images that are embedded at a time.
+
+    Raises:
+        MissingDependencyError: transformers or PyTorch is not installed.
+        CheckpointError: there is no such model, or it does not embed images and texts.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], *, name: str = "", device: str = "cpu", batch: int = 16) -> None:
+        self.name = name or os.path.basename(os.path.normpath(os.fspath(model)))
+        """Which model it is: an index that another one made is read anew."""
+        self._model, self._processor = _loaded(os.fspath(model), device)
+        self._device, self._batch = device, max(1, batch)
+        self._lock = threading.Lock()
+
+    def embed_images(self, images: Sequence[Image]) -> list[list[float]]:
+        """Return a vector for each image."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(images), self._batch):
+            batch = [image.convert("RGB") for image in images[start : start + self._batch]]
+            vectors += self._features("get_image_features", images=batch)
+        return vectors
+
+    def embed_text(self, text: str) -> list[float]:
+        """Return the vector of a text; what is longer than the model reads is cut."""
+        # SigLIP was trained with texts of full length only, and CLIP does not mind.
+        return self._features("get_text_features", text=[text], padding="max_length", truncation=True)[0]
+
+    def _features(self, method: str, **inputs: Any) -> list[list[float]]:
+        import torch
+
+        with self._lock, torch.inference_mode():
+            prepared = self._processor(**inputs, return_tensors="pt").to(self._device)
+            found = getattr(self._model, method)(**prepared)
+            # Transformers 5 gives the features within the encoder's output.
+            features = found if isinstance(found, torch.Tensor) else found.pooler_output
+            listed: list[list[float]] = features.float().cpu().tolist()
+        return listed
+
+
+def _loaded(model: str, device: str) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModel, AutoProcessor
+    except ImportError as missing:
+        raise MissingDependencyError(
+            "search by meaning needs transformers; install it with: pip install 'metis-agent[train]'"
+        ) from missing
+    model_type: Any = AutoModel
+    processor_type: Any = AutoProcessor
+    try:
+        loaded, processor = model_type.from_pretrained(model).eval().to(device), processor_type.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model!r} can't be loaded ({error}); name a folder with a model and its processor."
+        ) from error
+    if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
+        raise CheckpointError(
+            f"{model!r} is a {type(loaded).__name__}, which does not embed images and texts; name a CLIP or SigLIP."
+        )
+    return loaded, processor
