@@ -1,9 +1,10 @@
-"""Gates trained on real recorded outcomes, beside supervised baselines trained on the same folds.
+"""Gates trained on real recorded outcomes, beside baselines trained on the same folds.
 
 Five folds, out of fold, several seeds: table_qa grouped by table, search_qa by question, and the rows of search_qa
-that have a draft. Prints JSON; intervals are 95% bootstraps over groups of questions, of seed 0.
+that have a draft. Prints JSON. A figure is the mean over seeds; its interval a 95% bootstrap over groups of questions,
+and `<figure>_below_reference` by how much the gate is above a baseline on the same resamples.
 
-    python benchmarks/gates.py --data DIR [--seeds 3] [--only table_qa]
+    python benchmarks/gates.py --data DIR [--seeds 3] [--only table_qa] [--group-seeds 1]
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.hdpo.exploration import StratifiedGroups
+from metis_agent.hdpo.advantages import Objective, branch_weight
+from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_baselines import supervised_baselines
+from metis_agent.hdpo.gate_baselines import feature_baselines, supervised_baselines
+from metis_agent.hdpo.gate_comparison import compare_rankings
 from metis_agent.hdpo.gate_evaluation import Scored, evaluate_gate, merge_folds
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
 from metis_agent.hdpo.outcome_files import read_outcomes
 from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
+from metis_agent.hdpo.resamples import Resamples
 
-FIGURES = ("auc", "auc_benefit", "accuracy_at_half")
 GROUPS = {
     "HDPO as published": GroupTraining(),
+    "coupled reward": GroupTraining(objective=Objective(name="coupled")),
     "HDPO, stratified": GroupTraining(groups=StratifiedGroups()),
+    "HDPO, stratified, branch weight": GroupTraining(groups=StratifiedGroups()),
 }
+EVIDENCE = 16
+"""Rollouts of each branch that a pooled estimate counts for in the branch weight: as many as a group holds."""
 
 
 def tables(folder: Path) -> dict[str, OutcomeTable]:
@@ -62,75 +70,78 @@ def tables(folder: Path) -> dict[str, OutcomeTable]:
     }
 
 
-def out_of_fold(table: OutcomeTable, seed: int, groups: bool) -> tuple[dict[str, Scored], dict[str, float]]:
+def out_of_fold(table: OutcomeTable, seed: int, groups: bool) -> dict[str, Scored]:
     policy = FeaturesPolicy()
     prepared = policy.prepare(table)
     fold = table.folds(5, seed)
-    parts, rates = [], {}
+    parts = []
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
         gate = train_gate(table, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
         accuracy, probabilities = gate.score(test)
+        x, z = prepared.inputs(train, train), prepared.inputs(train, test)
         found = {
             "gate": Scored(direct_right=accuracy[:, 0], probabilities=probabilities),
             **supervised_baselines(table.take(train), table.take(test)),
+            **feature_baselines(x, z, table.take(train)),
         }
-        for name, training in GROUPS.items() if groups else ():
-            weights, bias = train_on_groups(prepared.inputs(train, train), table.take(train), training)
-            z = prepared.inputs(train, test) @ weights + bias
-            pi = 1 / (1 + np.exp(z[:, :1] - z[:, 1:]))
-            found[name] = Scored(direct_right=1 - pi.max(axis=1), probabilities=pi)
+        for name in GROUPS if groups else ():
+            found[name] = group_trained(name, x, z, table.take(train), gate, seed)
         parts.append((test, found))
-    scored = merge_folds(len(table), parts)
-    for name in ("gate", *(GROUPS if groups else ())):
-        rates[name] = float((scored[name].need > 0.5).mean())
-    return scored, rates
+    return merge_folds(len(table), parts)
 
 
-def measure(table: OutcomeTable, seeds: int, resamples: int, groups: bool) -> dict[str, Any]:
-    runs: dict[str, list[dict[str, Any]]] = {}
+def group_trained(name: str, x: Any, z: Any, train: OutcomeTable, gate: TrainedGate, seed: int) -> Scored:
+    training = replace(GROUPS[name], seed=seed)
+    weight = None
+    if name.endswith("branch weight"):
+        n = np.full(len(train), float(EVIDENCE))
+        direct, tool = gate.accuracy[:, 0] * n, gate.accuracy[:, 1:].max(axis=1) * n
+        weight = branch_weight(BranchCounts(direct_right=direct, direct_n=n, tool_right=tool, tool_n=n)).numpy()
+    weights, bias = train_on_groups(x, train, training, efficiency=weight)
+    logits = z @ weights + bias
+    pi = 1 / (1 + np.exp(logits[:, :1] - logits[:, 1:]))
+    return Scored(direct_right=1 - pi.max(axis=1), probabilities=pi)
+
+
+def measure(table: OutcomeTable, seeds: int, resamples: int, group_seeds: int) -> dict[str, Any]:
+    runs: dict[str, list[Scored]] = {}
     for seed in range(seeds):
-        scored, _ = out_of_fold(table, seed, groups)
-        for name, one in scored.items():
-            runs.setdefault(name, []).append(
-                evaluate_gate(one, table, 0.5, resamples=resamples if seed == 0 else 2, seed=seed)
-            )
-    fixed = {name: value["accuracy"] for name, value in runs["gate"][0]["baselines"].items()}
-    methods = {}
-    for name, figures in runs.items():
-        row: dict[str, Any] = {}
-        for key in FIGURES:
-            row[key] = statistics.mean(run[key] for run in figures)
-            row[f"{key}_seeds"] = [run[key] for run in figures]
-            row[f"{key}_interval"] = figures[0][f"{key}_interval"]
-        if not name.startswith("TF-IDF"):
-            at = [run["at_threshold"] for run in figures]
-            row["at_threshold"] = {
-                key: statistics.mean(one[key] for one in at)
+        for name, one in out_of_fold(table, seed, seed < group_seeds).items():
+            runs.setdefault(name, []).append(one)
+        print(f"  seed {seed}", file=sys.stderr)
+    methods = compare_rankings(runs, table, Resamples(table, resamples, 0), reference="gate")
+    for name in ("gate", *GROUPS):
+        at = [evaluate_gate(one, table, 0.5, resamples=2) for one in runs.get(name, [])]
+        if at:
+            methods[name]["at_threshold"] = {
+                key: statistics.mean(one["at_threshold"][key] for one in at)
                 for key in ("accuracy", "tool_rate", "redundant", "harmful", "necessary", "missed")
             }
         if name == "gate":
-            row["ece"] = statistics.mean(run["ece"] for run in figures)
-            row["brier"] = statistics.mean(run["brier"] for run in figures)
-            row["frontier"] = figures[0]["frontier"]
-        methods[name] = row
+            fixed = {key: value["accuracy"] for key, value in at[0]["baselines"].items()}
+            methods[name] |= {key: statistics.mean(one[key] for one in at) for key in ("ece", "brier")}
+            methods[name]["frontier"] = at[0]["frontier"]
     return {"questions": len(table), **fixed, "methods": methods}
 
 
 def latency(table: OutcomeTable, folder: Path) -> dict[str, float]:
-    """Milliseconds a decision, of the deployed gate on one core."""
+    """Milliseconds a decision, of the deployed gate on one core; processor time is what an idle machine takes."""
     gate_folder = folder / "latency-gate"
     write_artefact(train_gate(table), gate_folder, table=table, metrics={})
     gate = PolicyGate(gate_folder)
     contexts = table.contexts or ("",) * len(table)
-    times = []
+    times, spent = [], []
     for row, (question, context) in enumerate(zip(table.questions, contexts, strict=True)):
         draft = {name: float(column[row]) for name, column in table.draft.items()}
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
         gate.score(question, context, draft)
         times.append(1000 * (time.perf_counter() - started))
-    p50, p99 = np.percentile(times, [50, 99])
-    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+        spent.append(1000 * (time.thread_time() - busy))
+    found: dict[str, float] = {}
+    for suffix, values in (("", times), ("_of_processor_time", spent)):
+        found |= {f"p{p}_ms{suffix}": float(np.percentile(values, p)) for p in (50, 99)}
+    return found
 
 
 def scale(table: OutcomeTable, rows: int) -> dict[str, float]:
@@ -142,10 +153,15 @@ def scale(table: OutcomeTable, rows: int) -> dict[str, float]:
     big = table.take(index)
     words = [f"{question} {rng.integers(1_000_000)}" for question in big.questions]
     big = OutcomeTable(**{**big.__dict__, "questions": tuple(words), "groups": ()})
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     train_gate(big)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"rows": rows, "seconds": time.perf_counter() - started, "peak_memory_gib": peak}
+    return {
+        "rows": rows,
+        "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - busy,
+        "peak_memory_gib": peak,
+    }
 
 
 def main() -> None:
@@ -154,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only")
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--no-groups", action="store_true", help="leave out HDPO on re-sampled groups (slow)")
+    parser.add_argument("--group-seeds", type=int, default=3, help="seeds of HDPO on re-sampled groups (slow)")
     parser.add_argument("--scale", type=int, default=0, help="also time training on this many rows")
     parser.add_argument("--scratch", type=Path, default=Path("runs/bench-gates"))
     arguments = parser.parse_args()
@@ -165,11 +181,11 @@ def main() -> None:
     for name, table in sets.items():
         if arguments.only in (None, name):
             print(name, file=sys.stderr)
-            report[name] = measure(table, arguments.seeds, arguments.resamples, not arguments.no_groups)
+            report[name] = measure(table, arguments.seeds, arguments.resamples, arguments.group_seeds)
             # What is done so far, should the run be stopped.
             arguments.scratch.mkdir(parents=True, exist_ok=True)
             (arguments.scratch / "partial.json").write_text(json.dumps(report, indent=2))
-    if arguments.only is None:
+    if arguments.only in (None, "latency"):
         report["latency"] = {
             name: latency(sets[name], arguments.scratch) for name in ("table_qa", "search_qa with a draft")
         }

@@ -66,6 +66,7 @@ _WORDS, _SKELETON = 1, 0.5
 _LONGEST = 20_000
 _TOKEN = re.compile(r"[A-Za-z]+|\d[\d,.]*|[^\sA-Za-z\d]")
 _LETTERS = re.compile(r"[a-z]+|\d[\d,.]*")
+_ANSWER_WORD = re.compile(r"[^\W\d_]+|\d[\d,.]*")
 _FUNCTION_WORDS = frozenset(
     """
     a about after all also am an and any are as at be been before being between both but by can could did
@@ -180,11 +181,15 @@ def draft_log_prob_features(log_probs: Sequence[float]) -> dict[str, float]:
 def agreement(one: str, other: str) -> dict[str, float]:
     """How far two direct attempts agree: shared words over all words, and over the shorter one's.
 
+    Words that say nothing ("the", "of") and how a number is punctuated do not count.
+
     Example:
         >>> agreement("Grover Cleveland", "President Grover Cleveland.")
         {'draft_agreement': 0.6666666666666666, 'draft_containment': 1.0}
+        >>> agreement("the 1,435.", "1435")
+        {'draft_agreement': 1.0, 'draft_containment': 1.0}
     """
-    a, b = ({*_LETTERS.findall(text.lower())} for text in (one, other))
+    a, b = map(_answer_words, (one, other))
     shared = len(a & b)
     return {
         "draft_agreement": shared / max(1, len(a | b)),
@@ -209,6 +214,11 @@ def weighed(question: str, idf: Sequence[float]) -> list[tuple[int, float]]:
         norm = math.sqrt(sum([value * value for _, value in values]))
         vector += [(bucket, weight * value / norm) for bucket, value in values]
     return vector
+
+
+def _answer_words(answer: str) -> set[str]:
+    words = {word.rstrip(".,").replace(",", "") for word in _ANSWER_WORD.findall(answer[:_LONGEST].lower())}
+    return words - _STOP or words
 
 
 def _is_year(number: str) -> bool:

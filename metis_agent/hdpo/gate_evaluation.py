@@ -6,7 +6,6 @@ are known, so what any gate would have got is read off, not sampled.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from metis_agent.errors import InputError
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.hdpo.resamples import Resamples
 
 __all__ = [
     "RATES",
@@ -25,6 +25,7 @@ __all__ = [
     "accuracy_at_rate",
     "area_under_curve",
     "brier",
+    "calibration_bins",
     "evaluate_gate",
     "expected_calibration_error",
     "frontier",
@@ -107,6 +108,17 @@ def expected_calibration_error(probability: Float, target: Float, bins: int = 10
     return float(np.abs(gaps).sum() / len(probability))
 
 
+def calibration_bins(probability: Float, target: Float, bins: int = 10) -> list[dict[str, float]]:
+    """The bins of that error that hold questions: mean `predicted`, mean `observed`, and how many `questions`."""
+    place = np.clip((probability * bins).astype(int), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, column, minlength=bins) for column in (probability, target)]
+    return [
+        {"predicted": float(sums[0][k] / count[k]), "observed": float(sums[1][k] / count[k]), "questions": int(count[k])}
+        for k in np.flatnonzero(count)
+    ]
+
+
 def brier(probability: Float, target: Float) -> float:
     """Mean squared gap."""
     return float(np.mean((probability - target) ** 2))
@@ -145,7 +157,7 @@ def evaluate_gate(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
-    draws = _Draws(table, resamples, seed)
+    draws = Resamples(table, resamples, seed)
     rows = np.arange(len(table))
     direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
     called = scored.need > threshold
@@ -160,6 +172,7 @@ def evaluate_gate(
         "questions": len(table),
         "ece": expected_calibration_error(scored.direct_right, direct),
         "brier": brier(scored.direct_right, direct),
+        "calibration": calibration_bins(scored.direct_right, direct),
         **_ranking(scored, table, draws),
         "frontier": frontier(scored.need, direct, tool),
         "at_threshold": {"threshold": threshold, **_at_threshold(called, direct, tool, scored, table, draws)},
@@ -167,7 +180,7 @@ def evaluate_gate(
     }
 
 
-def _ranking(scored: Scored, table: OutcomeTable, draws: _Draws) -> dict[str, Any]:
+def _ranking(scored: Scored, table: OutcomeTable, draws: Resamples) -> dict[str, Any]:
     rows = np.arange(len(table))
     direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
     win = (1 + np.sign(tool - direct)) / 2
@@ -189,7 +202,7 @@ def _ranking(scored: Scored, table: OutcomeTable, draws: _Draws) -> dict[str, An
 
 
 def _at_threshold(
-    called: NDArray[np.bool_], direct: Float, tool: Float, scored: Scored, table: OutcomeTable, draws: _Draws
+    called: NDArray[np.bool_], direct: Float, tool: Float, scored: Scored, table: OutcomeTable, draws: Resamples
 ) -> dict[str, Any]:
     """Shares of all questions: redundant calls (both right), harmful, necessary, and neither right."""
     rows = np.arange(len(table))
@@ -213,32 +226,6 @@ def _at_threshold(
 
 def _mean_of(column: Float, index: NDArray[np.int64]) -> float:
     return float(column[index].mean())
-
-
-class _Draws:
-    """Bootstrap resamples of whole groups."""
-
-    def __init__(self, table: OutcomeTable, resamples: int, seed: int) -> None:
-        _, place = np.unique(table.groups or table.keys, return_inverse=True)
-        order = np.argsort(place, kind="stable")
-        starts = np.searchsorted(place[order], np.arange(place.max() + 2))
-        self._members = [order[a:b] for a, b in itertools.pairwise(starts)]
-        # Large sets have narrow intervals that need fewer resamples to be seen.
-        self._resamples = min(resamples, max(50, 5_000_000 // len(place)))
-        self._seed = seed
-
-    def interval(self, measure: Callable[[NDArray[np.int64]], float]) -> list[float]:
-        rng, count = np.random.default_rng(self._seed), len(self._members)
-        alone = count == sum(map(len, self._members))
-        rows = np.concatenate(self._members) if alone else None
-        values = []
-        for _ in range(self._resamples):
-            drawn = rng.integers(0, count, count)
-            values.append(
-                measure(np.concatenate([self._members[group] for group in drawn]) if rows is None else rows[drawn])
-            )
-        low, high = np.nanpercentile(values, [2.5, 97.5])
-        return [float(low), float(high)]
 
 
 def merge_folds(count: int, parts: Sequence[tuple[NDArray[np.int64], Mapping[str, Scored]]]) -> dict[str, Scored]:

@@ -40,18 +40,26 @@ class GroupTraining:
     seed: int = 0
 
 
-def train_on_groups(x: Any, table: OutcomeTable, training: GroupTraining) -> tuple[Float, Float]:
+def train_on_groups(
+    x: Any, table: OutcomeTable, training: GroupTraining, *, efficiency: Float | None = None
+) -> tuple[Float, Float]:
     """Train one layer by the exact score function of sampled groups, with Adam.
 
     Args:
         x: CSR [N, D], inputs of the table's questions.
         table: N questions.
         training: How.
+        efficiency: [N], multiplies a question's efficiency channel, such as `advantages.branch_weight` of evidence
+            pooled over questions: a group's own records repeat one outcome, and certify nothing. HDPO only.
 
     Returns:
         Weights [D, A] and biases [A] of the logits of the actions.
     """
     rng = np.random.default_rng(training.seed)
+    width = x.shape[1]
+    # Inputs that no question has keep the weight 0, and need no place in the optimiser.
+    used = np.flatnonzero(np.bincount(x.indices, minlength=width))
+    x = x[:, used]
     transposed, actions = x.T.tocsr(), len(table.actions)
     parameters = np.zeros((x.shape[1] + 1, actions))
     first, second = np.zeros_like(parameters), np.zeros_like(parameters)
@@ -60,7 +68,7 @@ def train_on_groups(x: Any, table: OutcomeTable, training: GroupTraining) -> tup
         pi_P_A = np.exp(z - z.max(axis=1, keepdims=True))
         pi_P_A /= pi_P_A.sum(axis=1, keepdims=True)
         drawn_P_G = _draw(pi_P_A, training.groups, rng)
-        A_P_G = _advantages(drawn_P_G, table, training.objective, rng)
+        A_P_G = _advantages(drawn_P_G, table, training.objective, efficiency, rng)
         pull = np.zeros_like(pi_P_A)
         for action in range(actions):
             pull[:, action] = (A_P_G * (drawn_P_G == action)).mean(axis=1)
@@ -71,7 +79,9 @@ def train_on_groups(x: Any, table: OutcomeTable, training: GroupTraining) -> tup
         second = 0.999 * second + 0.001 * gradient**2
         scale = np.sqrt(second / (1 - 0.999**step)) + 1e-8
         parameters += training.learning_rate * first / (1 - 0.9**step) / scale
-    return parameters[:-1], parameters[-1]
+    weights = np.zeros((width, actions))
+    weights[used] = parameters[:-1]
+    return weights, parameters[-1]
 
 
 def _draw(pi_P_A: Float, groups: StratifiedGroups, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -85,7 +95,11 @@ def _draw(pi_P_A: Float, groups: StratifiedGroups, rng: np.random.Generator) -> 
 
 
 def _advantages(
-    drawn_P_G: NDArray[np.int64], table: OutcomeTable, objective: Objective, rng: np.random.Generator
+    drawn_P_G: NDArray[np.int64],
+    table: OutcomeTable,
+    objective: Objective,
+    efficiency: Float | None,
+    rng: np.random.Generator,
 ) -> Float:
     rows = np.arange(len(table))[:, None]
     right = (rng.random(drawn_P_G.shape) < table.correct[rows, drawn_P_G]).astype(np.float64)
@@ -100,5 +114,6 @@ def _advantages(
         channels = advantages(objective, scores)
         total = objective.w_acc * channels.acc
         if objective.name == "hdpo":
-            total = total + objective.w_tool * channels.tool
+            tool = channels.tool if efficiency is None else channels.tool * torch.from_numpy(efficiency)[:, None]
+            total = total + objective.w_tool * tool
     return np.asarray(total.double().numpy())

@@ -1,6 +1,8 @@
 """The `features` policy: hashed n-grams and a few numbers into one layer, one logit a head. No download.
 
 Fitted by L-BFGS on the convex log loss, so a fit is a matter of seconds, has one solution and needs no seed.
+A few numbers need no more restraint in a small table than in a large one, thousands of n-grams do: `strength` is
+that of the text alone, down to a gate that reads little but numbers.
 On the recorded sets here one layer ranks at least as well as forests and boosted trees on the same numbers.
 What it reads is in `metis_agent.gates.features`; a deployed gate runs the same functions.
 """
@@ -30,7 +32,7 @@ __all__ = ["FeaturesPolicy"]
 Progress = Callable[[int], None]
 
 DENSE_WEIGHT = 0.3
-"""What a number one standard deviation from its mean weighs beside a text vector of length 1."""
+"""What a number one standard deviation from its mean is as an input; with a prior of 1 on its weight, C = 0.09."""
 CLIP = 3.0
 _SPACES = (1.0, 0.5)
 
@@ -103,10 +105,11 @@ class _Prepared:
         # Most buckets are empty: their weights stay 0 and need no place in the optimiser.
         used = np.flatnonzero(np.bincount(x.indices, minlength=width))
         x = x[:, used]
-        transposed = x.T.tocsr()
+        transposed, text = x.T.tocsr(), used < BUCKETS
         weights = np.zeros((targets.shape[1], width + 1))
         for head, (target, c) in enumerate(zip(targets.T, strength, strict=True)):
-            solution = _solve(x, transposed, target, float(c), self.policy.iterations)
+            prior = np.where(text, 1 / float(c), 1.0)
+            solution = _solve(x, transposed, target, prior, self.policy.iterations)
             weights[head, used], weights[head, -1] = solution[:-1], solution[-1]
         return _Fitted(prepared=self, scaling=scaling, weights=weights)
 
@@ -211,18 +214,23 @@ def _weighed(counts: Any, idf: NDArray[np.float64], weight: float) -> Any:
 
 
 def _solve(
-    x: Any, transposed: Any, target: NDArray[np.float64], strength: float, iterations: int
+    x: Any, transposed: Any, target: NDArray[np.float64], prior: NDArray[np.float64], iterations: int
 ) -> NDArray[np.float64]:
-    """argmin_w strength * sum_i CE(y_i, sigmoid(x_i w + b)) + |w|^2 / 2; returns [w, b]."""
+    """argmin_w sum_i CE(y_i, sigmoid(x_i w + b)) + sum_j prior_j w_j^2 / 2; returns [w, b].
 
-    def loss(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        z = x @ w[:-1] + w[-1]
-        residual = strength * (1 / (1 + np.exp(-z)) - target)
-        value = strength * float(np.sum(np.logaddexp(0.0, z) - target * z)) + 0.5 * float(w[:-1] @ w[:-1])
-        return value, np.append(transposed @ residual + w[:-1], residual.sum())
+    Solved for v = sqrt(prior) w, in which all inputs are held back alike, so that L-BFGS needs fewer steps.
+    """
+    root = np.sqrt(prior)
+
+    def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = x @ (v[:-1] / root) + v[-1]
+        residual = 1 / (1 + np.exp(-z)) - target
+        value = float(np.sum(np.logaddexp(0.0, z) - target * z)) + 0.5 * float(v[:-1] @ v[:-1])
+        return value, np.append((transposed @ residual) / root + v[:-1], residual.sum())
 
     start = np.zeros(x.shape[1] + 1)
     mean = min(max(float(target.mean()), 1e-6), 1 - 1e-6)
     start[-1] = np.log(mean / (1 - mean))
     options = {"maxiter": iterations, "maxcor": 10, "gtol": 1e-4, "ftol": 1e-7}
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    return np.append(found[:-1] / root, found[-1])
