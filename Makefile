@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test format lint types unit world bench-hdpo bench-gates bench-overhead bench-update \
-	bench-sandbox bench-search clean
+	bench-sandbox bench-search bench-half-known bench-store clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,12 @@ bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (ab
 
 bench-overhead bench-update bench-sandbox bench-search: bench-%: $(VENV)/installed
 	$(RUN)/python benchmarks/$*.py
+
+bench-half-known: $(VENV)/installed ## a gate where the model half knows, beside plain HDPO and coupled (about 10 minutes)
+	$(RUN)/python benchmarks/half_known_gate.py
+
+bench-store: $(VENV)/installed ## a million trajectories to outcomes: seconds and memory (about 5 minutes, 4 GB of disk)
+	$(RUN)/python benchmarks/store.py
 
 bench-gates: $(VENV)/installed ## a gate on recorded outcomes beside its baselines: make bench-gates DATA=DIR
 	$(RUN)/python benchmarks/gates.py --data $(DATA)

@@ -23,6 +23,7 @@ from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError, MissingDependencyError, UnknownToolError
 from metis_agent.gates import ModelGate, NeverGate
 from metis_agent.graphs.state import MetisState
+from metis_agent.recording.recorder import Recorder
 from metis_agent.types import GateDecision, ToolOutcome
 from tests.fakes import ScriptedChatModel, call, calling, model
 
@@ -147,6 +148,24 @@ def test_copies_keep_their_parts():
     assert agent.config["recursion_limit"] == 50
     assert isinstance(agent.copy({"name": "other"}).gate, ModelGate)
     assert agent.invoke(ask())["messages"][-1].content == "x it is"
+
+
+def test_the_same_agent_behind_another_gate():
+    kept: list[Any] = []
+
+    class Sink:
+        def append(self, trajectory: Any) -> None:
+            kept.append(trajectory)
+
+    agent = looking(budget=Budget(calls=3), recorder=Recorder(Sink()), checkpointer=InMemorySaver(), name="mine")
+    other = agent.with_gate(NeverGate())
+    assert (other.gate.name, other.budget, other.name) == ("NeverGate", agent.budget, "mine")
+    # Neither a thread nor a record, and what the model asks for is blocked.
+    state = other.invoke(ask())
+    assert [outcome.status for outcome in state["outcomes"]] == ["blocked"] * len(state["outcomes"])
+    assert state["calls"]
+    assert not kept
+    assert isinstance(agent.gate, ModelGate)
 
 
 def test_input_and_output():

@@ -9,10 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from metis_agent.cli.ask import ask_command
 from metis_agent.cli.calibrate import calibrate_command
+from metis_agent.cli.curate import curate_app
 from metis_agent.cli.doctor import doctor as doctor_command
+from metis_agent.cli.drift import drift_command
 from metis_agent.cli.evaluate import evaluate_app
+from metis_agent.cli.rollout import rollout_command
 from metis_agent.cli.train import train_app
+from metis_agent.cli.train_policy import train_policy_command
+from metis_agent.cli.train_sft import train_sft_command
 from metis_agent.errors import MetisError
 
 __all__ = ["app", "main"]
@@ -47,9 +53,15 @@ def demo(
     run_demo(Console(), folder, seed=seed, steps=steps, questions=questions, fresh=fresh)
 
 
+app.command("ask")(ask_command)
+app.command("rollout")(rollout_command)
+app.add_typer(curate_app, name="curate")
+train_app.command("sft")(train_sft_command)
+train_app.command("policy")(train_policy_command)
 app.add_typer(train_app, name="train")
 app.command("calibrate")(calibrate_command)
 app.add_typer(evaluate_app, name="evaluate")
+app.command("drift")(drift_command)
 app.command("doctor")(doctor_command)
 
 

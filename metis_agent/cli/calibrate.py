@@ -8,29 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from metis_agent.cli.drift import report_drift
 from metis_agent.cli.evaluate import unseen_rows
-from metis_agent.cli.outcome_options import (
-    ContextOption,
-    DirectOption,
-    GroupOption,
-    JsonOption,
-    OutcomesOption,
-    SeedOption,
-    ToolOption,
-    load_table,
-    progress_bars,
-    write_json,
-)
+from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
 from metis_agent.errors import ConfigurationError
 
 __all__ = ["calibrate_command"]
 
 
+@takes_records
 def calibrate_command(
+    records: Records,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder; its threshold is replaced.")],
-    outcomes: OutcomesOption,
-    tool: ToolOption,
-    direct: DirectOption = "direct",
     accuracy_loss: Annotated[
         float | None,
         typer.Option(help="Promise: at most this much accuracy lost against always calling; 0.01 is one point."),
@@ -41,8 +30,6 @@ def calibrate_command(
     ] = None,
     highest_cost: Annotated[float | None, typer.Option(help="What one question can cost at most.")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
-    context: ContextOption = None,
-    group_by: GroupOption = None,
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
     ] = False,
@@ -53,12 +40,19 @@ def calibrate_command(
 
     Refused where these records can't support the promise: then record more, or promise less.
 
+    The scores of these questions are kept with the gate, so that `metis drift` can tell when others come.
+
+    Example: metis calibrate my-gate --store runs --drop-seen --accuracy-loss 0.01
+
     Example: metis calibrate my-gate --outcomes held-out.parquet --tool text_search=search --accuracy-loss 0.01
     """
     console = Console()
-    table = load_table(outcomes, direct, tool, context, group_by)
     from metis_agent.gates.policy import PolicyGate
+
+    gate = PolicyGate(folder)
+    table = records.load(console, tools=gate.artefact.tools)
     from metis_agent.hdpo.calibration import Promise, choose_threshold
+    from metis_agent.hdpo.drift import reference_note
     from metis_agent.hdpo.export import set_threshold
     from metis_agent.hdpo.gate_evaluation import score_table
 
@@ -76,16 +70,16 @@ def calibrate_command(
         raise ConfigurationError(
             f"The promises are {wanted!r}: state exactly one, with --accuracy-loss, --calls or --cost-per-1000."
         )
-    gate = PolicyGate(folder)
     table = unseen_rows(table, gate, drop_seen=drop_seen)
     with progress_bars(console) as bars:
         task = bars.add_task("ask the gate", total=len(table))
         scored = score_table(gate, table, lambda count: bars.advance(task, count))
     threshold = choose_threshold(scored.probabilities, table.correct, table.cost, stated[0], seed=seed)
-    set_threshold(folder, threshold.note())
+    found = report_drift(console, gate.artefact, scored)
+    set_threshold(folder, {**threshold.note(), "reference": reference_note(scored, gate.artefact.tools)})
     console.print(
         f"Threshold {threshold.value:.4f}: {threshold.note()['chosen']}.\nOn these records: a tool on "
         f"{threshold.tool_rate:.1%} of the questions, accuracy {threshold.accuracy:.3f}."
     )
     if json is not None:
-        write_json(json, threshold.note())
+        write_json(json, {**threshold.note(), "drift": found})

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import (
-    ContextOption,
-    DirectOption,
-    GroupOption,
-    JsonOption,
-    OutcomesOption,
-    SeedOption,
-    ToolOption,
-    load_table,
-    progress_bars,
-    write_json,
-)
+from metis_agent.cli.drift import report_drift
+from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
 from metis_agent.cli.train import show_figures
 from metis_agent.errors import InputError, MissingDependencyError
 
@@ -38,13 +28,10 @@ def _evaluate() -> None:
 
 
 @evaluate_app.command("gate")
+@takes_records
 def evaluate_gate_command(
+    records: Records,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder.")],
-    outcomes: OutcomesOption,
-    tool: ToolOption,
-    direct: DirectOption = "direct",
-    context: ContextOption = None,
-    group_by: GroupOption = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Try another threshold than the gate's own.")
     ] = None,
@@ -61,28 +48,32 @@ def evaluate_gate_command(
     """Measure a gate: frontier of accuracy against tool rate, AUC, calibration, and what it does at its threshold.
 
     Beside it: never, always, random, oracle, and supervised baselines. AUC is of the probability that the direct
-    answer is right; intervals are 95%.
+    answer is right; intervals are 95%. It also says whether these questions are like those it was calibrated on.
+
+    Example: metis evaluate gate my-gate --store runs --drop-seen
 
     Example: metis evaluate gate my-gate --outcomes held-out.parquet --tool text_search=search --json figures.json
     """
     console = Console()
-    table = load_table(outcomes, direct, tool, context, group_by)
     from metis_agent.gates.policy import PolicyGate
-    from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
 
     gate = PolicyGate(folder, threshold=threshold)
+    table = records.load(console, tools=gate.artefact.tools)
+    from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
+
     table = unseen_rows(table, gate, drop_seen=drop_seen)
     with progress_bars(console) as bars:
         task = bars.add_task("ask the gate", total=len(table))
         scored = score_table(gate, table, lambda count: bars.advance(task, count))
     try:
-        fitted_on = load_table(train, direct, tool, context, group_by) if train else None
+        fitted_on = records.other(train).load(console) if train else None
         baselines = _baselines(table, fitted_on, seed)
     except MissingDependencyError as missing:
         console.print(str(missing))
         baselines = {}
     figures = evaluate_gate(scored, table, gate.threshold, baselines=baselines, seed=seed)
     show_figures(console, figures, f"{len(table)} questions")
+    figures["drift"] = report_drift(console, gate.artefact, scored)
     if json is not None:
         write_json(json, figures)
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import (
-    ContextOption,
-    DirectOption,
-    GroupOption,
-    JsonOption,
-    OutcomesOption,
-    SeedOption,
-    ToolOption,
-    load_table,
-    progress_bars,
-    write_json,
+from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
+from metis_agent.cli.policy_options import (
+    BatchSizeOption,
+    DeviceOption,
+    EpochsOption,
+    LearningRateOption,
+    LoraOption,
+    ModelOption,
+    PolicyChoice,
+    PolicyOption,
+    forget_training,
 )
+
+if TYPE_CHECKING:
+    from metis_agent.hdpo.outcomes import OutcomeTable
 
 __all__ = ["train_app", "train_gate_command"]
 
@@ -32,20 +35,24 @@ def _train() -> None:
 
 
 @train_app.command("gate")
+@takes_records
 def train_gate_command(
-    outcomes: OutcomesOption,
-    tool: ToolOption,
+    records: Records,
     out: Annotated[Path, typer.Option("--out", help="Folder for the gate: load it with PolicyGate(FOLDER).")],
-    direct: DirectOption = "direct",
-    context: ContextOption = None,
-    group_by: GroupOption = None,
-    policy: Annotated[
-        Literal["features"], typer.Option(help="What reads the questions. 'features' needs no download.")
-    ] = "features",
+    hold_out: Annotated[
+        float, typer.Option(help="Share of the questions to leave out, for `evaluate` and `calibrate --drop-seen`.")
+    ] = 0.0,
+    policy: PolicyOption = "features",
+    model: ModelOption = None,
+    lora: LoraOption = False,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
+    device: DeviceOption = None,
     beta: Annotated[
         float, typer.Option(help="Accuracy that may be given up on a question to save a call, at most.")
     ] = 0.02,
-    folds: Annotated[int, typer.Option(min=2, help="Folds for the held-out estimates.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Folds for the held-out estimates: so many fits and one more.")] = 5,
     describe: Annotated[
         list[str] | None, typer.Option("--describe", help="NAME=TEXT: a tool's description, kept with the gate.")
     ] = None,
@@ -54,39 +61,60 @@ def train_gate_command(
 ) -> None:
     """Train a gate that decides, question by question, whether a tool is worth calling.
 
-    It learns from what came of each question with and without the tool; no model is called.
+    It learns from what came of each question with and without each tool; no model is called.
+
+    Example: metis train gate --store runs --hold-out 0.3 --out my-gate
 
     Example: metis train gate --outcomes runs.parquet --direct direct --tool text_search=search --out my-gate
 
-    Next: metis evaluate gate my-gate --outcomes held-out.parquet ..., then metis calibrate my-gate ... for a
-    threshold that keeps a promise.
+    Example: metis train gate --store runs --policy encoder --model answerdotai/ModernBERT-base --folds 3 --out my-gate
+
+    Killed while it trains a model? The same command goes on from the last epoch.
+
+    Next: metis calibrate my-gate ... for a threshold that keeps a promise, on questions that were held out.
     """
     console = Console()
-    table = load_table(outcomes, direct, tool, context, group_by)
+    choice = PolicyChoice(
+        policy=policy, model=model, lora=lora, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        device=device,
+    )  # fmt: skip
+    table = records.load(console)
     from metis_agent.hdpo.export import write_artefact
     from metis_agent.hdpo.gate_evaluation import Scored, evaluate_gate
     from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
-    from metis_agent.hdpo.policies.features import FeaturesPolicy
 
+    table = _kept(console, table, hold_out, seed)
     table.check_trainable()
-    kind = {"features": FeaturesPolicy}[policy]
+    descriptions = dict(text.partition("=")[::2] for text in describe or [])
     with progress_bars(console) as bars:
-        read = bars.add_task("read the questions", total=len(table))
+        reader = choice.build(bars, out, len(table), descriptions, seed)
         fit = bars.add_task("fit", total=None)
         gate = train_gate(
             table,
             GateTraining(beta=beta, folds=folds, seed=seed),
-            policy=kind(progress=lambda count: bars.advance(read, count)),
+            policy=reader,
             progress=lambda _, done, total: bars.update(fit, completed=done, total=total),
         )
     scored = Scored(direct_right=gate.accuracy[:, 0], probabilities=gate.probabilities)
     figures = evaluate_gate(scored, table, 0.5, resamples=200, seed=seed)
-    descriptions = dict(text.partition("=")[::2] for text in describe or [])
     write_artefact(gate, out, table=table, metrics=figures, descriptions=descriptions)
+    forget_training(out)
     show_figures(console, figures, "Held-out folds of the training table")
     console.print(f"Gate: {out}   load it with PolicyGate({str(out)!r})")
     if json is not None:
         write_json(json, figures)
+
+
+def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> OutcomeTable:
+    if not hold_out:
+        return table
+    import numpy as np
+
+    from metis_agent.hdpo.outcomes import held_out
+
+    left_out = held_out(table, hold_out, seed)
+    console.print(f"{int(left_out.sum()):,} of {len(table):,} questions are held out of training.")
+    return table.take(np.flatnonzero(~left_out))
 
 
 def show_figures(console: Console, figures: dict[str, object], title: str) -> None:

@@ -9,18 +9,16 @@ optional `context`, for each branch `<branch>_correct` in 0..1 and optional `<br
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.errors import InputError
-from metis_agent.hdpo.rewards import Verify, judge
-from metis_agent.hdpo.verifiers import verify as default_verify
-from metis_agent.types import Trajectory
+from metis_agent.errors import ConfigurationError, InputError
 
-__all__ = ["DIRECT", "MIN_ROWS", "OutcomeTable", "check_unseen", "outcomes_from_trajectories"]
+__all__ = ["DIRECT", "MIN_ROWS", "OutcomeTable", "check_unseen", "held_out", "question_key"]
 
 DIRECT = "direct"
 """The name of the action that calls no tool; always action 0."""
@@ -93,9 +91,9 @@ class OutcomeTable:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """[N]: 16 hex digits that are the same for the same question and context, but for case and spaces."""
+        """[N]: see `question_key`."""
         contexts = self.contexts or ("",) * len(self)
-        return tuple(_key(question, context) for question, context in zip(self.questions, contexts, strict=True))
+        return tuple(map(question_key, self.questions, contexts))
 
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> OutcomeTable:
         """The rows given, in that order."""
@@ -178,57 +176,22 @@ def check_unseen(table: OutcomeTable, trained_on: Iterable[str]) -> NDArray[np.b
     return unseen
 
 
-def outcomes_from_trajectories(
-    trajectories: Iterable[Trajectory],
-    *,
-    tools: Sequence[str],
-    verify: Verify = default_verify,
-    use_cost: bool = False,
-) -> OutcomeTable:
-    """Build a table from recorded runs: T = 0 is the direct branch, else the first executed tool's.
-
-    Reads the trajectories once, keeping a few sums for each question, so a store of any size will do. Runs that
-    can't be judged and questions that lack a branch are dropped and counted.
-
-    Args:
-        trajectories: For example `TrajectoryStore(...).read()`.
-        tools: Names of the tools that the gate may choose.
-        verify: Judges an answer.
-        use_cost: Take the recorded cost of the calls; by default a tool branch costs its mean number of calls.
+def held_out(table: OutcomeTable, share: float, seed: int) -> NDArray[np.bool_]:
+    """[N]: a share of the groups (of the questions, where there are none), the same at every call.
 
     Raises:
-        InputError: no question has all branches.
+        ConfigurationError: the share is not in [0, 1).
     """
-    actions = (DIRECT, *tools)
-    place = {name: column for column, name in enumerate(actions)}
-    sums: dict[str, NDArray[np.float64]] = {}
-    texts: dict[str, str] = {}
-    dropped = {"not judged": 0, "another tool": 0, "question without all branches": 0}
-    for run in trajectories:
-        right, _ = judge(run, verify)
-        column = place.get(next((outcome.tool for outcome in run.outcomes if outcome.executed), DIRECT))
-        if right is None or column is None:
-            dropped["not judged" if right is None else "another tool"] += 1
-            continue
-        total = sums.setdefault(run.question.id, np.zeros((4, len(actions))))
-        total[:, column] += 1.0, float(right), run.cost if use_cost else run.tool_calls, run.seconds
-        texts[run.question.id] = run.question.text
-    whole = [id_ for id_, total in sums.items() if total[0].min() > 0]
-    dropped["question without all branches"] = len(sums) - len(whole)
-    if not whole:
-        raise InputError(
-            f"None of {len(sums)} questions was recorded down every branch {actions!r}: {dropped!r}. Record each "
-            "question forced direct and forced to call each tool (`metis rollout`)."
-        )
-    means = np.stack([sums[id_][1:] / sums[id_][0] for id_ in whole])
-    return OutcomeTable(
-        questions=tuple(texts[id_] for id_ in whole),
-        actions=actions,
-        correct=means[:, 0],
-        cost=means[:, 1],
-        seconds=means[:, 2],
-        dropped={reason: count for reason, count in dropped.items() if count},
-    )
+    if not 0 <= share < 1:
+        raise ConfigurationError(f"The share to hold out is {share!r}; it is at least 0 and below 1, such as 0.3.")
+    homes = table.groups or table.keys
+    return np.array([zlib.crc32(f"held out {seed} {home}".encode()) < share * 2**32 for home in homes], dtype=np.bool_)
+
+
+def question_key(question: str, context: str = "") -> str:
+    """16 hex digits that are the same for the same question and context, but for case and spaces."""
+    text = f"{_plain(question)}\x1f{_plain(context)}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _check_values(what: str, column: NDArray[np.float64], high: float = np.inf) -> None:
@@ -240,9 +203,5 @@ def _check_values(what: str, column: NDArray[np.float64], high: float = np.inf) 
         )
 
 
-def _key(question: str, context: str) -> str:
-    def plain(text: str) -> str:
-        return " ".join(text.lower().split())
-
-    text = f"{plain(question)}\x1f{plain(context)}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -13,20 +13,22 @@ import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 
 from metis_agent.agent import MetisAgent
-from metis_agent.errors import InfrastructureError, InputError
+from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
 from metis_agent.recording.recorder import trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
 
-__all__ = ["Rollout", "Rollouts", "group_rollouts", "groups_of"]
+__all__ = ["Rollout", "Rollouts", "group_rollouts", "groups_of", "roll_out", "run_async"]
+
+T = TypeVar("T")
 
 BRANCHES: tuple[Branch, ...] = ("free", "direct", "tool")
 
@@ -38,6 +40,8 @@ class Rollout:
     id: str
     question: Question
     branch: Branch = "free"
+    tool: str = ""
+    """With branch "tool", the one that is forced; any of them by default."""
     seed: int = 0
 
 
@@ -68,12 +72,29 @@ class Rollouts:
         build: makes the agent around a gate; called once a branch, so that model and tools stay the user's.
         store: where finished trajectories go, and where those of an earlier process are found.
         concurrency: graph runs in flight at once.
+        timeout: seconds that one run may take; one that never ends would hold up all others. It then comes back
+            failed, like one whose infrastructure failed.
+
+    Raises:
+        ConfigurationError: concurrency or timeout is out of range.
     """
 
-    def __init__(self, build: Callable[[Gate], MetisAgent], store: TrajectoryStore, *, concurrency: int = 256) -> None:
+    def __init__(
+        self,
+        build: Callable[[Gate], MetisAgent],
+        store: TrajectoryStore,
+        *,
+        concurrency: int = 256,
+        timeout: float | None = None,
+    ) -> None:
+        if concurrency < 1 or not (timeout is None or timeout > 0):
+            raise ConfigurationError(
+                f"concurrency={concurrency!r}, timeout={timeout!r}: at least 1 run at once, and more than 0 seconds "
+                "for each, or None for no limit."
+            )
         self._agents: Mapping[Branch, MetisAgent] = {branch: build(BranchGate(branch)) for branch in BRANCHES}
         self._store = store
-        self._concurrency = concurrency
+        self._concurrency, self._timeout = concurrency, timeout
         self._finished_before = frozenset(store.ids())
 
     def collect(
@@ -81,15 +102,18 @@ class Rollouts:
     ) -> list[Trajectory]:
         """Run the rollouts and return their trajectories in the same order.
 
-        A rollout whose infrastructure fails (sandbox, judge), or whose conversation outgrows the model, comes
-        back with `status="failed"`, to be excluded and counted. Any other exception is a defect and propagates;
-        what was finished by then is in the store.
+        A rollout whose infrastructure fails (sandbox, judge), whose conversation outgrows the model, or that takes
+        too long comes back with `status="failed"`, to be excluded and counted. Any other exception is a defect and
+        propagates; what was finished by then is in the store.
+
+        Raises:
+            StorageError: the store can't be written to, such as on a full disk.
         """
         found = self._recall({rollout.id for rollout in rollouts} & self._finished_before)
         for trajectory in found.values():
             progress(trajectory)
         missing = [rollout for rollout in rollouts if rollout.id not in found]
-        for trajectory in _run(self._run_all(missing, progress)):
+        for trajectory in run_async(self._run_all(missing, progress)):
             found[trajectory.id] = trajectory
         return [found[rollout.id] for rollout in rollouts]
 
@@ -108,30 +132,66 @@ class Rollouts:
             progress(trajectory)
             return trajectory
 
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(rollout)) for rollout in rollouts]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(one(rollout)) for rollout in rollouts]
+        except BaseExceptionGroup as failures:
+            # What hundreds of runs met is one thing, such as a full disk: say that, not "ExceptionGroup".
+            raise _first(failures) from failures
         return [task.result() for task in running]
 
     async def _run_one(self, rollout: Rollout) -> Trajectory:
-        started = time.time()
-        # No thread_id: that belongs to conversations, and each rollout is a run of its own.
-        config = RunnableConfig(configurable={"seed": rollout.seed})
-        state: Mapping[str, Any] = {"messages": []}
-        status: TrajectoryStatus = "finished"
-        error = ""
-        try:
-            state = await self._agents[rollout.branch].ainvoke(
-                {"messages": [HumanMessage(rollout.question.text)]}, config
-            )
-        except (InfrastructureError, InputError) as failure:
-            status, error = "failed", f"{type(failure).__name__}: {failure}"
-        return trajectory_of(
-            state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
-            seconds=time.time() - started, status=status, error=error,
-        )  # fmt: skip
+        return await roll_out(
+            self._agents[rollout.branch],
+            rollout,
+            excused=(InfrastructureError, InputError, TimeoutError),
+            timeout=self._timeout,
+        )
 
 
-def _run(work: Coroutine[Any, Any, list[Trajectory]]) -> list[Trajectory]:
+async def roll_out(
+    agent: MetisAgent,
+    rollout: Rollout,
+    *,
+    excused: tuple[type[Exception], ...] = (InfrastructureError, InputError),
+    timeout: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Trajectory:
+    """Run one rollout through the agent of its branch.
+
+    Args:
+        agent: Made around that branch's gate.
+        rollout: To run.
+        excused: Exceptions that make the trajectory `failed`; any other, and a wrong setting, propagates.
+        timeout: Seconds, after which it fails with `TimeoutError`; `None` for no limit.
+        metadata: For the trajectory.
+    """
+    started = time.time()
+    # No thread_id: that belongs to conversations, and each rollout is a run of its own.
+    config = RunnableConfig(configurable={"seed": rollout.seed})
+    state: Mapping[str, Any] = {"messages": []}
+    status: TrajectoryStatus = "finished"
+    error = ""
+    try:
+        async with asyncio.timeout(timeout):
+            state = await agent.ainvoke({"messages": [HumanMessage(rollout.question.text)]}, config)
+    except ConfigurationError:
+        raise
+    except excused as failure:
+        status, error = "failed", f"{type(failure).__name__}: {failure}"
+    return trajectory_of(
+        state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
+        seconds=time.time() - started, status=status, error=error, metadata=metadata,
+    )  # fmt: skip
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure in a group of groups."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, also where an event loop is already running (a notebook)."""
     try:
         asyncio.get_running_loop()

@@ -120,11 +120,12 @@ class TrajectoryStore:
         """Return the names of the segments, oldest first."""
         return sorted(filter(is_segment, self._place.names()))
 
-    def read(self, *, from_segment: str | None = None) -> Iterator[Trajectory]:
+    def read(self, *, from_segment: str | None = None, whole: bool = True) -> Iterator[Trajectory]:
         """Stream all trajectories, segments by name and lines in order, one in memory at a time.
 
         Args:
             from_segment: the segment to begin with (see `segments`); earlier ones are left out.
+            whole: without it they come without messages and model calls, several times as fast.
 
         Raises:
             StorageError: a segment can't be read.
@@ -132,7 +133,7 @@ class TrajectoryStore:
         """
         self._tally = Tally()
         names = [name for name in self.segments() if from_segment is None or name >= from_segment]
-        return self._parsed(names, schema.loads, self._tally)
+        return self._parsed(names, schema.loads if whole else schema.loads_outcome, self._tally)
 
     def ids(self) -> set[str]:
         """Return the ids of the finished trajectories: what a resumed run may leave out."""

@@ -21,6 +21,8 @@ BOTH = ("a", "b")
         (BranchGate("free"), (BOTH, False), (BOTH, False)),
         (BranchGate("direct"), ((), False), ((), False)),
         (BranchGate("tool"), (BOTH, True), (BOTH, False)),
+        (BranchGate("tool", tool="b"), (("b",), True), (("b",), False)),
+        (BranchGate("tool", tool="c"), ((), False), ((), False)),
     ],
 )
 async def test_baselines(gate, first, later):
@@ -39,3 +41,6 @@ def test_a_branch_gate_knows_its_branch():
     assert BranchGate("tool").decide(FIRST).gate == "branch:tool"
     with pytest.raises(ConfigurationError, match="'both'"):
         BranchGate("both")
+    assert BranchGate("tool", tool="b").name == "branch:tool:b"
+    with pytest.raises(ConfigurationError, match="only branch 'tool'"):
+        BranchGate("direct", tool="b")

@@ -6,7 +6,8 @@ import pytest
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.outcome_files import read_outcomes
-from metis_agent.hdpo.outcomes import OutcomeTable, check_unseen, outcomes_from_trajectories
+from metis_agent.hdpo.outcomes import OutcomeTable, check_unseen, held_out
+from metis_agent.hdpo.recorded_outcomes import outcomes_from_trajectories
 from metis_agent.types import Question, ToolOutcome, Trajectory
 
 
@@ -124,3 +125,16 @@ def test_outcomes_come_from_recorded_runs() -> None:
     assert table.dropped == {"question without all branches": 1}
     with pytest.raises(InputError, match="every branch"):
         outcomes_from_trajectories(runs[3:], tools=["search"])
+
+
+def test_a_share_of_the_groups_is_held_out_and_always_the_same(tmp_path: Path) -> None:
+    table = read(write(tmp_path, [{**row, "document": i // 6} for i, row in enumerate(rows(600))]), group_by="document")
+    left_out = held_out(table, 0.3, seed=0)
+    assert 0.15 < left_out.mean() < 0.45
+    assert all(len(set(left_out[i : i + 6])) == 1 for i in range(0, 600, 6))
+    order = np.random.default_rng(0).permutation(600)
+    assert (held_out(table.take(order), 0.3, seed=0) == left_out[order]).all()
+    assert (held_out(table, 0.3, seed=1) != left_out).any()
+    assert not held_out(table, 0.0, seed=0).any()
+    with pytest.raises(ConfigurationError, match="below 1"):
+        held_out(table, 1.0, seed=0)

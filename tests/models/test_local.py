@@ -119,6 +119,16 @@ def test_named_call_forces_the_name(chat: LocalChatModel, tokenizer: Any) -> Non
     assert opening.startswith('<tool_call>\n{"name": "search"')
 
 
+def test_any_of_one_tool_is_that_tool(chat: LocalChatModel) -> None:
+    records = [
+        record_of(chat.bind_tools([search], tool_choice=choice).invoke("Hello", max_new_tokens=50))
+        for choice in ("any", "search")
+    ]
+    forced = records[0]["forced"]
+    assert forced == records[1]["forced"] > 1
+    assert records[0]["completion_ids"][:forced] == records[1]["completion_ids"][:forced]
+
+
 def test_wrong_tool_choice_is_refused_when_bound(chat: LocalChatModel) -> None:
     with pytest.raises(UnknownToolError, match="'web'"):
         chat.bind_tools([python], tool_choice="web")

@@ -1,0 +1,223 @@
+"""Which agent a command runs: a model by name or folder and tools from a module, or an agent of the user's own.
+
+Python objects are named `package.module:attribute` or `path/to/file.py:attribute`; the current folder is searched
+first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+
+from metis_agent.agent import MetisAgent, create_metis_agent
+from metis_agent.budget import Budget
+from metis_agent.errors import ConfigurationError
+from metis_agent.gates.base import Gate
+
+__all__ = ["AgentOption", "Choice", "ModelOption", "ToolsOption", "choose_agent", "load_attribute"]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A model that LangChain's init_chat_model knows ('openai:gpt-5'), a folder with a local model, or "
+        "FILE.py:ATTRIBUTE for a chat model of your own."
+    ),
+]
+ToolsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: a tool, a function, or a list of them; repeat for more."),
+]
+AgentOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --model and --tools, MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: a MetisAgent, a function that "
+        "takes a gate and makes one, a pair (model, tools), or a function that returns such a pair."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An agent to run, without its gate."""
+
+    build: Callable[[Gate], MetisAgent]
+    tools: tuple[str, ...]
+    model: str
+    """What records call the model."""
+    concurrency: int = 16
+    """Runs at once that suit it."""
+
+
+def choose_agent(
+    model: str | None,
+    tools: Sequence[str] | None,
+    agent: str | None,
+    *,
+    system_prompt: str | None = None,
+    calls: int = 8,
+    temperature: float | None = None,
+    label: str | None = None,
+) -> Choice:
+    """The agent that the options name.
+
+    Args:
+        model: See `ModelOption`.
+        tools: See `ToolsOption`.
+        agent: See `AgentOption`.
+        system_prompt: For the model; an agent of the user's own has its own.
+        calls: Tool calls a turn, likewise.
+        temperature: Of the model's sampling; its own default where not given.
+        label: What records call the model, by default its name in the options.
+
+    Raises:
+        ConfigurationError: neither or both are named, or what is named is not there or is something else.
+    """
+    from metis_agent.gates.baselines import ModelGate
+
+    if (agent is None) == (model is None):
+        raise ConfigurationError(f"--agent is {agent!r} and --model {model!r}: give one of them.")
+    if agent is not None and tools:
+        raise ConfigurationError(f"--tools {tools!r} goes with --model: the agent {agent!r} brings its own.")
+    concurrency = 16
+    build: Callable[[Gate], MetisAgent]
+    if agent is not None:
+        found = load_attribute(agent)
+        build = _builder(found, agent, system_prompt, calls)
+    else:
+        chat, concurrency = _chat_model(str(model), temperature)
+        parts = [part for name in tools or () for part in _tools(load_attribute(name), name)]
+        build = partial(_create, chat, parts, system_prompt, calls)
+    names = tuple(build(ModelGate()).tools)
+    if not names:
+        raise ConfigurationError(
+            "The agent has no tools, so there is nothing to decide: name some with --tools MODULE:ATTRIBUTE."
+        )
+    return Choice(build=build, tools=names, model=label or str(agent or model), concurrency=concurrency)
+
+
+def load_attribute(name: str) -> Any:
+    """The object named `package.module:attribute` or `path/to/file.py:attribute`.
+
+    Raises:
+        ConfigurationError: there is no such thing.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not (place and colon and attribute):
+        raise ConfigurationError(f"{name!r} names no object: write MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, OSError) as error:
+        raise ConfigurationError(
+            f"{name!r} can't be imported from {str(Path.cwd())!r}: {type(error).__name__}: {error}. Check the path, "
+            "and that what it imports is installed."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = sorted(each for each in dir(found) if not each.startswith("_"))
+            raise ConfigurationError(f"{place!r} has no {part!r}; it has {public!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def _load_file(path: Path) -> Any:
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{str(path)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    if known is None:
+        sys.modules[name] = module
+    # Its neighbours can be imported, as if it had been run.
+    if str(path.resolve().parent) not in sys.path:
+        sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _chat_model(name: str, temperature: float | None) -> tuple[Any, int]:
+    options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    if Path(name).is_dir():
+        from metis_agent.cli.outcome_options import training_libraries
+
+        with training_libraries():
+            from metis_agent.models.local import LocalChatModel
+
+            chat = LocalChatModel.load(name, **options)
+            return chat, chat.max_batch
+    if ".py:" in name:
+        found = load_attribute(name)
+        if temperature is not None:
+            raise ConfigurationError(f"--temperature {temperature!r} is for models by name; set it in {name!r}.")
+        return found if isinstance(found, Runnable) else found(), 16
+    if not options:
+        return name, 16
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError:
+        return name, 16  # `create_metis_agent` says what to install
+    return init_chat_model(name, **options), 16
+
+
+def _tools(found: Any, name: str) -> list[Any]:
+    parts = list(found) if isinstance(found, list | tuple) else [found]
+    for part in parts:
+        if not callable(part) and not isinstance(part, BaseTool):
+            raise ConfigurationError(f"{name!r} holds {part!r}, which is no tool: pass LangChain tools or functions.")
+    return parts
+
+
+def _builder(found: Any, name: str, system_prompt: str | None, calls: int) -> Callable[[Gate], MetisAgent]:
+    if isinstance(found, MetisAgent):
+        return found.with_gate
+    if callable(found):
+        if _takes_a_gate(found):
+            return partial(_checked, found, name)
+        found = found()
+        if isinstance(found, MetisAgent):
+            return found.with_gate
+    if isinstance(found, tuple | list) and len(found) == 2:
+        return partial(_create, found[0], _tools(found[1], name), system_prompt, calls)
+    raise ConfigurationError(
+        f"{name!r} is {found!r}; it must be a MetisAgent, a function that takes a gate and makes one, or a pair "
+        "(model, tools)."
+    )
+
+
+def _takes_a_gate(found: Any) -> bool:
+    import inspect
+
+    needed = [
+        parameter
+        for parameter in inspect.signature(found).parameters.values()
+        if parameter.name == "gate" or parameter.default is parameter.empty
+    ]
+    return bool(needed)
+
+
+def _checked(make: Callable[[Gate], Any], name: str, gate: Gate) -> MetisAgent:
+    agent = make(gate)
+    if not isinstance(agent, MetisAgent):
+        raise ConfigurationError(f"{name!r} made {agent!r} of a gate; it must make a MetisAgent.")
+    # A recorder of its own would store each run twice.
+    return agent if agent.metis is not None and agent.metis.recorder is None else agent.with_gate(gate)
+
+
+def _create(model: Any, tools: Sequence[Any], system_prompt: str | None, calls: int, gate: Gate) -> MetisAgent:
+    return create_metis_agent(
+        model, tools, gate=gate, budget=Budget(calls=calls), system_prompt=system_prompt, record_calls=True
+    )

@@ -1,0 +1,208 @@
+"""Record what comes of each question down every branch: direct, each tool forced, and as the model likes.
+
+Where it stands: questions -> **recorded branches** -> `recorded_outcomes` -> `gate_trainer`. Made for hours against
+somebody else's model: what is finished is in the store at once and never run again, an outage is waited out, then
+counted and excluded, and memory stays the same however many rollouts there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metis_agent.agent import MetisAgent
+from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
+from metis_agent.gates.base import Gate
+from metis_agent.gates.baselines import BranchGate
+from metis_agent.hdpo.rollouts import Rollout, roll_out, run_async
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.types import Branch, Question, Trajectory
+
+__all__ = ["BranchPlan", "BranchRecorder", "RecordingReport", "branch_rollouts"]
+
+_HOPELESS = 10
+"""Failures in a row after which it is no outage of a few (twice the concurrency, where that is more)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPlan:
+    """Rollouts of each question.
+
+    Raises:
+        ConfigurationError: a count is negative, or all are 0.
+    """
+
+    direct: int = 1
+    """Without any tool."""
+    tool: int = 1
+    """Of each tool, with its call forced."""
+    free: int = 0
+    """As the model decides; trained on by what it did."""
+
+    def __post_init__(self) -> None:
+        if min(self.direct, self.tool, self.free) < 0 or not self.direct + self.tool + self.free:
+            raise ConfigurationError(f"{self!r}: counts are 0 or more, and at least one is above 0.")
+
+    def starts(self, tools: Sequence[str]) -> list[tuple[Branch, str, int]]:
+        """(branch, tool or "", number within it) of every rollout of one question."""
+        starts: list[tuple[Branch, str, int]] = [("direct", "", index) for index in range(self.direct)]
+        starts += [("tool", tool, index) for tool in tools for index in range(self.tool)]
+        return starts + [("free", "", index) for index in range(self.free)]
+
+
+def branch_rollouts(
+    questions: Iterable[Question], tools: Sequence[str], plan: BranchPlan, *, name: str, seed: int
+) -> Iterator[Rollout]:
+    """The rollouts of a plan, named so that a larger plan only adds to a smaller one."""
+    starts = plan.starts(tools)
+    for question in questions:
+        for branch, tool, index in starts:
+            id_ = f"{name}/{question.id}/{tool or branch}/{index}"
+            yield Rollout(
+                id=id_, question=question, branch=branch, tool=tool, seed=zlib.crc32(f"{seed}/{id_}".encode())
+            )
+
+
+@dataclass(kw_only=True)
+class RecordingReport:
+    """What a recording has done so far."""
+
+    planned: int = 0
+    found: int = 0
+    """Finished by an earlier run."""
+    finished: int = 0
+    failed: int = 0
+    """Excluded: the infrastructure or the model's service failed, after all retries."""
+    retried: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """How many failed, by the name of the error."""
+    last_failure: str = ""
+
+
+class BranchRecorder:
+    """Runs rollouts through one agent per branch, and stores each as soon as it is finished.
+
+    Args:
+        build: makes the agent around a gate; called once a branch, so that model and tools stay the user's.
+        store: where finished trajectories go, and where those of an earlier run are found.
+        concurrency: graph runs in flight at once.
+        timeout: seconds that one rollout may take; `None` for no limit.
+        retries: how often a rollout that failed is tried again, each time after twice the wait.
+        wait: seconds before the first retry.
+        metadata: kept with every trajectory, such as the model's name.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Gate], MetisAgent],
+        store: TrajectoryStore,
+        *,
+        concurrency: int = 16,
+        timeout: float | None = None,
+        retries: int = 2,
+        wait: float = 1.0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        if concurrency < 1 or retries < 0 or wait < 0 or (timeout is not None and timeout <= 0):
+            raise ConfigurationError(
+                f"concurrency={concurrency!r}, retries={retries!r}, wait={wait!r}, timeout={timeout!r}: at least 1, 0 "
+                "and 0, and a timeout above 0 or none."
+            )
+        self._build = build
+        self._store = store
+        self._concurrency, self._timeout, self._retries, self._wait = concurrency, timeout, retries, wait
+        self._metadata = dict(metadata or {})
+        self._agents: dict[tuple[Branch, str], MetisAgent] = {}
+        self._in_a_row = 0
+
+    def record(
+        self,
+        rollouts: Iterable[Rollout],
+        *,
+        progress: Callable[[Trajectory | None], None] = lambda _: None,
+    ) -> RecordingReport:
+        """Run what is not finished yet.
+
+        Args:
+            rollouts: For example `branch_rollouts(...)`; read as they are needed.
+            progress: Called with each new trajectory, and with `None` for each that was finished before.
+
+        Raises:
+            InfrastructureError: so many rollouts failed in a row that nothing works; what is finished is stored.
+            ConfigurationError: the agent can't be built, or can't run as it is configured.
+        """
+        report = RecordingReport()
+        run_async(self._run_all(self._missing(rollouts, report, progress), report, progress))
+        self._store.flush()
+        return report
+
+    def _missing(
+        self, rollouts: Iterable[Rollout], report: RecordingReport, progress: Callable[[Trajectory | None], None]
+    ) -> Iterator[Rollout]:
+        finished = self._store.ids()
+        for rollout in rollouts:
+            report.planned += 1
+            if rollout.id in finished:
+                report.found += 1
+                progress(None)
+            else:
+                yield rollout
+
+    async def _run_all(
+        self, rollouts: Iterator[Rollout], report: RecordingReport, progress: Callable[[Trajectory | None], None]
+    ) -> None:
+        self._in_a_row = 0
+
+        async def worker() -> None:
+            for rollout in rollouts:
+                trajectory = await self._attempts(rollout, report)
+                self._store.append(trajectory)
+                self._count(trajectory, report)
+                progress(trajectory)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._concurrency):
+                    tasks.create_task(worker())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _attempts(self, rollout: Rollout, report: RecordingReport) -> Trajectory:
+        for attempt in range(self._retries + 1):
+            trajectory = await self._run_one(rollout)
+            # What outgrows the model does so again.
+            if trajectory.status == "finished" or trajectory.error.startswith(InputError.__name__):
+                break
+            if attempt < self._retries:
+                report.retried += 1
+                await asyncio.sleep(min(60.0, self._wait * 2**attempt))
+        return trajectory
+
+    async def _run_one(self, rollout: Rollout) -> Trajectory:
+        agent = self._agents.get((rollout.branch, rollout.tool))
+        if agent is None:
+            agent = self._build(BranchGate(rollout.branch, tool=rollout.tool))
+            self._agents[rollout.branch, rollout.tool] = agent
+        metadata = {**self._metadata, "forced": rollout.tool or rollout.branch}
+        # A model's service fails in as many classes as there are services, so every error may be an outage.
+        return await roll_out(agent, rollout, excused=(Exception,), timeout=self._timeout, metadata=metadata)
+
+    def _count(self, trajectory: Trajectory, report: RecordingReport) -> None:
+        if trajectory.status == "finished":
+            report.finished += 1
+            self._in_a_row = 0
+            return
+        report.failed += 1
+        report.failures[trajectory.error.partition(":")[0]] += 1
+        report.last_failure = trajectory.error
+        self._in_a_row += 1
+        if self._in_a_row >= max(_HOPELESS, 2 * self._concurrency):
+            raise InfrastructureError(
+                f"The last {self._in_a_row} rollouts failed, each after {self._retries} retries, the last with "
+                f"{trajectory.error!r}. {report.finished} were finished and are stored: once the cause is gone, run "
+                "the same again to go on."
+            )

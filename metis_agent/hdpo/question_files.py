@@ -1,0 +1,126 @@
+"""Questions from JSONL, CSV and Parquet files: what `metis rollout` asks.
+
+A row a question: `question` (or `text`), optional `id`, `answer`, `verifier`, `kind` and `context`. Any other column
+goes along in `Question.metadata`, for `--group-by` and the like.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
+from metis_agent.types import Question, VerifierName
+
+__all__ = ["CONTEXT", "read_questions"]
+
+CONTEXT = "context"
+"""Key of `Question.metadata` with what came along with the question; its text then begins with it."""
+
+_OWN = ("id", "question", "text", "answer", "verifier", "kind", CONTEXT)
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read a file of questions.
+
+    A row that is there twice counts once. Without an `id` it is made from the text. Without a `verifier` an answer
+    that is a number is compared as one (`numeric`), any other as text (`exact`). A context goes before the question,
+    with a blank line between.
+
+    Raises:
+        ConfigurationError: a format that is not read.
+        InputError: the file can't be read, or a row has no question, an unknown verifier, or the id of another.
+    """
+    path = Path(path)
+    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    if path.suffix not in readers:
+        raise ConfigurationError(f"{str(path)!r} is none of {sorted(readers)!r}: convert it, or rename it if it is.")
+    questions: dict[str, Question] = {}
+    try:
+        for number, row in enumerate(readers[path.suffix](path), start=1):
+            question = _question(row, f"{path.name} row {number}")
+            earlier = questions.setdefault(question.id, question)
+            if (earlier.text, earlier.answer) != (question.text, question.answer):
+                raise InputError(
+                    f"{path.name} row {number} asks {question.text!r} with the answer {question.answer!r}, and an "
+                    f"earlier row of the same id, {question.id!r}, {earlier.text!r} with {earlier.answer!r}; keep one."
+                )
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} can't be read: {error}.") from error
+    if not questions:
+        raise InputError(f"{str(path)!r} has no rows; write one question a row.")
+    return list(questions.values())
+
+
+def _question(row: Mapping[str, Any], place: str) -> Question:
+    asked = str(row.get("question") or row.get("text") or "").strip()
+    if not asked:
+        raise InputError(f"{place} has no question: its columns are {sorted(row)!r}; name one 'question'.")
+    answer = row.get("answer")
+    answer = None if answer is None or answer == "" else str(answer)
+    verifier = row.get("verifier") or ("numeric" if _is_number(answer) else "exact")
+    if verifier not in get_args(VerifierName):
+        raise InputError(
+            f"{place} has the verifier {verifier!r}; leave it out, or choose of {get_args(VerifierName)!r}."
+        )
+    metadata = {name: value for name, value in row.items() if name not in _OWN and value is not None}
+    context = str(row.get(CONTEXT) or "").strip()
+    if context:
+        metadata[CONTEXT] = context
+    text = f"{context}\n\n{asked}" if context else asked
+    id_ = row.get("id")
+    return Question(
+        id=str(id_) if id_ not in (None, "") else f"q-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        text=text,
+        answer=answer,
+        verifier=cast(VerifierName, verifier),
+        kind=str(row.get("kind") or ""),
+        metadata=metadata,
+    )
+
+
+def _is_number(answer: str | None) -> bool:
+    try:
+        float((answer or "").replace(",", ""))
+    except ValueError:
+        return False
+    return any(map(str.isdigit, answer or ""))  # "nan" is a word
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path.name} line {number} is no JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path.name} line {number} is {row!r}; each line is one JSON object.")
+            yield row
+
+
+def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: value for name, value in row.items() if name is not None}
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f"Reading {path.name!r} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+        ) from missing
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(f"{str(path)!r} can't be read as Parquet: {error}.") from error

@@ -1,0 +1,259 @@
+"""From trajectories in a store to an outcome table: what came of each question down each branch.
+
+Where it stands: recorded runs -> **pooled outcomes** -> `gate_trainer` and `gate_evaluation`. A pool reads each
+trajectory once and keeps a few sums a question. Of more questions than it has room for it keeps a sample: those whose
+hash is smallest, which is a fair draw and the same in whatever order the store is read. So memory is bounded, however
+large the store.
+
+The branch of a run is the one that the gate chose, where it left no choice: answer, or call this tool. So forced
+rollouts count, and an exploring gate's, and what a trained gate decided in service. Where the model chose, what it
+did counts: no call, or calls of one tool.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metis_agent.errors import InputError
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.hdpo.outcomes import DIRECT, OutcomeTable, question_key
+from metis_agent.hdpo.question_files import CONTEXT
+from metis_agent.hdpo.rewards import Verify, judge
+from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.types import Question, Trajectory
+
+__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_taken", "outcomes_from_trajectories"]
+
+MAX_QUESTIONS = 200_000
+"""Questions that a pool has room for; a gate that reads text learns little from more."""
+
+_RUNS, _RIGHT, _COST, _SECONDS = range(4)
+
+
+def branch_taken(run: Trajectory) -> tuple[str, str]:
+    """(action, ""): `direct` or the tool, or ("", the reason why this run says nothing of any one branch)."""
+    first = run.decisions[0] if run.decisions else None
+    if first is not None and not first.allowed:
+        return DIRECT, ""
+    if first is not None and first.required and len(first.allowed) == 1:
+        return first.allowed[0], ""
+    used = {outcome.tool for outcome in run.outcomes if outcome.executed}
+    if len(used) > 1:
+        return "", "several tools"
+    if not used and first is not None and first.required:
+        return "", "no call, though one was required"
+    return (used.pop() if used else DIRECT), ""
+
+
+class OutcomePool:
+    """Sums over the runs of each question and branch.
+
+    Args:
+        tools: names of the tools that the gate may choose; by default all that occur.
+        verify: judges an answer.
+        use_cost: take the recorded cost of the calls; by default a run costs its number of calls.
+        draft: also keep what a direct run shows of itself, as `draft_*` numbers: one direct run of each question
+            stands for the draft that a deployed gate will be given.
+        group_by: key of `Question.metadata` whose value keeps questions together when splitting.
+        model: take only runs whose metadata names this model.
+        max_questions: room; see the module.
+    """
+
+    def __init__(
+        self,
+        *,
+        tools: Sequence[str] | None = None,
+        verify: Verify = default_verify,
+        use_cost: bool = False,
+        draft: bool = False,
+        group_by: str | None = None,
+        model: str | None = None,
+        max_questions: int = MAX_QUESTIONS,
+    ) -> None:
+        if max_questions < 1:
+            raise InputError(f"max_questions={max_questions!r}: a pool needs room for at least 1 question.")
+        self._verify, self._use_cost, self._draft, self._group_by = verify, use_cost, draft, group_by
+        self._model, self._room = model, max_questions
+        self._fixed = tools is not None
+        self._columns = {name: column for column, name in enumerate((DIRECT, *(tools or ())))}
+        self._rows: dict[int, int] = {}
+        self._largest: list[tuple[int, int]] = []  # a heap of (-hash, row): the next to go is on top
+        self._sums = np.zeros((1024, 4, max(2, len(self._columns))))
+        self._texts: list[str] = []
+        self._contexts: list[str] = []
+        self._groups: list[str] = []
+        self._drafts: dict[int, tuple[str, array[float]]] = {}
+        self._draft_names: tuple[str, ...] = ()
+        self._models: set[str] = set()
+        self.runs = 0
+        """Read so far, usable or not."""
+        self.dropped: Counter[str] = Counter()
+        """Runs that could not be used, and questions that there was no room for, by reason."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, run: Trajectory) -> None:
+        """Count one run.
+
+        Raises:
+            InputError: it is of another model than the runs before, and none was chosen.
+        """
+        self.runs += 1
+        if not self._is_of_the_model(run):
+            self.dropped["another model"] += 1
+            return
+        right, reason = judge(run, self._verify)
+        action, unclear = branch_taken(run)
+        column = self._column(action) if action else None
+        if right is None or column is None:
+            self.dropped[(reason if right is None else unclear) or "another tool"] += 1
+            return
+        row = self._row(run.question)
+        if row is None:
+            return
+        price = run.cost if self._use_cost else run.tool_calls
+        self._sums[row, :, column] += 1.0, float(right), price, run.seconds
+        if self._draft and column == 0:
+            self._keep_draft(row, run)
+
+    def extend(self, runs: Iterable[Trajectory]) -> OutcomePool:
+        """Count many, one in memory at a time."""
+        for run in runs:
+            self.add(run)
+        return self
+
+    def coverage(self) -> dict[str, int]:
+        """Questions with at least one run, by branch."""
+        counts = (self._sums[list(self._rows.values()), _RUNS] > 0).sum(axis=0)
+        return {name: int(counts[column]) for name, column in self._columns.items()}
+
+    def table(self) -> OutcomeTable:
+        """The questions that have every branch, in the order of their hashes.
+
+        Raises:
+            InputError: there is none.
+        """
+        tools = [name for name in self._columns if name != DIRECT]
+        actions = (DIRECT, *(tools if self._fixed else sorted(tools)))
+        columns = [self._columns[name] for name in actions]
+        rows = np.array([row for _, row in sorted(self._rows.items())], dtype=np.int64)
+        sums = self._sums[rows][:, :, columns]
+        whole = (sums[:, _RUNS] > 0).all(axis=1)
+        dropped = {**self.dropped, "question without all branches": int((~whole).sum())}
+        if not whole.any() or not tools:
+            raise InputError(
+                f"None of {len(rows)} questions was recorded down every branch; questions by branch: "
+                f"{self.coverage()!r}, left out: {dict(self.dropped)!r}. Record each question without a tool and with "
+                "each tool (`metis rollout`), or name only the tools that were recorded."
+            )
+        rows, sums = rows[whole], sums[whole]
+        means = sums[:, 1:] / sums[:, :1]
+        return OutcomeTable(
+            questions=tuple(self._texts[row] for row in rows),
+            actions=actions,
+            correct=means[:, _RIGHT - 1],
+            cost=means[:, _COST - 1],
+            seconds=means[:, _SECONDS - 1],
+            contexts=tuple(self._contexts[row] for row in rows) if any(self._contexts) else (),
+            groups=tuple(self._groups[row] for row in rows) if self._group_by else (),
+            draft=self._draft_columns(rows),
+            dropped={reason: count for reason, count in dropped.items() if count},
+        )
+
+    def _is_of_the_model(self, run: Trajectory) -> bool:
+        name = run.metadata.get("model")
+        if self._model is not None:
+            return bool(name == self._model)
+        if isinstance(name, str) and name not in self._models:
+            self._models.add(name)
+            if len(self._models) > 1:
+                raise InputError(
+                    f"The store holds runs of the models {sorted(self._models)!r}: outcomes of one say nothing of "
+                    "another. Choose one with --of-model."
+                )
+        return True
+
+    def _column(self, action: str) -> int | None:
+        column = self._columns.get(action)
+        if column is None and not self._fixed:
+            column = self._columns[action] = len(self._columns)
+            if column >= self._sums.shape[2]:
+                self._sums = np.pad(self._sums, ((0, 0), (0, 0), (0, column)))
+        return column
+
+    def _row(self, question: Question) -> int | None:
+        """Where the question's sums are; `None` where there is no room for it."""
+        context = str(question.metadata.get(CONTEXT) or "")
+        text = question.text.removeprefix(context).lstrip() if context else question.text
+        key = int(question_key(text, context), 16)
+        row = self._rows.get(key)
+        if row is not None:
+            return row
+        if not text.strip():
+            self.dropped["blank question"] += 1
+            return None
+        group = str(question.metadata.get(self._group_by, "")) if self._group_by else ""
+        if self._group_by and not group:
+            raise InputError(
+                f"Question {question.id!r} has no {self._group_by!r} in its metadata, {sorted(question.metadata)!r}: "
+                "--group-by names a column of the questions' file."
+            )
+        if len(self._rows) < self._room:
+            row = len(self._texts)
+            if row >= len(self._sums):
+                self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+            self._texts.append(text)
+            self._contexts.append(context)
+            self._groups.append(group)
+        else:
+            self.dropped["no room for the question"] += 1
+            if key > -self._largest[0][0]:
+                return None
+            largest, row = heapq.heappop(self._largest)
+            del self._rows[-largest]
+            self._sums[row] = 0.0
+            self._drafts.pop(row, None)
+            self._texts[row], self._contexts[row], self._groups[row] = text, context, group
+        self._rows[key] = row
+        heapq.heappush(self._largest, (-key, row))
+        return row
+
+    def _keep_draft(self, row: int, run: Trajectory) -> None:
+        # One run, not a mean: a deployed gate sees one draft. The smallest id, so that the order does not matter.
+        if row in self._drafts and self._drafts[row][0] <= run.id:
+            return
+        log_probs = run.calls[-1].log_probs if run.calls else None
+        numbers = {**draft_text_features(self._texts[row], run.answer), **draft_log_prob_features(log_probs or ())}
+        if len(numbers) > len(self._draft_names):
+            self._draft_names = tuple(numbers)
+        self._drafts[row] = run.id, array("d", numbers.values())
+
+    def _draft_columns(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        width = len(self._draft_names)
+        values = np.full((len(rows), width), np.nan)
+        for place, row in enumerate(rows):
+            _, numbers = self._drafts.get(int(row), ("", ()))
+            values[place, : len(numbers)] = numbers
+        columns: dict[str, Any] = dict(zip(self._draft_names, values.T, strict=True))
+        return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def outcomes_from_trajectories(runs: Iterable[Trajectory], **options: Any) -> OutcomeTable:
+    """Build a table from recorded runs, for example `TrajectoryStore(...).read()`.
+
+    Args:
+        runs: Read once, one in memory at a time.
+        **options: Of `OutcomePool`.
+
+    Raises:
+        InputError: no question has all branches.
+    """
+    return OutcomePool(**options).extend(runs).table()
