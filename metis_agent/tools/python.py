@@ -8,9 +8,8 @@ the code does wrong is a result that the model can read; what the sandbox does w
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -19,22 +18,23 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import InjectedState
-from langgraph.runtime import get_runtime
 from pydantic import BaseModel, Field, PrivateAttr
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.tools.conversations import session_key
+from metis_agent.tools.named_images import named_images
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, Sandbox
 from metis_agent.tools.sandboxes.choose import Backend
 from metis_agent.tools.sandboxes.lazy import LazySandbox
 from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.pictures import InputImage, ShownImage
+from metis_agent.tools.sandboxes.pictures import ShownImage
 from metis_agent.tools.sandboxes.pool import SessionPool
 from metis_agent.tools.sandboxes.report import report, unwrap_fence
 
 if TYPE_CHECKING:
     from metis_agent.tools.images import ImageRules
 
-__all__ = ["CodeInput", "PythonInput", "PythonTool", "session_key"]
+__all__ = ["CodeInput", "PythonInput", "PythonTool"]
 
 _DESCRIPTION = (
     "Run Python code, for calculations and for anything that has to be exact. Variables last from call to "
@@ -45,8 +45,6 @@ _IMAGES = (
     " The images of the conversation, sent by the user or shown by tools, are there in their order as PIL images "
     "image_1, image_2, ... You see an image or a matplotlib figure that the code ends with, displays or shows."
 )
-# With a number, or with one to be put in: f"image_{number}".
-_IMAGE_NAME = re.compile(r"\bimage_(?:(\d{1,9})\b|(?!\w))")
 _RUN_IDLE_SECONDS = 30.0
 _THREADS = 64
 
@@ -210,7 +208,7 @@ class PythonTool(BaseTool):
         return key, self.idle_seconds if key[0] == "thread" else min(_RUN_IDLE_SECONDS, self.idle_seconds)
 
     def _execute(self, code: str, key: Hashable, idle_seconds: float, messages: Any) -> Execution:
-        images, note = self._images_for(code, messages)
+        images, note = named_images(code, messages, self._image_rules) if self.images else (NO_IMAGES, "")
         with self._parts.pool.session(key, idle_seconds=idle_seconds) as session:
             try:
                 # Without images, as a session without any knowledge of them is called.
@@ -220,22 +218,6 @@ class PythonTool(BaseTool):
                 return Execution(status="error", traceback=str(error))
         # Code that works has bound the name itself.
         return replace(execution, notes=(note, *execution.notes)) if note and not execution.ok else execution
-
-    def _images_for(self, code: str, messages: Any) -> tuple[Mapping[str, InputImage], str]:
-        """The images of the conversation that the code names, and a note where it names one that is not there."""
-        named = set(_IMAGE_NAME.findall(code)) if self.images else set()
-        if not named:
-            return NO_IMAGES, ""
-        from metis_agent.tools.images import conversation_images
-
-        there = conversation_images(messages)
-        wanted = {name for name in there if "" in named or name.removeprefix("image_") in named}
-        absent = {f"image_{number}" for number in named if number} - set(there)
-        note = ""
-        if absent:
-            last = f"image_1 to image_{len(there)}" if there else "none"
-            note = f"The conversation has no {', '.join(sorted(absent))}; its images are: {last}."
-        return {name: InputImage(source=there[name], rules=self._image_rules) for name in sorted(wanted)}, note
 
     def _answer(
         self, execution: Execution, tool_call_id: str | None
@@ -252,28 +234,6 @@ class PythonTool(BaseTool):
 
 def _block(image: ShownImage) -> dict[str, Any]:
     return {"type": "image", "base64": image.base64, "mime_type": image.mime_type}
-
-
-def session_key(config: RunnableConfig) -> tuple[str, Hashable] | None:
-    """Which calls share a session.
-
-    Returns:
-        `("thread", thread_id)`; without a thread, `("run", something that only this graph run has)`; outside
-        of a graph `None`: the call shares with none.
-    """
-    thread = (config.get("configurable") or {}).get("thread_id")
-    if thread:
-        return "thread", str(thread)
-    try:
-        runtime: Any = get_runtime()
-    except (RuntimeError, KeyError):
-        runtime = None
-    run_id = getattr(getattr(runtime, "execution_info", None), "run_id", None)
-    if run_id:
-        return "run", str(run_id)
-    # The same object in every step of a run. As part of the key it lives on, so that no later run's has its id.
-    control = getattr(runtime, "control", None)
-    return ("run", control) if control is not None else None
 
 
 def _check_arguments(sandbox: object, limits: object, backend: str, allow_unsafe: bool) -> None:
