@@ -15,6 +15,7 @@ from metis_agent.cli.curate import curate_app
 from metis_agent.cli.doctor import doctor as doctor_command
 from metis_agent.cli.drift import drift_command
 from metis_agent.cli.evaluate import evaluate_app
+from metis_agent.cli.report import report_command
 from metis_agent.cli.rollout import rollout_command
 from metis_agent.cli.train import train_app
 from metis_agent.cli.train_policy import train_policy_command
@@ -62,6 +63,7 @@ app.add_typer(train_app, name="train")
 app.command("calibrate")(calibrate_command)
 app.add_typer(evaluate_app, name="evaluate")
 app.command("drift")(drift_command)
+app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 
 

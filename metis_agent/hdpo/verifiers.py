@@ -2,9 +2,10 @@
 
 First step of `verifiers -> rewards -> advantages -> loss`. Only the model's own final message is ever judged
 (`Trajectory.answer`), never a tool's output, and a verifier never looks for the reference *inside* the
-answer: an answer that lists every candidate is wrong. Standard library only.
+answer: an answer that lists every candidate is wrong. Standard library only, but for `math`, which needs the extra
+of that name.
 
-A judge slots in as one more `Verifier`: `verify(q, a, verifiers={**VERIFIERS, "exact": my_judge})`.
+A judge (`hdpo.judge.AnswerJudge`) slots in as one more: `verify(q, a, verifiers={**VERIFIERS, "judge": my_judge})`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.hdpo.math_verifier import math
 from metis_agent.types import Question
 
 __all__ = ["VERIFIERS", "Verifier", "choice", "exact", "normalise", "numeric", "verify"]
@@ -231,7 +233,9 @@ def _chosen(text: str) -> str | None:
 
 # --- the registry -------------------------------------------------------------------------------------------
 
-VERIFIERS: Mapping[str, Verifier] = MappingProxyType({"exact": exact, "numeric": numeric, "choice": choice})
+VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
+    {"exact": exact, "numeric": numeric, "choice": choice, "math": math}
+)
 """The verifiers by the name that `Question.verifier` gives."""
 
 

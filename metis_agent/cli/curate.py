@@ -1,0 +1,313 @@
+"""`metis curate`: from everything that was recorded to what is worth learning from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools, show_report, work_folder
+from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, write_json
+
+if TYPE_CHECKING:
+    from metis_agent.hdpo.curation.report import CurationReport
+    from metis_agent.hdpo.curation.stage import Stage
+    from metis_agent.hdpo.judge import AnswerJudge
+    from metis_agent.types import Trajectory
+
+__all__ = ["curate_app", "curate_rl_command", "curate_sft_command", "rubric_command"]
+
+curate_app = typer.Typer(
+    help="Choose what is worth learning from. Nothing is lost: what is dropped is kept, with the reason, in a "
+    "quarantine.",
+    no_args_is_help=True,
+)
+
+StoreOption = Annotated[str, typer.Option("--store", help="Recorded trajectories: a folder or any fsspec URL.")]
+OutOption = Annotated[str, typer.Option("--out", help="Where the outcome goes: a folder or any fsspec URL.")]
+WorkOption = Annotated[
+    Path | None, typer.Option(help="Local folder for caches and indices; by default 'work' in --out.")
+]
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Chat model that judges, by its init_chat_model name, such as openai:gpt-5-mini, or "
+        "FILE.py:ATTRIBUTE for one of your own."
+    ),
+]
+TestOption = Annotated[
+    str | None,
+    typer.Option(help="Test questions to keep away from: a .jsonl file of questions, or a store of trajectories."),
+]
+ChunkOption = Annotated[int, typer.Option(min=1, help="Rows done at a time, and lost at most when killed.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Calls of tools, models and judges under way at once.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")]
+LeastJaccard = Annotated[float, typer.Option(min=0.1, max=1.0, help="Likeness (Jaccard) from which two are the same.")]
+
+
+@curate_app.callback()
+def _curate() -> None:
+    """Choose what is worth learning from."""
+
+
+@curate_app.command("sft")
+def curate_sft_command(
+    store: StoreOption,
+    out: OutOption,
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tools",
+            help="MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: tools that can be re-executed (one, a list, or a "
+            "function that returns them), "
+            "as the agent had them; repeat for more.",
+        ),
+    ] = None,
+    python: Annotated[bool, typer.Option(help="Re-execute 'python' calls in the sandbox.")] = True,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Documents that 'text_search' searched (.jsonl, .md, .txt, or a folder).")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: what it answers without tools is dropped. A folder or an init_chat_model name."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="How often the base model is asked each question.")] = 8,
+    least: Annotated[
+        int, typer.Option(min=1, help="Right answers of these that make a question known; 1 is pass@k.")
+    ] = 1,
+    judge: JudgeOption = None,
+    rubric: Annotated[
+        str, typer.Option(help="What strategic tool use is: a text file; `metis curate rubric strategy` prints one.")
+    ] = "strategy",
+    unverified: Annotated[
+        Literal["keep", "drop"], typer.Option(help="Runs whose answer nobody can check (no reference).")
+    ] = "keep",
+    test: TestOption = None,
+    work: WorkOption = None,
+    chunk: ChunkOption = 1_000,
+    concurrency: ConcurrencyOption = 8,
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Trajectories for SFT: sound, right, reproducible, beyond the base model, and strategic.
+
+    Stages, in order: 'sound' (the record agrees with itself), 'unique', 'answers' (the answer is right), 'leaks'
+    (with --test), 'replay' (every call that can be run again gives what was recorded), 'direct' (with --base: the
+    base model does not know it anyway), 'strategy' (with --judge: the tools were used well).
+
+    Example: metis curate sft --store runs/teacher --out runs/sft --corpus docs/ --base ./Qwen3-VL-8B-Instruct
+    --judge google_genai:gemini-3.1-pro
+
+    A run that was stopped goes on where it was with the same command. Next: metis train sft --data OUT/kept ...
+    What could not be decided (a judge was down) is a store, too: metis curate sft --store OUT/quarantine/undecided.
+    """
+    from metis_agent.hdpo.curation.sft import curate_sft
+
+    console, started = Console(), time.perf_counter()
+    local = work_folder(work, out)
+    stages, not_run = _sft_stages(
+        local, store_tools=(tools or [], python, corpus), base=base, k=k, least=least, judge=judge, rubric=rubric,
+        unverified=unverified, test=test, concurrency=concurrency, seed=seed,
+    )  # fmt: skip
+    with progress_bars(console) as bars:
+        task = bars.add_task("curate", total=_count(store))
+        report = curate_sft(
+            store, out, stages, chunking=_chunking(chunk), fresh=fresh,
+            progress=lambda it: bars.update(task, completed=it.rows, description=_so_far(it)),
+        )  # fmt: skip
+    show_report(console, report, rows="trajectories", not_run=not_run)
+    console.print(f"Kept: {out}/kept   quarantine: {out}/quarantine   next: metis train sft --data {out}/kept ...")
+    _write(json, report, not_run, started)
+
+
+@curate_app.command("rl")
+def curate_rl_command(
+    store: StoreOption,
+    out: OutOption,
+    least_rollouts: Annotated[
+        int, typer.Option(min=2, help="Judged rollouts of a question that it takes to tell.")
+    ] = 2,
+    lowest: Annotated[float, typer.Option(min=0, max=1, help="Least share of right rollouts.")] = 0.0,
+    highest: Annotated[float, typer.Option(min=0, max=1, help="Greatest share of right rollouts.")] = 1.0,
+    judge: JudgeOption = None,
+    rubric: Annotated[str, typer.Option(help="When an answer is right: a text file for --judge.")] = "answer",
+    near: LeastJaccard = 0.9,
+    test: TestOption = None,
+    hold_out: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the kept prompts that goes to OUT/test, by a hash.")
+    ] = 0.0,
+    work: WorkOption = None,
+    chunk: ChunkOption = 1_000,
+    concurrency: ConcurrencyOption = 8,
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Prompts for RL, from recorded rollouts: those with successes and failures, each once, none from the test set.
+
+    Stages, in order: 'corrupted' (missing images, references that can't be verified or contradict one another),
+    'mix', 'disagreement' (with --judge: judge and verifier agree), 'duplicates' (exact and near), 'leaks' (with
+    --test). Rollouts whose judging failed are excluded and counted, never taken for wrong.
+
+    Example: metis curate rl --store runs/rollouts --out runs/prompts --test benchmark.jsonl --hold-out 0.1
+
+    The outcome is JSONL, one question a line, with the counts of its rollouts in the metadata. A run that was
+    stopped goes on where it was with the same command.
+    """
+    from metis_agent.hdpo.curation.rl import curate_rl
+    from metis_agent.hdpo.verifiers import VERIFIERS, verify
+
+    console, started = Console(), time.perf_counter()
+    local = work_folder(work, out)
+    stages, not_run, judging = _rl_stages(
+        store, local, mix=(least_rollouts, lowest, highest), judge=judge, rubric=rubric, near=near, test=test,
+        concurrency=concurrency,
+    )  # fmt: skip
+    verifiers = {**VERIFIERS, "judge": judging} if judging else VERIFIERS
+    with progress_bars(console) as bars:
+        count = bars.add_task("count rollouts", total=_count(store))
+        task = bars.add_task("curate prompts", total=None)
+        report = curate_rl(
+            store, out, stages, work=local, hold_out=hold_out, seed=seed, chunking=_chunking(chunk), fresh=fresh,
+            verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
+            settings={"judge": judging.identity if judging else None},
+            counting=lambda done: bars.update(count, completed=done),
+            progress=lambda it: bars.update(task, completed=it.rows, description=_so_far(it)),
+        )  # fmt: skip
+    show_report(console, report, rows="prompts", not_run=not_run)
+    folders = "   ".join(f"{out}/{folder}" for folder in sorted(report.kept)) or "nothing"
+    console.print(f"Kept: {folders}   quarantine: {out}/quarantine")
+    _write(json, report, not_run, started)
+
+
+@curate_app.command("rubric")
+def rubric_command(
+    name: Annotated[Literal["strategy", "answer"], typer.Argument(help="Which packaged rubric.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write it to this file; by default it is printed.")] = None,
+) -> None:
+    """Print a packaged rubric, to edit and give back with --rubric.
+
+    Example: metis curate rubric strategy --out my-rubric.md
+    """
+    from metis_agent.errors import ConfigurationError
+    from metis_agent.hdpo.rubric_judge import load_rubric
+
+    text = load_rubric(name) + "\n"
+    if out is None:
+        print(text, end="")
+    elif out.exists():
+        raise ConfigurationError(f"{str(out)!r} is there already; name another file, or remove it.")
+    else:
+        out.write_text(text, "utf-8")
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _sft_stages(
+    work: Path, *, store_tools: tuple[list[str], bool, Path | None], base: str | None, k: int, least: int,
+    judge: str | None, rubric: str, unverified: Literal["keep", "drop"], test: str | None, concurrency: int, seed: int,
+) -> tuple[list[Stage[Trajectory]], list[str]]:  # fmt: skip
+    """The stages, and what was left out for want of an option."""
+    from metis_agent.hdpo.curation.answers import AnswersStage
+    from metis_agent.hdpo.curation.direct import DirectStage, GraphProbe
+    from metis_agent.hdpo.curation.leaks import LeaksStage
+    from metis_agent.hdpo.curation.prompts import read_questions
+    from metis_agent.hdpo.curation.replay import ReplayStage
+    from metis_agent.hdpo.curation.sound import SoundStage, UniqueStage
+    from metis_agent.hdpo.curation.strategy import StrategyStage
+    from metis_agent.hdpo.disk_cache import DiskCache
+    from metis_agent.hdpo.rubric_judge import Asking
+    from metis_agent.hdpo.verifiers import VERIFIERS, verify
+
+    cache, asking = DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency)
+    judging = _answer_judge(judge, "answer", cache, asking)
+    named, python, corpus = store_tools
+    tools, version = open_tools(named, python=python, corpus=corpus, sessions=2 * concurrency)
+    stages: list[Stage[Trajectory]] = [
+        SoundStage(), UniqueStage(work / "ids.sqlite"), AnswersStage(judge=judging, unverified=unverified),
+    ]  # fmt: skip
+    not_run = []
+    if test is not None:
+        stages.append(LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=work / "test"))
+    stages.append(ReplayStage(tools, cache=cache, concurrency=concurrency, version=version))
+    if base is None:
+        not_run.append("'direct', what the base model answers without tools: name it with --base")
+    else:
+        verifiers = {**VERIFIERS, "judge": judging} if judging else VERIFIERS
+        probe = GraphProbe(
+            agent_builder(open_base(base), tools), model=base, folder=work / "probes", k=k, seed=seed,
+            concurrency=8 * concurrency, verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
+        )  # fmt: skip
+        stages.append(DirectStage(probe, least=least, cache=cache))
+    if judge is None:
+        not_run.append("'strategy', a judge's view of the tool use: name a model with --judge")
+    else:
+        stages.append(
+            StrategyStage(open_model(judge, temperature=0.0), name=judge, rubric=rubric, cache=cache, asking=asking)
+        )
+    return stages, not_run
+
+
+def _rl_stages(
+    store: str, work: Path, *, mix: tuple[int, float, float], judge: str | None, rubric: str, near: float,
+    test: str | None, concurrency: int,
+) -> tuple[list[Any], list[str], AnswerJudge | None]:  # fmt: skip
+    """The stages, what was left out for want of an option, and the judge of answers."""
+    from metis_agent.hdpo.curation.leaks import LeaksStage
+    from metis_agent.hdpo.curation.prompts import read_questions
+    from metis_agent.hdpo.curation.rl_stages import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage
+    from metis_agent.hdpo.disk_cache import DiskCache
+    from metis_agent.hdpo.rubric_judge import Asking
+    from metis_agent.recording.images import ImageStore
+
+    least_rollouts, lowest, highest = mix
+    stages: list[Any] = [
+        CorruptedStage(images=ImageStore(store)),
+        MixStage(least_rollouts=least_rollouts, lowest=lowest, highest=highest),
+    ]
+    judging = _answer_judge(judge, rubric, DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency))
+    not_run = []
+    if judging is None:
+        not_run.append("'disagreement', whether judge and verifier agree: name a model with --judge")
+    else:
+        stages.append(DisagreementStage(judging))
+    stages.append(DuplicatesStage(work / "duplicates.sqlite", least=near))
+    if test is None:
+        not_run.append("'leaks', what stands in the test set: name it with --test")
+    else:
+        stages.append(LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=work / "test"))
+    return stages, not_run, judging
+
+
+def _answer_judge(judge: str | None, rubric: str, cache: Any, asking: Any) -> AnswerJudge | None:
+    from metis_agent.hdpo.judge import AnswerJudge
+
+    if judge is None:
+        return None
+    return AnswerJudge(open_model(judge, temperature=0.0), name=judge, rubric=rubric, cache=cache, asking=asking)
+
+
+def _count(store: str) -> int:
+    from metis_agent.recording.store import TrajectoryStore
+
+    return TrajectoryStore(store, read_only=True).count()
+
+
+def _chunking(rows: int) -> Any:
+    from metis_agent.hdpo.curation.pipeline import Chunking
+
+    return Chunking(rows=rows)
+
+
+def _so_far(report: CurationReport) -> str:
+    return f"curate: {report.kept.total()} kept"
+
+
+def _write(path: Path | None, report: CurationReport, not_run: list[str], started: float) -> None:
+    if path is not None:
+        write_json(path, {**report.to_dict(), "not_run": not_run, "seconds": time.perf_counter() - started})
