@@ -83,9 +83,27 @@ def load_artefact(folder: str | Path) -> Artefact:
                 f"{str(path)!r} has SHA-256 {found!r}; {GATE_FILE} says {written!r}. It was changed or cut short "
                 "after it was exported: fetch the artefact again, or train it again."
             )
+    _refuse_strangers(folder, description["files"])
     if TENSOR_FILE not in description["files"]:
         raise CheckpointError(f"{str(folder)!r} lists no {TENSOR_FILE!r} among its files; export it again.")
     return Artefact(folder=folder, description=description, tensors=_read_tensors(folder / TENSOR_FILE))
+
+
+def _refuse_strangers(folder: Path, known: Mapping[str, str]) -> None:
+    """Where transformers loads the folder: an adapter or a template that was put beside the weights would count."""
+    if "config.json" not in known:
+        return
+    for path in sorted(folder.iterdir()):
+        if (
+            path.name not in known
+            and path.name != GATE_FILE
+            and path.suffix not in (".md", ".draft")
+            and path.name[0] != "."
+        ):
+            raise CheckpointError(
+                f"{str(folder)!r} holds {path.name!r}, which its {GATE_FILE} does not name: it may change what the "
+                "model says. Remove it, or fetch the artefact again."
+            )
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`PolicyGate`: a gate that was trained on recorded outcomes, loaded from its artefact folder.
 
-Where it stands: `metis train gate` writes the folder, this serves it: plain Python, well under a millisecond a
-decision, no torch and no numpy. A decision is about the question of the turn. While the turn goes on it stays as
-it was, so a tool branch may call its tool again, as it could when its outcomes were recorded.
+Where it stands: `metis train gate` writes the folder, this serves it, whatever kind of policy reads the question
+(`metis_agent.gates.scorers`). Kind `features` is plain Python, well under a millisecond a decision, no torch and no
+numpy; the others import transformers when they are loaded. A decision is about the question of the turn. While the
+turn goes on it stays as it was, so a tool branch may call its tool again, as it could when its outcomes were recorded.
 """
 
 from __future__ import annotations
@@ -11,105 +12,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from metis_agent.errors import CheckpointError, ConfigurationError, GateError
+from metis_agent.deadline import arun_in_thread
+from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import Artefact, load_artefact
 from metis_agent.gates.base import Gate
-from metis_agent.gates.features import (
-    BUCKETS,
-    context_features,
-    draft_log_prob_features,
-    draft_text_features,
-    question_features,
-    weighed,
-)
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.request_images import read_images
+from metis_agent.gates.scorers.base import Asked, Scorer
+from metis_agent.gates.scorers.features import FeaturesScorer
 from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
 
-__all__ = ["FeaturesScorer", "PolicyGate", "Scorer", "decision_probabilities", "read_request"]
+__all__ = ["PolicyGate", "decision_probabilities", "read_request"]
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
 ReadDraft = Callable[[Draft], Mapping[str, float]]
-
-
-class Scorer(Protocol):
-    """One kind of policy at run time."""
-
-    def logits(self, question: str, context: str, draft: Mapping[str, float] | None) -> Sequence[float]:
-        """One logit a head: direct, then the tools."""
-
-
-class FeaturesScorer:
-    """The `features` policy: a sparse dot product.
-
-    Raises:
-        CheckpointError: the tensors don't fit together.
-    """
-
-    def __init__(self, artefact: Artefact) -> None:
-        try:
-            policy, tensors = artefact.description["policy"], artefact.tensors
-            self._context: bool = policy["context"]
-            self._draft: tuple[str, ...] = tuple(policy["draft"])
-            self._log = frozenset(policy["log"])
-            self._missing: list[int] = policy["missing"]
-            self._weight, self._clip = float(policy["number_weight"]), float(policy["clip"])
-            self._idf = tensors["idf"].values
-            self._mean, self._scale = tensors["number_mean"].values, tensors["number_scale"].values
-            self._bias = tensors["bias"].values
-            heads = range(len(artefact.tools) + 1)
-            self._text = [tensors["text_weights"].row(head) for head in heads]
-            self._numbers = [tensors["number_weights"].row(head) for head in heads]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
-        width = len(self._mean) + len(self._missing)
-        sizes = {*map(len, self._text), policy["buckets"], len(self._idf)}
-        if sizes != {BUCKETS} or {*map(len, self._numbers)} != {width} or len(self._bias) != len(heads):
-            raise CheckpointError(
-                f"{str(artefact.folder)!r} has tensors of sizes that don't fit its {len(heads)} heads, {width} "
-                f"numbers and {BUCKETS} buckets; train the gate again with this version."
-            )
-
-    @property
-    def draft_columns(self) -> tuple[str, ...]:
-        """What is read of a draft; empty where none is."""
-        return self._draft
-
-    def logits(self, question: str, context: str, draft: Mapping[str, float] | None) -> list[float]:
-        """See `Scorer`."""
-        vector = weighed(question, self._idf)
-        numbers = self._inputs(question, context, draft)
-        return [
-            bias
-            + sum([text[bucket] * value for bucket, value in vector])
-            + sum([weight * value for weight, value in zip(weights, numbers, strict=True)])
-            for bias, text, weights in zip(self._bias, self._text, self._numbers, strict=True)
-        ]
-
-    def _inputs(self, question: str, context: str, draft: Mapping[str, float] | None) -> list[float]:
-        raw = question_features(question)
-        if self._context:
-            raw += context_features(question, context)
-        first_draft = len(raw)
-        raw += [(draft or {}).get(name, math.nan) for name in self._draft]
-        gone = {index for index, value in enumerate(raw) if math.isnan(value)}
-        if unforeseen := gone - set(self._missing):
-            names = [self._draft[index - first_draft] for index in sorted(unforeseen)]
-            raise GateError(
-                f"The gate was trained on {names!r} of a direct draft, and the request has no such numbers. Give the "
-                "request a draft with log-probabilities, or PolicyGate a `read_draft` that computes them."
-            )
-        values = []
-        for index, value in enumerate(raw):
-            if index in gone:
-                values.append(0.0)
-                continue
-            if index in self._log:
-                value = math.log(max(value, 1e-12))
-            scaled = (value - self._mean[index]) / self._scale[index]
-            values.append(self._weight * min(self._clip, max(-self._clip, scaled)))
-        return values + [self._weight * (index in gone) for index in self._missing]
 
 
 def decision_probabilities(decision: Mapping[str, object], logits: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -141,7 +60,7 @@ def read_request(request: GateRequest) -> tuple[str, str]:
 
 
 class PolicyGate(Gate):
-    """A trained gate.
+    """A trained gate; safe to share between threads and event loops.
 
     Args:
         folder: What `metis train gate --out` wrote.
@@ -152,11 +71,16 @@ class PolicyGate(Gate):
             trained without reads the whole text of the question by default.
         read_draft: Numbers from a draft, by the names of the training columns, added to those that its text and
             log-probabilities give.
+        new_tools: Let a gate of kind `decision_lm` decide on tools that it was not trained for, by their
+            descriptions. Its figures and the promise of its threshold don't cover them.
+        device: Where a gate of kind `encoder` or `decision_lm` runs, such as "cpu" or "cuda:1"; by default the
+            accelerator, where there is one.
 
     Raises:
         CheckpointError: the folder is no artefact, or was changed.
         SchemaVersionError: a newer Metis wrote it.
-        ConfigurationError: the threshold is out of its range.
+        ConfigurationError: the threshold is out of its range, or `new_tools` with a kind that can't meet one.
+        MissingDependencyError: its kind needs an extra that is not installed.
     """
 
     def __init__(
@@ -167,6 +91,8 @@ class PolicyGate(Gate):
         required: bool = True,
         read_request: ReadRequest | None = None,
         read_draft: ReadDraft | None = None,
+        new_tools: bool = False,
+        device: str | None = None,
         name: str = "",
     ) -> None:
         self.artefact = load_artefact(folder)
@@ -177,16 +103,18 @@ class PolicyGate(Gate):
             name=name,
             version=description["version"],
         )
-        if description["kind"] not in _SCORERS:
-            raise CheckpointError(
-                f"The gate is of kind {description['kind']!r}; this Metis serves {sorted(_SCORERS)!r}. Upgrade it."
+        self._scorer = _scorer(self.artefact, device)
+        if new_tools and not self._scorer.open_tools:
+            raise ConfigurationError(
+                f"new_tools=True, and the gate in {str(folder)!r} is of kind {description['kind']!r}, which has one "
+                "head for each tool. Only 'decision_lm' knows tools by their descriptions."
             )
-        scorer = _SCORERS[description["kind"]](self.artefact)
-        self._scorer: Scorer = scorer
-        self.wants_draft = bool(scorer.draft_columns)
+        self._new_tools = new_tools
+        self.wants_draft = bool(self._scorer.draft_columns)
         """True where the gate was trained on a direct draft, so that requests should bring one."""
         self._read_request = read_request or (_read if description["policy"].get("context") else _whole_text)
         self._read_draft = read_draft
+        self._reads_images = bool(description["policy"].get("images"))
 
     def check_tools(self, tools: Sequence[ToolSpec]) -> None:
         """Refuse an agent with a tool that the gate knows nothing of, or without one that it does.
@@ -195,24 +123,38 @@ class PolicyGate(Gate):
             ConfigurationError: the tools are not those that the gate was trained for.
         """
         names = {tool.name for tool in tools}
-        if names != set(self.artefact.tools):
+        if names != set(self.artefact.tools) and not self._new_tools:
             raise ConfigurationError(
                 f"The agent has the tools {sorted(names)!r}, and the gate in {str(self.artefact.folder)!r} was trained "
-                f"for {sorted(self.artefact.tools)!r}: the sets must be the same. Train a gate for these tools."
+                f"for {sorted(self.artefact.tools)!r}: the sets must be the same. {self._remedy()}"
             )
 
     def score(
-        self, question: str, context: str = "", draft: Mapping[str, float] | None = None
+        self,
+        question: str,
+        context: str = "",
+        draft: Mapping[str, float] | None = None,
+        *,
+        images: Sequence[Any] = (),
+        tools: Sequence[ToolSpec] = (),
     ) -> tuple[dict[str, float], dict[str, float]]:
         """(estimated accuracy of each branch, probability of each tool), both by name.
 
+        Args:
+            question: The text of the question.
+            context: What came with it, for a gate that was trained with contexts.
+            draft: Numbers from a direct draft, for a gate that was trained with them.
+            images: PIL images, or base64 strings of their files, for a gate whose model reads images.
+            tools: To ask about, where the gate knows tools by their descriptions; by default those trained for.
+
         Raises:
-            GateError: a number of the draft is missing that never was in training.
+            GateError: a number of the draft is missing that never was in training, or an image can't be read.
         """
-        logits = self._scorer.logits(question, context, draft)
-        accuracy, tools = decision_probabilities(self.artefact.description["decision"], logits)
-        names = self.artefact.tools
-        return dict(zip(("direct", *names), accuracy, strict=True)), dict(zip(names, tools, strict=True))
+        asked = Asked(question=question, context=context, draft=draft, images=tuple(images), tools=tuple(tools))
+        logits = self._scorer.logits(asked)
+        names = tuple([tool.name for tool in tools]) or self.artefact.tools
+        accuracy, worth = decision_probabilities(self._decision(names), logits)
+        return dict(zip(("direct", *names), accuracy, strict=True)), dict(zip(names, worth, strict=True))
 
     def estimate(self, request: GateRequest) -> dict[str, float]:
         """Probability of each tool; see `metis_agent.gates.base`.
@@ -221,13 +163,16 @@ class PolicyGate(Gate):
             ConfigurationError: the request has a tool that the gate was not trained for.
             GateError: see `score`.
         """
-        if unknown := {tool.name for tool in request.tools} - set(self.artefact.tools):
+        unknown = {tool.name for tool in request.tools} - set(self.artefact.tools)
+        if unknown and not self._new_tools:
             raise ConfigurationError(
                 f"The request has the tools {sorted(unknown)!r}, and the gate in {str(self.artefact.folder)!r} was "
-                f"trained for {sorted(self.artefact.tools)!r}. Train a gate for these tools."
+                f"trained for {sorted(self.artefact.tools)!r}. {self._remedy()}"
             )
         question, context = self._read_request(request)
-        return self.score(question, context, self._draft_numbers(question, request.draft))[1]
+        draft = self._draft_numbers(question, request.draft)
+        images = read_images(request) if self._reads_images else ()
+        return self.score(question, context, draft, images=images, tools=request.tools if unknown else ())[1]
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide; of several tools over the threshold the most probable one is allowed."""
@@ -238,12 +183,33 @@ class PolicyGate(Gate):
         return replace(decision, allowed=() if best is None else (best,), required=decision.required and first)
 
     async def adecide(self, request: GateRequest) -> GateDecision:
-        """`decide`: too quick to be worth a thread."""
-        return self.decide(request)
+        """`decide`, in a thread unless it is too quick to be worth one."""
+        if self._scorer.instant:
+            return self.decide(request)
+        return await arun_in_thread(self.decide, request)
 
     def _overrides(self, method: str) -> bool:
         # `adecide` here calls `decide`, not the other way round.
         return method != "adecide" and super()._overrides(method)
+
+    def _decision(self, names: tuple[str, ...]) -> Mapping[str, object]:
+        """How logits of these tools become probabilities; a new one counts as the trained ones do on average."""
+        trained: Mapping[str, Any] = self.artefact.description["decision"]
+        if names == self.artefact.tools:
+            return trained
+        place = {name: index + 1 for index, name in enumerate(self.artefact.tools)}
+        decision = dict(trained)
+        for key in ("saving", "mean_accuracy", "head_temperature"):
+            values = trained[key]
+            mean = sum(values[1:]) / len(values[1:])
+            decision[key] = [values[0], *(values[place[name]] if name in place else mean for name in names)]
+        return decision
+
+    def _remedy(self) -> str:
+        advice = "Train a gate for these tools."
+        if self._scorer.open_tools:
+            advice += " Or let it go by their descriptions, with new_tools=True: its figures don't cover that."
+        return advice
 
     def _draft_numbers(self, question: str, draft: Draft | None) -> dict[str, float] | None:
         if draft is None:
@@ -253,7 +219,24 @@ class PolicyGate(Gate):
 
 
 _read = read_request
-_SCORERS = {"features": FeaturesScorer}
+
+
+def _scorer(artefact: Artefact, device: str | None) -> Scorer:
+    kind = artefact.description["kind"]
+    if kind == "features":
+        return FeaturesScorer(artefact)
+    # Imported here, so that a gate of another kind is served without torch.
+    if kind == "encoder":
+        from metis_agent.gates.scorers.encoder import EncoderScorer
+
+        return EncoderScorer(artefact, device)
+    if kind == "decision_lm":
+        from metis_agent.gates.scorers.decision_lm import DecisionLMScorer
+
+        return DecisionLMScorer(artefact, device)
+    raise CheckpointError(
+        f"The gate is of kind {kind!r}; this Metis serves 'features', 'encoder' and 'decision_lm'. Upgrade it."
+    )
 
 
 def _whole_text(request: GateRequest) -> tuple[str, str]:

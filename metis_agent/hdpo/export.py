@@ -1,4 +1,4 @@
-"""Write a trained gate as an artefact folder: `gate.json` and safetensors.
+"""Write a trained gate as an artefact folder: `gate.json`, safetensors, and the files of a policy that has its own.
 
 Where it stands: `gate_trainer` -> **export** -> `metis_agent.gates.policy.PolicyGate`. The folder is written
 beside its place and moved there whole, so a reader never meets half of one.
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from metis_agent.gates.artefact import (
 )
 from metis_agent.hdpo.gate_trainer import TrainedGate
 from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.hdpo.policies.base import SavesFiles
 
 __all__ = ["set_threshold", "trained_keys", "write_artefact"]
 
@@ -60,7 +61,7 @@ def write_artefact(
         "format": FORMAT,
         "kind": gate.kind,
         "version": data_hash[:12],
-        "tools": [{"name": tool, "description": (descriptions or {}).get(tool, "")} for tool in gate.actions[1:]],
+        "tools": _tools(gate, descriptions or {}),
         "threshold": {"value": 0.5, "chosen": "a tool's estimated benefit exceeds beta times what it saves"},
         "decision": {
             "beta": contrast.beta,
@@ -79,7 +80,13 @@ def write_artefact(
         "trained_keys": np.array([int(key, 16) for key in gate.keys], dtype=np.uint64),
         "reference_scores": np.hstack([gate.accuracy, gate.probabilities]).astype(np.float32),
     }
-    _publish(Path(folder), description, tensors)
+
+    def write_files(fresh: Path) -> None:
+        if isinstance(gate.policy, SavesFiles):
+            gate.policy.save(fresh, contrast.head_temperature)
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, fresh / TENSOR_FILE)
+
+    _publish(Path(folder), description, write_files)
     return load_artefact(folder)
 
 
@@ -102,7 +109,13 @@ def trained_keys(artefact: Artefact) -> list[str]:
     return [f"{key:016x}" for key in artefact.tensors["trained_keys"].values]
 
 
-def _publish(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def _tools(gate: TrainedGate, descriptions: Mapping[str, str]) -> list[dict[str, str]]:
+    # A policy that reads descriptions was trained on its own.
+    read = {tool["name"]: tool["description"] for tool in gate.policy.config().get("tools", [])}
+    return [{"name": tool, "description": read.get(tool) or descriptions.get(tool, "")} for tool in gate.actions[1:]]
+
+
+def _publish(folder: Path, description: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:
     if folder.exists() and not (folder / GATE_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"{str(folder)!r} exists and holds no gate; give a new folder, or empty this one.")
     try:
@@ -110,12 +123,14 @@ def _publish(folder: Path, description: Mapping[str, Any], tensors: Mapping[str,
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             fresh, old = Path(scratch) / "new", Path(scratch) / "old"
             fresh.mkdir()
-            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, fresh / TENSOR_FILE)
-            hashes = {TENSOR_FILE: file_hash(fresh / TENSOR_FILE)}
+            write_files(fresh)
+            hashes = {path.name: file_hash(path) for path in sorted(fresh.iterdir())}
             _write_description(fresh / GATE_FILE, {**description, "files": hashes})
             if folder.exists():
                 os.replace(folder, old)
             shutil.move(fresh, folder)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"{str(folder)!r} can't be written: {error}. Free some space, or give another.") from error
 

@@ -27,12 +27,12 @@ from scipy.optimize import minimize_scalar
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.outcomes import OutcomeTable
-from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy
+from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 
 __all__ = ["Contrast", "GateTraining", "TrainedGate", "fit_temperature", "train_gate"]
 
-STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+STRENGTHS = (0.01, 0.1, 0.3, 1.0, 3.0)
 MANY = 20_000
 """From here on there is enough of everything: two folds, and no search for the strength."""
 
@@ -152,7 +152,8 @@ def train_gate(
     prepared = prepared or reader.prepare(table)
     many = len(part) >= MANY
     fold = part.folds(2 if many else training.folds, training.seed)
-    strengths = [1.0] if many else list(training.strengths)
+    traits = traits_of(reader)
+    strengths = [1.0] if many or not traits.searches_strength else list(training.strengths)
 
     logits = np.empty((len(strengths), *part.correct.shape))
     total = len(strengths) * (int(fold.max()) + 1) + 1
@@ -166,7 +167,7 @@ def train_gate(
     best = losses.argmin(axis=0)
     cross_fitted = np.stack([logits[choice, :, head] for head, choice in enumerate(best)], axis=1)
     strength = np.array([strengths[choice] for choice in best])
-    contrast = _contrast(part, cross_fitted, training)
+    contrast = _contrast(part, cross_fitted, training, traits)
     final = prepared.fit(chosen, part.correct, strength)
     progress("fit", total, total)
     return TrainedGate(
@@ -190,10 +191,14 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -
     return float(np.exp(found.x))
 
 
-def _contrast(table: OutcomeTable, logits: NDArray[np.float64], training: GateTraining) -> Contrast:
-    always_drafted = any(not np.isnan(column).any() for column in table.draft.values())
+def _contrast(
+    table: OutcomeTable, logits: NDArray[np.float64], training: GateTraining, traits: Traits = Traits()
+) -> Contrast:
+    always_drafted = traits.reads_drafts and any(not np.isnan(column).any() for column in table.draft.values())
     trust = training.trust if training.trust is not None else (0.5 if always_drafted else 1.0)
     temperatures = [fit_temperature(z, y) for z, y in zip(logits.T, table.correct.T, strict=True)]
+    if traits.one_temperature:
+        temperatures = [fit_temperature(logits.ravel(), table.correct.ravel())] * len(temperatures)
     contrast = Contrast(
         beta=training.beta,
         trust=trust,

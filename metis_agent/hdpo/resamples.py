@@ -58,5 +58,8 @@ class Resamples:
 
 def interval_of(values: Float) -> list[float]:
     """[low, high]: 95% of the values, by percentiles."""
+    if np.isnan(values).all():
+        # Nothing to measure, such as a ranking where the tool never does worse.
+        return [float("nan"), float("nan")]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return [float(low), float(high)]

@@ -50,9 +50,9 @@ def test_train_evaluate_calibrate(tmp_path: Path, policy: str) -> None:
     assert not (tmp_path / "gate.training").exists()
     run("evaluate", "gate", gate, "--outcomes", test, *TOOLS, "--drop-seen", "--json", str(figures))
     assert 0 <= json.loads(figures.read_text())["auc"] <= 1
-    run("calibrate", gate, "--outcomes", test, *TOOLS, "--drop-seen", "--calls", "0.9")
+    run("calibrate", gate, "--outcomes", test, *TOOLS, "--drop-seen", "--accuracy-loss", "0.8")
     loaded = PolicyGate(gate)
-    assert "calls at most 0.9" in loaded.artefact.description["threshold"]["chosen"]
+    assert "accuracy_loss at most 0.8" in loaded.artefact.description["threshold"]["chosen"]
     assert loaded.artefact.description["tools"][1] == {"name": "wiki", "description": "looks up facts"}
     assert set(loaded.score("Find the river of q")[1]) == {"calculator", "wiki"}
 

@@ -1,20 +1,39 @@
 """What a gate's policy is to the trainer: something that reads questions and puts out one logit a head.
 
 Where it stands: `gate_trainer` decides what the heads learn, a policy how. Another policy (an encoder, a chat
-model) implements `Policy`, and a scorer of the same `kind` in `metis_agent.gates.policy` serves it.
+model) implements `Policy`, and a scorer of the same `kind` in `metis_agent.gates.scorers` serves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.hdpo.outcomes import OutcomeTable
 
-__all__ = ["FittedPolicy", "Policy", "PreparedPolicy"]
+__all__ = ["FittedPolicy", "Policy", "PreparedPolicy", "SavesFiles", "Traits", "traits_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the trainer has to know of a policy beside its heads; the defaults are those of `features`."""
+
+    searches_strength: bool = True
+    """False where it finds by itself how closely to fit, so that one fit a fold is enough."""
+    reads_drafts: bool = True
+    one_temperature: bool = False
+    """True where one temperature serves all heads, so that a new tool has one too."""
+
+
+def traits_of(policy: Policy) -> Traits:
+    """Its `traits`, or the defaults."""
+    traits: Traits = getattr(policy, "traits", Traits())
+    return traits
 
 
 class FittedPolicy(Protocol):
@@ -52,3 +71,16 @@ class Policy(Protocol):
 
     def prepare(self, table: OutcomeTable) -> PreparedPolicy:
         """Read the table."""
+
+
+@runtime_checkable
+class SavesFiles(Protocol):
+    """A fitted policy with files of its own, such as a model's weights and tokenizer."""
+
+    def save(self, folder: Path, temperatures: NDArray[np.float64]) -> None:
+        """Write them, flat, into the artefact's folder.
+
+        Args:
+            folder: It exists.
+            temperatures: [H], that the logits of the heads are divided by.
+        """

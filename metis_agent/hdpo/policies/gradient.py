@@ -1,0 +1,254 @@
+"""Fit a torch model's heads by mini-batches, with early stopping, taken up again after a crash.
+
+Shared by the `encoder` and `decision_lm` policies. Some groups of questions are held out of each fit; the epoch with
+the lowest loss on them is kept, the untrained state included. Every epoch's order and dropout follow from the seed
+and its number alone, so a run that was killed and resumed gives the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from metis_agent.errors import ConfigurationError
+from metis_agent.hdpo.policies.resume import FitState, load_state, save_state
+
+__all__ = ["FitProgress", "GradientTraining", "Heads", "fit_heads", "logits_of", "seeded"]
+
+FitProgress = Callable[[str, int, int], None]
+"""Called with what goes on, how many rows of it are done, and of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientTraining:
+    """How a fit goes.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    epochs: int = 10
+    """At most."""
+    batch_size: int = 16
+    learning_rate: float = 3e-5
+    """Of AdamW; falls linearly to 0 over `epochs`."""
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises."""
+    patience: int = 2
+    """Epochs without a lower held-out loss after which it stops."""
+    held_out: float = 0.15
+    """Share of the groups of questions that decide when to stop; at least 0 (never stop early), below 1."""
+    clip: float = 1.0
+    """Of the gradient's norm."""
+    seed: int = 0
+    resume: Path | None = None
+    """Folder for the state after each epoch; a fit found in it goes on from there. None keeps nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: at least 1.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigurationError(f"learning_rate={self.learning_rate!r}: above 0; 3e-5 is usual for an encoder.")
+        if not 0 <= self.held_out < 1:
+            raise ConfigurationError(f"held_out={self.held_out!r}: a share of the questions in [0, 1), such as 0.15.")
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but where the state is kept."""
+        return {name: value for name, value in asdict(self).items() if name != "resume"}
+
+
+class Heads(Protocol):
+    """A model that reads rows of a table."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """What is trained: those of its parameters that require a gradient."""
+
+    def logits(self, rows: Sequence[int], epoch: int | None) -> torch.Tensor:
+        """[n, H]; `epoch` is None outside of training."""
+
+
+def seeded(seed: int, epoch: int) -> torch.Generator:
+    """A generator of its own for each epoch."""
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
+
+
+def fit_heads(
+    heads: Heads,
+    rows: NDArray[np.int64],
+    targets: NDArray[np.float64],
+    groups: Sequence[str],
+    training: GradientTraining,
+    *,
+    name: str,
+    progress: FitProgress,
+) -> None:
+    """Train in place by the log loss; the module is left in evaluation mode with its best weights.
+
+    Args:
+        heads: To train.
+        rows: [n], of the table.
+        targets: [n, H], in [0, 1].
+        groups: [n]; the rows of one are held out together or not at all.
+        training: How.
+        name: Of the state in `training.resume`: the same for the same fit, and for no other.
+        progress: See `FitProgress`.
+    """
+    run = _Run(heads, rows, targets, training, _held_out(groups, training), progress)
+    path = training.resume / f"{name}.safetensors" if training.resume is not None else None
+    state = load_state(path) if path is not None else None
+    if state is None:
+        run.begin()
+    else:
+        run.take_up(state)
+    while not run.finished:
+        run.one_epoch()
+        if path is not None:
+            save_state(path, run.state())
+    run.keep_best()
+
+
+def logits_of(
+    heads: Heads, rows: Sequence[int], batch_size: int, progress: Callable[[int], None] = lambda _: None
+) -> NDArray[np.float64]:
+    """[n, H], in evaluation mode and without gradients."""
+    heads.module.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            parts.append(heads.logits(batch, None).double().cpu().numpy())
+            progress(len(batch))
+    return np.concatenate(parts)
+
+
+class _Run:
+    def __init__(
+        self,
+        heads: Heads,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.float64],
+        training: GradientTraining,
+        held_out: NDArray[np.bool_],
+        progress: FitProgress,
+    ) -> None:
+        self._heads, self._training, self._progress = heads, training, progress
+        self._fit, self._kept = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        self._rows, self._targets = rows, torch.tensor(targets, dtype=torch.float32)
+        module = heads.module
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self._steps = math.ceil(len(self._fit) / training.batch_size)
+        self._epoch, self._best_loss, self._since_best = 0, math.inf, 0
+        self._best: dict[str, torch.Tensor] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self._epoch >= self._training.epochs or self._since_best >= self._training.patience
+
+    def begin(self) -> None:
+        self._judge()
+
+    def one_epoch(self) -> None:
+        """Over all rows but the held-out ones, then judged by those."""
+        generator = seeded(self._training.seed, self._epoch)
+        order = self._fit[torch.randperm(len(self._fit), generator=generator).numpy()]
+        self._heads.module.train()
+        devices = [p.device for p in self._parameters.values() if p.device.type == "cuda"][:1]
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            for step in range(self._steps):
+                start = step * self._training.batch_size
+                self._one_step(order[start : start + self._training.batch_size], self._epoch * self._steps + step)
+                self._progress(self._stage(), min(start + self._training.batch_size, len(order)), len(order))
+        self._epoch += 1
+        self._judge()
+
+    def _one_step(self, batch: NDArray[np.int64], step: int) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._training.learning_rate * self._schedule(step)
+        logits = self._heads.logits(self._rows[batch].tolist(), self._epoch)
+        loss = binary_cross_entropy_with_logits(logits, self._targets[batch].to(logits.device))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._training.clip)
+        self._optimizer.step()
+
+    def _schedule(self, step: int) -> float:
+        total = self._training.epochs * self._steps
+        warm = max(1, round(self._training.warmup * total))
+        return min((step + 1) / warm, (total - step) / max(1, total - warm))
+
+    def _judge(self) -> None:
+        """Without held-out rows the latest state counts as the best."""
+        loss = self._held_out_loss() if len(self._kept) else -float(self._epoch)
+        if loss < self._best_loss:
+            self._best_loss, self._since_best = loss, 0
+            self._best = {name: p.detach().to("cpu", copy=True) for name, p in self._parameters.items()}
+        else:
+            self._since_best += 1
+
+    def _held_out_loss(self) -> float:
+        logits = logits_of(self._heads, self._rows[self._kept].tolist(), self._training.batch_size)
+        loss = binary_cross_entropy_with_logits(torch.tensor(logits), self._targets[self._kept].double())
+        # A diverged state is never the best.
+        return float(loss) if bool(torch.isfinite(loss)) else math.inf
+
+    def _stage(self) -> str:
+        best = f", held-out loss {self._best_loss:.3f}" if 0 <= self._best_loss < math.inf else ""
+        return f"epoch {self._epoch + 1} of at most {self._training.epochs}{best}"
+
+    def keep_best(self) -> None:
+        with torch.no_grad():
+            for name, value in self._best.items():
+                self._parameters[name].copy_(value)
+        self._heads.module.eval()
+
+    def state(self) -> FitState:
+        adam = self._optimizer.state
+        moments = {
+            f"{name}/{key}": value
+            for name, p in self._parameters.items()
+            for key, value in adam.get(p, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return FitState(
+            epoch=self._epoch,
+            best_loss=self._best_loss,
+            since_best=self._since_best,
+            best=self._best,
+            # What is finished needs no more than its best weights.
+            latest={} if self.finished else {name: p.detach() for name, p in self._parameters.items()},
+            moments={} if self.finished else moments,
+        )
+
+    def take_up(self, state: FitState) -> None:
+        self._epoch, self._best_loss, self._since_best = state.epoch, state.best_loss, state.since_best
+        self._best = dict(state.best)
+        with torch.no_grad():
+            for name, value in state.latest.items():
+                self._parameters[name].copy_(value)
+        for key, value in state.moments.items():
+            name, _, moment = key.rpartition("/")
+            p = self._parameters[name]
+            self._optimizer.state[p][moment] = value.to(p.device if moment != "step" else "cpu")
+
+
+def _held_out(groups: Sequence[str], training: GradientTraining) -> NDArray[np.bool_]:
+    """[n]: whole groups; none where there are too few to spare one."""
+    labels, place = np.unique(np.asarray(groups), return_inverse=True)
+    count = math.ceil(training.held_out * len(labels)) if len(labels) > 1 else 0
+    chosen = np.random.default_rng(training.seed).permutation(len(labels))[:count]
+    return np.asarray(np.isin(place, chosen))

@@ -1,0 +1,132 @@
+"""What a trained gate's parts do without a model: batching, reading images, and kinds that are not known."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from metis_agent.errors import GateError
+from metis_agent.gates.request_images import read_images
+from metis_agent.gates.scorers.batching import Batcher
+from metis_agent.gates.scorers.decision_questions import decision_request, questions_about
+from metis_agent.types import GateRequest, ToolSpec
+
+
+def test_requests_that_wait_are_answered_together_and_each_gets_its_own() -> None:
+    batches: list[list[int]] = []
+    first = threading.Event()
+
+    def work(batch: Sequence[int]) -> list[int]:
+        batches.append(list(batch))
+        if batch == [0]:
+            first.set()
+            while len(batcher._waiting) < 20:
+                time.sleep(0.001)
+        return [10 * number for number in batch]
+
+    batcher: Batcher[int, int] = Batcher(work, limit=8)
+    with ThreadPoolExecutor(21) as threads:
+        head = threads.submit(batcher.ask, 0)
+        first.wait()
+        rest = list(threads.map(batcher.ask, range(1, 21)))
+        assert head.result() == 0
+    assert rest == [10 * number for number in range(1, 21)]
+    assert [len(batch) for batch in batches] == [1, 8, 8, 4]
+
+
+def test_a_bad_request_fails_alone() -> None:
+    started = threading.Event()
+
+    def work(batch: Sequence[int]) -> list[int]:
+        if batch == [-1]:
+            started.set()
+            while len(batcher._waiting) < 3:
+                time.sleep(0.001)
+        if 13 in batch:
+            raise GateError("13 can't be read")
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(work, limit=8)
+    with ThreadPoolExecutor(4) as threads:
+        threads.submit(batcher.ask, -1)
+        started.wait()
+        asked = {number: threads.submit(batcher.ask, number) for number in (12, 13, 14)}
+        assert asked[12].result() == 12
+        assert asked[14].result() == 14
+        with pytest.raises(GateError, match="13"):
+            asked[13].result()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "base64": "QUJD", "mime_type": "image/png"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+        {"type": "image_url", "image_url": "data:image/jpeg;base64,QUJD"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
+        {"type": "image", "url": "data:image/png;base64,QUJD"},
+    ],
+)
+def test_images_are_read_in_every_spelling(block: dict[str, Any]) -> None:
+    asked = GateRequest(messages=[HumanMessage([{"type": "text", "text": "What is it?"}, block])], tools=())
+    assert read_images(asked) == ("QUJD",)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "url": "http://169.254.169.254/secret.png"},
+        {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+        {"type": "image", "url": "file:///etc/passwd"},
+        {"type": "image", "file_id": "file-1"},
+    ],
+)
+def test_a_gate_fetches_no_image(block: dict[str, Any]) -> None:
+    with pytest.raises(GateError, match="fetches nothing"):
+        read_images(GateRequest(messages=[HumanMessage([block])], tools=()))
+
+
+def test_the_questions_name_each_tool_with_its_description() -> None:
+    tools = (ToolSpec(name="python", description="runs code"), ToolSpec(name="search"))
+    nouls = questions_about(tools, "noul")
+    assert list(nouls) == ["direct", "tool python", "tool search"]
+    assert nouls["tool python"]["instructions"].endswith("python: runs code")
+    choice = questions_about(tools, "choice")
+    assert list(choice) == ["direct", "tools", "tool"]
+    assert choice["tool"]["criteria"] == {"python": "runs code", "search": None}
+    assert "tool" not in questions_about(tools[:1], "choice")
+    with pytest.raises(GateError, match="27 tools"):
+        questions_about(tuple(ToolSpec(name=f"t{number}") for number in range(27)), "choice")
+    request = decision_request("What?", "A table", tools=tools, form="noul", images=["QUJD"])
+    assert request["state"] == "<image_1>\nA table\n\nWhat?"
+    assert request["assets"]["<image_1>"]["data_base64"] == "QUJD"
+    json.dumps(request)
+
+
+def test_the_gates_module_imports_no_model_library() -> None:
+    code = (
+        "import sys, metis_agent.gates.policy, metis_agent.gates.scorers.decision_questions; "
+        "print(sorted({'numpy', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_gate_whose_library_is_missing_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from metis_agent.gates.scorers.pretrained import import_transformers\n"
+        "from metis_agent.errors import MissingDependencyError\n"
+        "try: import_transformers('A gate of kind encoder')\n"
+        "except MissingDependencyError as error: print(error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "metis-agent[train]" in found.stdout
