@@ -1,0 +1,177 @@
+"""The report's numbers: what an agent did on its questions, and what changed between two of them.
+
+Second step of the report, from the columns of `runs`. The words mean what they mean in `hdpo.evaluation`: a question
+is *known* where all of its forced-direct runs are right, *necessary* where none is and at least half of its
+forced-tool runs are; a call is redundant on a known question. Means are over questions, so one that was asked often
+counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metis_agent.hdpo.evaluation import Estimate
+from metis_agent.hdpo.report.estimates import difference_of_means, mean_of
+from metis_agent.hdpo.report.runs import BRANCHES, FAILED, RIGHT, UNJUDGED, RunTable
+
+__all__ = ["AMOUNTS", "SHARES", "Agent", "Change", "agent_of", "branch_figures", "changes", "labels"]
+
+SHARES = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall")
+AMOUNTS = ("calls", "seconds", "tool_seconds", "cost")
+LABELS = ("redundant", "wrong_direct", "missed", "harmful", "wrong", "failed")
+"""What a run can be filtered by; see `labels`."""
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """One agent on N questions: its mean on each, NaN where a question does not count."""
+
+    questions: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """[N], each question's."""
+    columns: dict[str, Float]
+    """[N] for each of `SHARES` and `AMOUNTS`."""
+    runs: int
+    busy: float
+    """Seconds in which at least one run was under way."""
+
+    def estimate(self, name: str, chosen: Bool | None = None) -> Estimate:
+        """The mean of a column, over the chosen questions."""
+        values = self.columns[name] if chosen is None else self.columns[name][chosen]
+        return mean_of(values, low=0.0, high=1.0) if name in SHARES else mean_of(values)
+
+    def of_kind(self, kinds: frozenset[str]) -> Bool:
+        """[N]: the question is of one of these kinds."""
+        return np.array([kind in kinds for kind in self.kinds], dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One quantity before and after; `difference` is paired where both met the same questions."""
+
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+
+
+def agent_of(table: RunTable, branch: str = "free") -> Agent | None:
+    """The agent of a store's free runs (or of those forced down a branch); `None` where there are none."""
+    rows = _rows_of(table, branch)
+    if not rows.any():
+        return None
+    question, verdict = table.column("question")[rows], table.column("verdict")[rows]
+    asked, place = np.unique(question, return_inverse=True)
+    judged = verdict < UNJUDGED
+    with np.errstate(invalid="ignore"):
+        accuracy = np.bincount(place, (verdict == RIGHT) & judged) / np.bincount(place, judged)
+    runs = np.bincount(place)
+    columns = {"accuracy": accuracy, "tool_rate": np.bincount(place, table.column("called")[rows]) / runs}
+    known, necessary = (flag[asked] for flag in _need(table))
+    columns["redundant_rate"] = np.where(known, columns["tool_rate"], np.nan)
+    columns["necessary_recall"] = np.where(necessary, columns["tool_rate"], np.nan)
+    columns["calls"] = np.bincount(place, table.column("calls")[rows]) / runs
+    for name in AMOUNTS[1:]:
+        columns[name] = np.bincount(place, table.amount(name)[rows]) / runs
+    ids, kinds, kind_of = table.questions, table.kinds, table.kind_of
+    return Agent(
+        questions=tuple(ids[index] for index in asked),
+        kinds=tuple(kinds[kind_of[index]] for index in asked),
+        columns=columns,
+        runs=int(rows.sum()),
+        busy=_busy(table.amount("started")[rows], table.amount("seconds")[rows]),
+    )
+
+
+def branch_figures(table: RunTable) -> dict[str, dict[str, Estimate]]:
+    """Accuracy, calls and seconds of the free runs and of those forced down each branch."""
+    agents = {branch: agent_of(table, branch) for branch in BRANCHES}
+    names = ("accuracy", "calls", "seconds", "cost")
+    return {
+        branch: {name: agent.estimate(name) for name in names} for branch, agent in agents.items() if agent is not None
+    }
+
+
+def changes(before: Agent, after: Agent, kinds: frozenset[str] | None = None) -> tuple[dict[str, Change], bool]:
+    """Every quantity before and after, and whether it is over the same questions.
+
+    Args:
+        before: What it is compared with.
+        after: What is reported on.
+        kinds: Only questions of these kinds.
+
+    Returns:
+        By name; where the two share questions, only those count, and differences are paired.
+    """
+    place = {question: index for index, question in enumerate(before.questions)}
+    shared = [(place[question], index) for index, question in enumerate(after.questions) if question in place]
+    paired = bool(shared)
+    earlier, later = np.arange(len(before.questions)), np.arange(len(after.questions))
+    if paired:
+        earlier, later = (np.array(side) for side in zip(*shared, strict=True))
+    if kinds is not None:
+        inside = after.of_kind(kinds)[later]
+        later, earlier = later[inside], earlier[inside] if paired else earlier[before.of_kind(kinds)[earlier]]
+    return {name: _change(name, before.columns[name][earlier], after.columns[name][later], paired) for name in
+            SHARES + AMOUNTS}, paired  # fmt: skip
+
+
+def _change(name: str, before: Float, after: Float, paired: bool) -> Change:
+    low, high = (0.0, 1.0) if name in SHARES else (-math.inf, math.inf)
+    was, now = mean_of(before, low=low, high=high), mean_of(after, low=low, high=high)
+    # Which questions are known is a fact about each model, so those two rates can't be paired.
+    if paired and name not in ("redundant_rate", "necessary_recall"):
+        return Change(before=was, after=now, difference=mean_of(after - before, low=-high, high=high))
+    return Change(before=was, after=now, difference=difference_of_means(was, now))
+
+
+def labels(table: RunTable) -> dict[str, Bool]:
+    """[R] each: the runs that a reader looks for; `harmful` is the part of `redundant` that ended wrong."""
+    known, necessary = (flag[table.column("question")] for flag in _need(table))
+    called, verdict = table.column("called") == 1, table.column("verdict")
+    wrong, done = verdict == 0, verdict != FAILED
+    return {
+        "redundant": done & called & known,
+        "wrong_direct": ~called & wrong,
+        "missed": done & ~called & necessary,
+        "harmful": called & known & wrong,
+        "wrong": wrong,
+        "failed": ~done,
+    }
+
+
+def _rows_of(table: RunTable, branch: str) -> Bool:
+    rows = (table.column("branch") == BRANCHES.index(branch)) & (table.column("verdict") != FAILED)
+    if branch == "free":
+        return np.asarray(rows)
+    # A forced run that did not take its branch says nothing of it.
+    return np.asarray(rows & ((table.column("called") == 1) == (branch == "tool")))
+
+
+def _need(table: RunTable) -> tuple[Bool, Bool]:
+    """[N] each: the question is known; it is necessary to call. Both false where its branches were not recorded."""
+    n = len(table.questions)
+    right_of = {}
+    for branch in ("direct", "tool"):
+        rows = _rows_of(table, branch) & (table.column("verdict") < UNJUDGED)
+        question = table.column("question")[rows]
+        with np.errstate(invalid="ignore"):
+            right_of[branch] = np.bincount(question, table.column("verdict")[rows], minlength=n) / np.bincount(
+                question, minlength=n
+            )
+    direct, tool = right_of["direct"], right_of["tool"]
+    return direct >= 1, (direct <= 0) & (tool >= 0.5)
+
+
+def _busy(started: Float, seconds: Float) -> float:
+    order = np.argsort(started)
+    start, end = started[order], (started + seconds)[order]
+    reached = np.maximum.accumulate(end)
+    earlier = np.concatenate([[-np.inf], reached[:-1]])
+    return float(np.maximum(0.0, end - np.maximum(start, earlier)).sum())

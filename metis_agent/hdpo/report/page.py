@@ -1,0 +1,102 @@
+"""The page: everything that is known, in one HTML file that loads nothing.
+
+Last step of the report. Its policy (`Content-Security-Policy`) allows just the style and the script that are in this
+package, by their hashes, and images from `data:`: what a record holds can't run, and can't reach out. The summary
+stands before the runs in the file, so a browser draws it while the rest still arrives.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+from metis_agent.errors import StorageError
+from metis_agent.hdpo.report import gate_sections, headline, method, sections
+from metis_agent.hdpo.report.archive import packed
+from metis_agent.hdpo.report.facts import Facts, Progress, ReportInputs, gather
+from metis_agent.hdpo.report.text import clipped
+
+__all__ = ["page_of", "write_report"]
+
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+
+
+def write_report(
+    inputs: ReportInputs, out: Path, *, title: str = "Metis report", progress: Progress = lambda _, runs, __: runs
+) -> Facts:
+    """Read what the inputs name and write the page; whole or not at all.
+
+    Raises:
+        StorageError: a store can't be read, or the page can't be written.
+        InputError: see `facts.gather`.
+    """
+    facts = gather(inputs, progress)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(page_of(facts, title))
+        draft.replace(out)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError(f"{str(out)!r} can't be written: {error}. Give another --out.") from error
+    return facts
+
+
+def page_of(facts: Facts, title: str) -> Iterator[str]:
+    """The page, piece by piece."""
+    style, script = _packaged("page.css"), _packaged("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    pieces = {
+        "policy": policy, "style": style, "script": script, "title": escape(clipped(title, 200)),
+        "opening": headline.opening(facts), "verdict": headline.verdict(facts), "cards": headline.cards(facts),
+        "measured": headline.before_and_after(facts) + sections.branches(facts), "shadow": sections.shadow(facts),
+        "frontier": gate_sections.frontier(facts), "kinds": sections.by_kind(facts), "tools": sections.by_tool(facts),
+        "training": gate_sections.training(facts), "calibration": gate_sections.calibration(facts),
+        "carried": method.carried(facts), "method": method.method(facts), "version": _version(),
+    }  # fmt: skip
+    # Split once, and only the template: what is put in is never looked at for slots.
+    for place, piece in enumerate(_SLOT.split(_packaged("page.html"))):
+        if place % 2 == 0:
+            yield piece
+        elif piece == "archive":
+            yield from _archive(facts)
+        else:
+            yield pieces[piece]
+
+
+def _archive(facts: Facts) -> Iterator[str]:
+    index = facts.archive.index()
+    index["stores"] = ["after", "before"][: len(facts.kept)]
+    yield f'<script type="application/octet-stream" id="index">{packed(json.dumps(index))}</script>\n'
+    for block in facts.archive.blocks:
+        yield f'<script type="application/octet-stream" data-block>{block}</script>\n'
+    for number, picture in enumerate(facts.archive.pictures.embedded):
+        yield f'<script type="application/octet-stream" data-picture="{number}">{picture}</script>\n'
+
+
+def _packaged(name: str) -> str:
+    return resources.files("metis_agent.hdpo.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("metis-agent")
+    except PackageNotFoundError:
+        return ""
