@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test format lint types unit world bench-hdpo bench-gates bench-overhead bench-update \
-	bench-sandbox bench-search bench-half-known bench-store clean
+.PHONY: help install demo test format lint types unit docs docs-test notebooks world gallery bench-hdpo bench-gates bench-overhead bench-update \
+	bench-sandbox bench-search bench-trainer bench-half-known bench-store clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,16 +39,28 @@ lint: $(VENV)/installed ## ruff
 types: $(VENV)/installed ## mypy --strict
 	$(RUN)/mypy
 
+docs: $(VENV)/installed ## the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build
+
+docs-test: $(VENV)/installed ## README, documentation and notebooks: do they run, and print what they say?
+	$(RUN)/pytest tests/test_readme.py tests/test_docs.py tests/test_examples.py
+
+notebooks: $(VENV)/installed ## run the notebooks again and keep what they print
+	$(RUN)/python -m tests.notebooks
+
 unit: $(VENV)/installed ## all tests, on two processes
 	$(RUN)/pytest -n 2 --dist loadfile
 
 world: $(VENV)/installed ## train the shipped cold start again from nothing (about 12 minutes)
 	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
 
+gallery: $(VENV)/installed ## train the tiny Qwen3-VL of the vision world from nothing
+	$(RUN)/python -m metis_agent.worlds.gallery.cold_start
+
 bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)
 	$(RUN)/python benchmarks/hdpo.py
 
-bench-overhead bench-update bench-sandbox bench-search: bench-%: $(VENV)/installed
+bench-overhead bench-update bench-trainer bench-sandbox bench-search: bench-%: $(VENV)/installed
 	$(RUN)/python benchmarks/$*.py
 
 bench-half-known: $(VENV)/installed ## a gate where the model half knows, beside plain HDPO and coupled (about 10 minutes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.budget import Budget
-from metis_agent.errors import MetisError
+from metis_agent.errors import MetisError, MissingDependencyError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
 from metis_agent.gates.confidence import DraftConfidenceGate
@@ -27,6 +27,8 @@ from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
 
 if TYPE_CHECKING:
+    from metis_agent.hdpo.policy_config import HDPOConfig
+    from metis_agent.hdpo.policy_trainer import HDPOTrainer
     from metis_agent.middleware import MetisGateMiddleware
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Gate",
     "GateDecision",
     "GateRequest",
+    "HDPOConfig",
+    "HDPOTrainer",
     "MetisAgent",
     "MetisError",
     "MetisGateMiddleware",
@@ -65,4 +69,12 @@ def __getattr__(name: str) -> Any:
         from metis_agent.middleware import MetisGateMiddleware
 
         return MetisGateMiddleware
+    if name in ("HDPOConfig", "HDPOTrainer"):
+        try:
+            from metis_agent.hdpo import policy_trainer
+        except ImportError as missing:
+            raise MissingDependencyError(
+                f"{name} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            ) from missing
+        return getattr(policy_trainer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

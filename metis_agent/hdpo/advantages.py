@@ -101,6 +101,17 @@ class Channels:
     weight: Tensor
     """[P]: what A_tool was multiplied by, 1 without the branch weight."""
 
+    def of_groups(self, first: int, count: int) -> Channels:
+        """Those of `count` questions from the `first` on: a process's own."""
+        own = slice(first, first + count)
+        return Channels(
+            acc=self.acc[own],
+            tool=self.tool[own],
+            qualifying=self.qualifying[own],
+            rho=self.rho[own],
+            weight=self.weight[own],
+        )
+
 
 def group_advantage(reward: Tensor, included: Tensor, *, eps: float = 1e-4, ddof: int = 1) -> Tensor:
     """A_i = (r_i - mean r) / (std r + eps), each row over its included entries.

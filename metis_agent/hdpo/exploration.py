@@ -20,6 +20,9 @@ Stands before `rewards`; its counts feed the branch weight in `advantages`.
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +33,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decision_weights"]
+__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decision_weights", "decisions_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,21 @@ def decision_weights(
     total_D = (advantages * ~called).sum(1, keepdims=True)
     better = np.where(called, total_T, total_D) > 0
     return np.where(better | np.isnan(weights), 1.0, weights)
+
+
+def decisions_of(
+    trajectories: Sequence[Trajectory], groups: StratifiedGroups
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """[P, G]: whether a run began with a call; [P]: how likely a call is, read off the forced tool rollouts."""
+    first = [trajectory.calls[0] if trajectory.calls else None for trajectory in trajectories]
+    called = np.array([bool(call and call.tool_calls) for call in first]).reshape(-1, groups.size)
+    forced = [
+        math.exp(sum((call.log_probs or ())[: call.forced])) if call and call.forced else math.nan for call in first
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group in which none was forced is NaN
+        probability = np.nanmean(np.array(forced).reshape(-1, groups.size), axis=1)
+    return called, probability
 
 
 def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:

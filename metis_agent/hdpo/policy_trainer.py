@@ -3,40 +3,55 @@
     L = w_acc L_clip(A_acc) + w_tool L_clip(A_tool)        (arXiv:2604.08545, "hierarchical decoupled" objective)
 
 TRL does what it does well: batching, the forward pass, the accuracy surrogate, optimisation, checkpoints,
-distribution, logging. Four methods differ: rollouts come from the graph, advantages from `hdpo.advantages`,
-the tool surrogate is added in `_compute_loss`, and the log-probabilities of TRL's one forward pass serve both.
-With w_tool = 0 the update is TRL's own.
+distribution, logging. Here the rollouts come from the graph (whole groups in a process), their tokens from
+`policy_rows`, the advantages from `advantages` over the groups of all processes; the tool surrogate is added in
+`_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0 the update is TRL's own.
+
+What goes wrong is counted: a rollout that failed is left out, an update whose gradient is no number is skipped, and
+where nothing is left to learn from, or nothing can be saved, training ends with an error, to be resumed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
-from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.hdpo.advantages import Channels, Objective, advantages
-from metis_agent.hdpo.exploration import StratifiedGroups, decision_weights
+from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
+from metis_agent.hdpo.advantages import Objective, advantages
+from metis_agent.hdpo.exploration import StratifiedGroups, decision_weights, decisions_of
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
+from metis_agent.hdpo.policy_config import HDPOConfig, check_arguments
+from metis_agent.hdpo.policy_images import PIXELS, RowImages, SeesImages, images_of
+from metis_agent.hdpo.policy_metrics import (
+    Validation,
+    excluding,
+    pooled,
+    step_metrics,
+    validation_metrics,
+    without_tokens,
+)
+from metis_agent.hdpo.policy_rows import Row, Rows, rows_of
 from metis_agent.hdpo.rewards import Scores, Verify, score
 from metis_agent.hdpo.rollouts import Rollouts, group_rollouts, groups_of
-from metis_agent.hdpo.segments import Segment, segments
+from metis_agent.hdpo.segments import Segment
 from metis_agent.hdpo.verifiers import verify as default_verify
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["HDPOTrainer"]
-
-_LOSS_TYPES = ("dapo", "grpo", "bnpo")
+__all__ = ["HDPOConfig", "HDPOTrainer", "Validation"]
 
 
 class HDPOTrainer(GRPOTrainer):
@@ -45,14 +60,19 @@ class HDPOTrainer(GRPOTrainer):
     Args:
         model: The causal LM that the agent's chat model samples from: one object, so that rollouts see each update.
         tokenizer: Its tokenizer.
-        args: TRL's configuration; `num_generations` must equal `groups.size`, and the loss type must be one
-            whose normaliser the tool channel can share ("dapo", "grpo" or "bnpo").
+        args: An `HDPOConfig`, or TRL's configuration with `objective` and `groups` beside it.
         questions: What to learn from, one group each a step.
         rollouts: Runs them through the graph.
-        objective: Which advantages; HDPO by default, or a baseline.
-        groups: How the rollouts of a group start.
+        objective: Which advantages; by default what `args` says, else HDPO.
+        groups: How the rollouts of a group start; likewise.
         verify: Judges the answers.
-        seed: Of the rollouts; with the step and the question it seeds all sampling.
+        validation: Measures the agent on held-out questions as it is trained.
+        images: Reads the pictures of a model that sees: the `ImageReader` of its processor.
+        seed: Of the rollouts; with the step and the question it seeds all sampling. By default that of `args`.
+        **trainer: Further arguments of `GRPOTrainer`, such as `peft_config`, `callbacks` or `optimizers`.
+
+    Raises:
+        ConfigurationError: Settings don't fit together, or two questions share an id.
     """
 
     def __init__(
@@ -63,26 +83,30 @@ class HDPOTrainer(GRPOTrainer):
         *,
         questions: Sequence[Question],
         rollouts: Rollouts,
-        objective: Objective = Objective(),
-        groups: StratifiedGroups = StratifiedGroups(),
+        objective: Objective | None = None,
+        groups: StratifiedGroups | None = None,
         verify: Verify = default_verify,
-        seed: int = 0,
+        validation: Validation | None = None,
+        images: SeesImages | None = None,
+        seed: int | None = None,
         **trainer: Any,
     ) -> None:
-        if args.num_generations != groups.size:
-            raise ConfigurationError(
-                f"num_generations={args.num_generations!r} but groups.size={groups.size!r}: both are G, set them equal"
-            )
-        if args.loss_type not in _LOSS_TYPES:
-            raise ConfigurationError(
-                f"loss_type={args.loss_type!r}: the tool channel can share the normaliser of {', '.join(_LOSS_TYPES)}"
-            )
+        own = args if isinstance(args, HDPOConfig) else None
+        self._objective = objective or (own.hdpo_objective if own else Objective())
+        self._groups = groups or (own.groups if own else StratifiedGroups())
+        check_arguments(args, self._groups)
         self._questions = {question.id: question for question in questions}
         if len(self._questions) != len(questions):
             raise ConfigurationError(f"{len(questions)} questions have {len(self._questions)} ids: make them distinct")
-        self._rollouts, self._objective, self._groups = rollouts, objective, groups
-        self._verify, self._rollout_seed = verify, seed
+        self._rollouts, self._verify, self._validation = rollouts, verify, validation
+        self._rollout_seed = int(args.seed) if seed is None else seed
+        self._max_length = own.max_length if own else None
+        self._bad_updates_allowed, self._bad_updates = (own.bad_updates if own else 3), 0
         self._shared_log_probs: Tensor | None = None
+        self._reader = images
+        self._row_images: RowImages | None = None
+        self._placeholder = cast(int, tokenizer.convert_tokens_to_ids(images.placeholder)) if images else -1
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_no_reward_is_no_news)
         super().__init__(
             model=model,
             processing_class=tokenizer,
@@ -97,66 +121,132 @@ class HDPOTrainer(GRPOTrainer):
             rollout_func=_graph_rollouts,
             **trainer,
         )
+        if self._dist.fsdp_version == 2 and not self.use_vllm:
+            raise ConfigurationError(
+                "FSDP 2 spreads the weights, and processes that sample different numbers of tokens from them would "
+                "wait for each other for ever. Sample from vLLM (use_vllm=True), or train by DDP or DeepSpeed."
+            )
+        if validation is not None:
+            self.add_callback(_Validate(self))
 
     # --- rollouts --------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._batch_questions = [self._questions[row["question_id"]] for row in inputs][:: self._groups.size]
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        questions = [self._questions[row["question_id"]] for row in inputs][:: self._groups.size]
+        self._layout, self._batch_scores = self._roll_out(questions)
+        # Rollouts that split take more rows than TRL asked for.
+        further = [dict(inputs[0]) for _ in range(len(self._layout) - len(inputs))]
+        batch: dict[str, Any] = super()._generate_and_score_completions([*inputs, *further])
         # TRL made advantages from the reward that it logs; ours replace them.
-        batch["advantages"] = self._by_token(self._objective.w_acc * self._channels.acc, batch["completion_ids"])
+        batch["advantages"] = self._by_row(self._objective.w_acc * self._channels.acc, batch["completion_ids"])
         if self._objective.name == "hdpo" and self._objective.w_tool:
-            batch["tool_advantages"] = self._by_token(self._channels.tool, batch["completion_ids"])
+            batch["tool_advantages"] = self._by_row(self._channels.tool, batch["completion_ids"])
+        if self._row_images is not None:
+            batch |= self._row_images.inputs(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1))
+            self._row_images = None
         return batch
 
-    def _by_token(self, advantages_P_G: Tensor, completion_ids: Tensor) -> Tensor:
-        """Advantages as TRL takes them: [B], or [B, T] where forced rollouts give the decision a weight of its own."""
-        A = advantages_P_G.flatten().to(completion_ids.device)
+    def _by_row(self, advantages_P_G: Tensor, completion_ids: Tensor) -> Tensor:
+        """Advantages as TRL takes them: [R], or [R, T] where forced rollouts give the decision a weight of its own."""
+        A, device = advantages_P_G.flatten(), completion_ids.device
+        rollouts = torch.tensor([max(row.rollout, 0) for row in self._layout])
+        A_R = (A[rollouts] * torch.tensor([row.weight for row in self._layout])).to(device)
         if not self._groups.tool:
-            return A
+            return A_R
         # The first token is the decision: an answer begins with it, and so does a call.
-        by_token = A[:, None].repeat(1, completion_ids.shape[1])
-        by_token[:, 0] *= torch.as_tensor(self._weights, dtype=A.dtype, device=A.device).flatten()
+        decides = torch.tensor([row.decides for row in self._layout])
+        weights = torch.as_tensor(self._weights, dtype=A.dtype).flatten()[rollouts]
+        by_token = A_R[:, None].repeat(1, completion_ids.shape[1])
+        by_token[:, 0] *= torch.where(decides, weights, 1.0).to(device)
         return by_token
 
-    def _roll_out(self) -> dict[str, list[Any]]:
-        """One group per question; each trajectory is one row of tokens."""
+    def _roll_out(self, questions: Sequence[Question]) -> tuple[list[Row], Scores]:
+        """One group per question; notes the channels of this process's groups, and returns its rows and scores."""
         step = self.state.global_step
-        plan = group_rollouts(
-            self._batch_questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed
-        )
-        trajectories = self._rollouts.collect(plan)
-        rows = [_row(trajectory) for trajectory in trajectories]
-        blank = next((row for row in rows if row), None)
-        if blank is None:
-            raise InfrastructureError(
-                f"none of the {len(rows)} rollouts of step {step} can be trained on; the first says "
-                f"{trajectories[0].error!r}. Mend what failed and run again: finished rollouts are kept."
-            )
-        scores = _without(score(groups_of(trajectories, self._groups.size), self._verify), rows)
-        self._channels = advantages(self._objective, scores)
+        plan = group_rollouts(questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed)
+        with self._whole_model():
+            trajectories = self._rollouts.collect(plan)
+        rows = rows_of(trajectories, max_length=self._max_length, images=self._images_of if self._reader else None)
+        own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
+        # Some objectives normalise over the batch, and the metrics are of all groups: so every process scores them all.
+        parts: list[Scores] = gather_object([own])
+        everyone = pooled(parts)
+        self._check_something_is_left(everyone, trajectories)
+        channels = advantages(self._objective, everyone)
+        first = sum(len(part.excluded) for part in parts[: self.accelerator.process_index])
+        self._channels = channels.of_groups(first, len(own.excluded))
         both = self._objective.w_acc * self._channels.acc + self._objective.w_tool * self._channels.tool
-        self._weights = decision_weights(both.double().numpy(), *_decisions(trajectories, self._groups), self._groups)
-        metrics = self._metrics[self._mode]
-        for name, value in _step_metrics(scores, self._channels, self._groups).items():
-            metrics[name].append(value)
-        return {
-            "prompt_ids": [list((row or blank).prompt_ids) for row in rows],
-            "completion_ids": [list((row or blank).completion_ids) for row in rows],
-            "logprobs": [list((row or blank).log_probs) for row in rows],
-            # A row that can't be trained on keeps its place in the batch, with every token masked out.
-            "env_mask": [list(row.mask) if row else [0] * len(blank.mask) for row in rows],
-            "r_acc": [None if np.isnan(reward) else float(reward) for reward in scores.r_acc.flatten()],
-        }
+        self._weights = decision_weights(both.double().numpy(), *decisions_of(trajectories, self._groups), self._groups)
+        self._note(step_metrics(everyone, channels, self._groups))
+        return self._lay_out(rows), own
+
+    def _lay_out(self, rows: Rows) -> list[Row]:
+        """This process's rows; every process has as many."""
+        args = cast(GRPOConfig, self.args)
+        multiple = math.lcm(self._groups.size, args.steps_per_generation or 1)
+        counts = torch.tensor([rows.padded_count(multiple), rows.usable, len(rows.further)], device=self._device)
+        padded, usable, further = self.accelerator.gather(counts).view(-1, 3).T
+        segments = (usable.sum() + further.sum()) / usable.sum().clamp(min=1)
+        self._note({"hdpo/segments": segments.item(), "hdpo/split": float(further.sum())})
+        total = int(padded.max())
+        layout = rows.laid_out(total, cast(Normaliser, args.loss_type))
+        if self._reader is not None:
+            self._row_images = RowImages(layout, rows.laid_out_images(total), self._reader, cast(Any, self.model).dtype)
+        return layout
+
+    def _images_of(self, trajectory: Trajectory, found: Sequence[Segment]) -> Sequence[Sequence[Any]]:
+        assert self._reader is not None
+        return images_of(trajectory, found, self._reader, self._placeholder)
+
+    def _check_something_is_left(self, everyone: Scores, trajectories: Sequence[Trajectory]) -> None:
+        if not everyone.excluded.all():
+            return
+        first = next((run.error for run in trajectories if run.error), "")
+        raise InfrastructureError(
+            f"none of the {everyone.excluded.size} rollouts of step {self.state.global_step} can be trained on: "
+            f"{dict(everyone.exclusions)!r}; the first error is {first!r}. Mend what failed and run again: finished "
+            "rollouts are kept."
+        )
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[None]:
+        """Gather the weights that FSDP or DeepSpeed has spread, so that this process can sample from them."""
+        spread = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if not spread or self.use_vllm:
+            yield
+            return
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=cast(GRPOConfig, self.args).ds3_gather_for_generation,
+            ),
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            yield
+
+    def _note(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[self._mode][name].append(value)
 
     @property
     def _mode(self) -> Literal["train", "eval"]:
         """TRL's key for metrics."""
         return "train" if self.model is not None and self.model.training else "eval"
 
+    @property
+    def _device(self) -> torch.device:
+        return self.accelerator.device  # type: ignore[no-any-return]
+
     # --- loss ------------------------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if self._row_images is not None:
+            # TRL asks for the old log-probabilities of the whole batch, and knows of no pictures yet.
+            kwargs |= self._row_images.inputs(args[1])
+        if kwargs.get("num_images") is not None and not sum(kwargs["num_images"]):
+            kwargs |= dict.fromkeys(PIXELS)  # a micro-batch of text
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._shared_log_probs = found[0]
         return found
@@ -164,15 +254,15 @@ class HDPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         log_probs, self._shared_log_probs = self._shared_log_probs, None
+        accumulated = self.current_gradient_accumulation_steps if self._mode == "train" else 1
+        self._note({"hdpo/acc_loss": self._mean(loss.detach()) * accumulated})
         if log_probs is None or "tool_advantages" not in inputs:
             return loss
-        tool_loss = self._tool_loss(log_probs, inputs)
-        return loss + self._objective.w_tool * tool_loss
+        return loss + self._objective.w_tool * self._tool_loss(log_probs, inputs, accumulated)
 
-    def _tool_loss(self, log_probs: Tensor, inputs: dict[str, Any]) -> Tensor:
+    def _tool_loss(self, log_probs: Tensor, inputs: dict[str, Any], accumulated: int) -> Tensor:
         """L_clip(A_tool) with the normaliser that TRL gives L_clip(A_acc)."""
         args = cast(GRPOConfig, self.args)
-        accumulated = self.current_gradient_accumulation_steps if self._mode == "train" else 1
         total = None
         if args.loss_type == "dapo":
             # TRL counts the tokens of the generation batch; this is the share of one optimiser step.
@@ -189,16 +279,102 @@ class HDPOTrainer(GRPOTrainer):
             normaliser=cast(Normaliser, args.loss_type),
             total_tokens=total,
         )
-        metrics = self._metrics[self._mode]
-        metrics["hdpo/tool_loss"].append(self.accelerator.gather(surrogate.loss.detach()).mean().item())
-        metrics["hdpo/tool_clip_fraction"].append(self.accelerator.gather(surrogate.clip_fraction).mean().item())
-        return surrogate.loss if total is not None else surrogate.loss / accumulated
+        loss = surrogate.loss if total is not None else surrogate.loss / accumulated
+        self._note(
+            {
+                "hdpo/tool_loss": self._mean(loss.detach()) * accumulated,
+                "hdpo/tool_clip_fraction": self._mean(surrogate.clip_fraction),
+            }
+        )
+        return loss
+
+    def _mean(self, value: Tensor) -> float:
+        """Over the processes."""
+        return float(self.accelerator.gather(value).mean().item())
+
+    # --- what goes wrong -------------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """TRL's, the same in every process; an update whose gradient is no number is skipped and counted."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        bad = norm is not None and not math.isfinite(float(norm))
+        self._note({"hdpo/skipped_updates": float(bad)})
+        self._bad_updates = self._bad_updates + 1 if bad else 0
+        if not bad:
+            return norm
+        if self._bad_updates >= self._bad_updates_allowed or self.is_deepspeed_enabled:
+            raise InfrastructureError(
+                f"the gradient was not a number in {self._bad_updates} updates running, the last at step "
+                f"{self.state.global_step}. Go on from the last checkpoint with a smaller learning_rate, or in "
+                "float32 or bfloat16."
+            )
+        for parameter in model.parameters():
+            parameter.grad = None  # the optimiser passes over it: weights and moments stay as they are
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        except Exception as error:  # a full disk is an OSError, a SafetensorError or a RuntimeError of torch's writer
+            if self.accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise StorageError(
+                f"the checkpoint {str(folder)!r} could not be written: {type(error).__name__}: {error}. What there was "
+                "of it is removed. Make room, and run again to go on from the one before."
+            ) from error
+
+    # --- validation ------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """Measure the agent on the validation questions now; every process does its share.
+
+        Raises:
+            ConfigurationError: The trainer was made without `validation`.
+        """
+        if self._validation is None:
+            raise ConfigurationError("validation=None: pass validation=Validation(...) to the trainer.")
+        plan = self._validation.plan(
+            self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes,
+            seed=self._rollout_seed,
+        )  # fmt: skip
+        with self._whole_model():
+            runs = self._validation.rollouts.collect(plan)
+        return validation_metrics(gather_object(without_tokens(runs)), self._verify, seed=self._rollout_seed)
+
+
+class _Validate(TrainerCallback):
+    """Before the first update, and every so many."""
+
+    def __init__(self, trainer: HDPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self._trainer.log(self._trainer.validate())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        validation = self._trainer._validation
+        if validation is not None and state.global_step % validation.every == 0:
+            # Into the step's own entry: TRL's `log` would end that entry here.
+            self._trainer._note(self._trainer.validate())
 
 
 def _graph_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
-    """TRL's hook; the prompts are those of the questions that the trainer noted."""
-    found: dict[str, list[Any]] = trainer._roll_out()
-    return found
+    """TRL's hook: the rows that the trainer has laid out for these prompts."""
+    layout: list[Row] = trainer._layout
+    r_acc = trainer._batch_scores.r_acc.flatten()
+    return {
+        "prompt_ids": [list(row.segment.prompt_ids) for row in layout],
+        "completion_ids": [list(row.segment.completion_ids) for row in layout],
+        "logprobs": [list(row.segment.log_probs) for row in layout],
+        "env_mask": [list(row.segment.mask) if row.weight else [0] * len(row.segment.mask) for row in layout],
+        # A rollout's reward is logged once, with its first segment.
+        "r_acc": [
+            float(r_acc[place]) if place < len(r_acc) and not np.isnan(r_acc[place]) else None
+            for place in range(len(layout))
+        ],
+    }
 
 
 def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], **_: Any) -> list[float | None]:
@@ -206,58 +382,6 @@ def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], 
     return list(r_acc)
 
 
-def _row(trajectory: Trajectory) -> Segment | None:
-    """The tokens to train on; `None` for a failed run, and for one whose prompts do not extend each other."""
-    if trajectory.status == "failed":
-        return None
-    found = segments(trajectory)
-    return found[0] if len(found) == 1 else None
-
-
-def _decisions(
-    trajectories: Sequence[Trajectory], groups: StratifiedGroups
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """[P, G]: whether a run began with a call; [P]: how likely a call is, read off the forced tool rollouts."""
-    first = [trajectory.calls[0] if trajectory.calls else None for trajectory in trajectories]
-    called = np.array([bool(call and call.tool_calls) for call in first]).reshape(-1, groups.size)
-    forced = [
-        math.exp(sum((call.log_probs or ())[: call.forced])) if call and call.forced else math.nan for call in first
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group in which none was forced is NaN
-        probability = np.nanmean(np.array(forced).reshape(-1, groups.size), axis=1)
-    return called, probability
-
-
-def _without(scores: Scores, rows: Sequence[Segment | None]) -> Scores:
-    """The scores, with what can't be trained on excluded and counted."""
-    unusable = np.array([row is None for row in rows]).reshape(scores.excluded.shape)
-    split = int((unusable & ~scores.excluded).sum())
-    exclusions = {**scores.exclusions, "several segments": split} if split else scores.exclusions
-    return replace(scores, excluded=scores.excluded | unusable, exclusions=exclusions)
-
-
-def _step_metrics(scores: Scores, channels: Channels, groups: StratifiedGroups) -> dict[str, float]:
-    """What the training curve shows, from the step's free rollouts; NaN where the step can't tell.
-
-    A question counts as known where every forced direct rollout was right, as needing a tool where none was.
-    """
-    free = np.array([branch == "free" for branch in groups.branches()]) & ~scores.excluded
-    direct = np.array([branch == "direct" for branch in groups.branches()]) & ~scores.excluded
-    called = scores.T > 0
-    right = (direct & scores.correct).sum(1)
-    probed = direct.sum(1)
-    known = (probed > 0) & (right == probed)
-    needed = (probed > 0) & (right == 0)
-
-    def share(of: Any, among: Any) -> float:
-        return float((of & among).sum() / among.sum()) if among.any() else float("nan")
-
-    return {
-        "hdpo/accuracy": share(scores.correct, free),
-        "hdpo/tool_rate": share(called, free),
-        "hdpo/redundant_rate": share(called, free & known[:, None]),
-        "hdpo/necessary_recall": share(called, free & needed[:, None]),
-        "hdpo/rho": float(channels.rho.mean()),
-        "hdpo/excluded": float(scores.excluded.sum()),
-    }
+def _no_reward_is_no_news(record: logging.LogRecord) -> bool:
+    """TRL warns of every row without a reward; here those are counted, and further segments of a rollout have none."""
+    return "reward functions returned None" not in record.getMessage()

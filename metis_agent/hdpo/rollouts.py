@@ -26,7 +26,7 @@ from metis_agent.recording.recorder import trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
 
-__all__ = ["Rollout", "Rollouts", "group_rollouts", "groups_of", "roll_out", "run_async"]
+__all__ = ["Rollout", "Rollouts", "group_rollouts", "groups_of", "question_message", "roll_out", "run_async"]
 
 T = TypeVar("T")
 
@@ -149,6 +149,15 @@ class Rollouts:
         )
 
 
+def question_message(question: Question) -> HumanMessage:
+    """What the agent is asked: the text, after the pictures in `metadata["images"]` (data URIs) where there are any."""
+    images = question.metadata.get("images") or ()
+    if not images:
+        return HumanMessage(question.text)
+    blocks = [{"type": "image_url", "image_url": {"url": uri}} for uri in images]
+    return HumanMessage([*blocks, {"type": "text", "text": question.text}])
+
+
 async def roll_out(
     agent: MetisAgent,
     rollout: Rollout,
@@ -174,7 +183,7 @@ async def roll_out(
     error = ""
     try:
         async with asyncio.timeout(timeout):
-            state = await agent.ainvoke({"messages": [HumanMessage(rollout.question.text)]}, config)
+            state = await agent.ainvoke({"messages": [question_message(rollout.question)]}, config)
     except ConfigurationError:
         raise
     except excused as failure:

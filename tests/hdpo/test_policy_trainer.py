@@ -172,9 +172,9 @@ def test_forced_rollouts_take_their_branch_and_only_their_decision_is_reweighted
         if run.branch == "direct":
             assert run.tool_calls == 0
         if run.branch == "tool":
-            assert run.calls[0].forced == 1
+            assert run.calls[0].forced >= 1  # the opening of a call, and the name where there is one tool
     ids = torch.zeros(8, 5, dtype=torch.long)
-    by_token = trainer._by_token(torch.arange(8.0).reshape(2, 4), ids)
+    by_token = trainer._by_row(torch.arange(8.0).reshape(2, 4), ids)
     torch.testing.assert_close(by_token[:, 1:], torch.arange(8.0)[:, None].expand(8, 4))
     assert not torch.allclose(by_token[:, 0], torch.arange(8.0))
 

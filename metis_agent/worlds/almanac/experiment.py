@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ from metis_agent.hdpo.rollouts import Rollouts
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Trajectory
+from metis_agent.worlds.almanac.agent import COLD_START
 from metis_agent.worlds.almanac.noise import Noise
 from metis_agent.worlds.almanac.questions import KINDS, Kind, questions
 from metis_agent.worlds.almanac.tools import almanac_tools
 
 __all__ = ["COLD_START", "Experiment", "History"]
-
-COLD_START = Path(str(files("metis_agent.worlds.almanac") / "weights"))
-"""The trained cold start that the package ships."""
 
 _REPLY = 24
 """Tokens; the longest reply that is of use has 14."""

@@ -1,0 +1,199 @@
+"""`metis train policy`: HDPO on the whole model, from one configuration file."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from metis_agent.cli.outcome_options import JsonOption, progress_bars, training_libraries, write_json
+from metis_agent.cli.policy_build import build_trainer, model_folder
+from metis_agent.cli.policy_run import PolicyRun, check_reporters, locate, processes, read_run
+from metis_agent.errors import ConfigurationError, MissingDependencyError
+
+__all__ = ["train_policy_command"]
+
+_SHOWN = (
+    ("hdpo/accuracy", "accuracy"),
+    ("hdpo/tool_rate", "tools"),
+    ("hdpo/redundant_rate", "redundant"),
+    ("hdpo/rho", "rho"),
+    ("hdpo/excluded", "excluded"),
+    ("loss", "loss"),
+)
+_VALIDATED = (
+    ("validation/accuracy", "accuracy"),
+    ("validation/tool_rate", "tools"),
+    ("validation/redundant_rate", "redundant"),
+    ("validation/necessary_recall", "necessary"),
+)
+
+
+def train_policy_command(
+    config: Annotated[
+        str, typer.Option("--config", help="A YAML file, or a packaged one: laptop, qwen3-vl-8b, qwen3-vl-8b-nodes.")
+    ],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE: change one key, such as training.steps=5; repeat.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check everything and say what would be done.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the file, to copy and change.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Train a policy by HDPO on its own rollouts through the agent's graph.
+
+    Example: metis train policy --config laptop
+
+    Example: accelerate launch --config_file fsdp.yaml --module metis_agent.cli train policy --config mine.yaml
+
+    A run that was stopped, by Ctrl-C or worse, goes on from its last checkpoint with the same command; rollouts that
+    were finished are not run again.
+    """
+    console = Console(quiet=not _is_main())
+    if show:
+        console.print(locate(config).read_text(encoding="utf-8"), markup=False, highlight=False)
+        return
+    run = read_run(config, changes or ())
+    count = processes()
+    generation, accumulated = run.batches(count)
+    rollouts = run.training.questions_per_step * run.groups.size
+    console.print(
+        f"{run.training.steps} steps of {run.training.questions_per_step} questions times {run.groups.size} rollouts = "
+        f"{rollouts} a step; {count} {'process' if count == 1 else 'processes'}, each {generation} micro-batches of "
+        f"{run.training.micro_batch}, an update every {accumulated}."
+    )
+    if check:
+        try:
+            check_reporters(run.report_to)
+        except MissingDependencyError as missing:
+            console.print(f"[yellow]Before the run:[/] {missing}", highlight=False)
+        if not Path(model_folder(run)).is_dir():
+            console.print(
+                f"[yellow]There is no folder[/] {run.model.path!r} here: the model goes there before the run."
+            )
+        console.print("The configuration is sound.")
+        return
+    reporters = check_reporters(run.report_to)
+    _quiet()
+    with training_libraries():
+        figures = _train(run, console, generation, accumulated, reporters, fresh=fresh)
+    if json is not None and _is_main():
+        write_json(json, figures)
+
+
+def _train(
+    run: PolicyRun, console: Console, generation: int, accumulated: int, reporters: list[str], *, fresh: bool
+) -> dict[str, Any]:
+    from metis_agent.hdpo.checkpoints import last_checkpoint
+    from metis_agent.models.checkpoint import load_checkpoint
+
+    out = Path(run.output)
+    if fresh and processes() > 1:
+        raise ConfigurationError(
+            f"--fresh with {processes()} processes: some would be at work while one clears up. Remove {run.output!r} "
+            "first."
+        )
+    if _is_main():
+        _prepare(out, run.model_dump(mode="json"), fresh=fresh, console=console)
+    else:
+        _wait_for(out / "run.json")
+    loaded = load_checkpoint(model_folder(run), dtype=run.model.dtype)
+    with progress_bars(console) as bars:
+        trainer = build_trainer(
+            run, loaded, out, generation, accumulated, reporters, callback=_progress(console, bars, out)
+        )
+        found = last_checkpoint(out / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    trainer.save_model(str(out / "policy"))
+    if _is_main():
+        # A model that sees is loaded with its processor, which holds the tokenizer.
+        (loaded.processor or loaded.tokenizer).save_pretrained(out / "policy")
+    history = [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
+    figures = {"policy": str(out / "policy"), "steps": trainer.state.global_step, "last": history[-1]}
+    if _is_main():
+        (out / "policy.json").write_text(json_module.dumps(figures, indent=2, default=float) + "\n")
+    console.print(f"Policy: {out / 'policy'}   Metrics: {out / 'metrics.jsonl'}")
+    return figures
+
+
+def _progress(console: Console, bars: Any, out: Path) -> Any:
+    """A callback that moves a bar, prints a line a step, and keeps all metrics in a file."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.task = bars.add_task("train", total=state.max_steps, completed=state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bars.update(self.task, completed=state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not logs or not state.is_world_process_zero:
+                return
+            with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json_module.dumps({"step": state.global_step, **logs}, default=float) + "\n")
+            if "hdpo/rho" in logs:
+                console.print(f"step {state.global_step:>4}  {_line(logs, _SHOWN)}", highlight=False)
+            if "validation/accuracy" in logs:
+                console.print(f"step {state.global_step:>4}  [bold]validation[/]  {_line(logs, _VALIDATED)}")
+
+    return Progress()
+
+
+def _line(logs: Mapping[str, Any], names: tuple[tuple[str, str], ...]) -> str:
+    return "  ".join(f"{shown} {float(logs[name]):.3g}" for name, shown in names if logs.get(name) is not None)
+
+
+def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Console) -> None:
+    """Make the folder ready: empty for a new run, as it was for one that was stopped."""
+    note = out / "run.json"
+    if note.exists() and not fresh:
+        earlier = json_module.loads(note.read_text())
+        changed = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
+        if changed:
+            raise ConfigurationError(
+                f"{str(out)!r} holds a run with other settings in {changed!r}; go on with the same settings, start "
+                "again with --fresh, or name another output."
+            )
+        console.print("Going on with the run that was stopped.")
+        return
+    if out.exists() and any(out.iterdir()) and not note.exists():
+        raise ConfigurationError(f"{str(out)!r} holds other files; name another output.")
+    for part in ("checkpoints", "trajectories", "policy"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    for name in ("run.json", "metrics.jsonl", "policy.json"):
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json_module.dumps(settings, indent=2) + "\n")
+
+
+def _wait_for(path: Path, seconds: float = 60.0) -> None:
+    """Until the first process has made the folder ready."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise ConfigurationError(f"{str(path)!r} did not appear: all processes must see the same output folder.")
+        time.sleep(0.1)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # TRL 1.16 reads names that transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
