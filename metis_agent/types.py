@@ -36,7 +36,8 @@ TOKEN_RECORD = "token_record"
 The value is a dict: `prompt_ids: list[int]`, `completion_ids: list[int]`, `log_probs: list[float]` (one for
 each completion token: the policy's own, at the sampling temperature, before any forcing or banning),
 `forced: int` (how many leading completion tokens were forced), `sampling: dict`, `weights_version: str`,
-`template_hash: str`, `continues: bool` (the prompt extends the previous call's ids exactly).
+`template_hash: str`, `continues: bool` (the prompt extends the previous call's ids exactly), `images: list[str]` (a
+digest of each picture in the prompt).
 """
 
 Branch = Literal["free", "direct", "tool"]

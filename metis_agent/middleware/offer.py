@@ -94,7 +94,14 @@ def name_of(tool: BaseTool | dict[str, Any]) -> str:
 
 
 def narrowed(request: ModelRequest[Any], allowed: Collection[str], *, required: bool = False) -> ModelRequest[Any]:
-    """The request with only these tools, and with no choice of tool that they don't leave."""
+    """The request with only these tools, and with no choice of tool that they don't leave.
+
+    As in the graph (`Bindings`), a model class with `offers_tools_when_direct = True` keeps all tools where none is
+    allowed, with `tool_choice="none"`: it then answers, where without tools it might write a call all the same.
+    """
+    keeps = getattr(request.model, "offers_tools_when_direct", False) and request.response_format is None
+    if keeps and request.tools and not allowed:
+        return request.override(tool_choice="none")
     tools = [tool for tool in request.tools if name_of(tool) in allowed]
     choice = "any" if required and tools else _choice_left(request.tool_choice, allowed if tools else ())
     if len(tools) == len(request.tools) and choice == request.tool_choice:

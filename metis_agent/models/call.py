@@ -47,6 +47,7 @@ class Call:
             "weights_version": self.weights_version,
             "template_hash": self.prompt.template_hash,
             "continues": self.prompt.continues,
+            "images": [image.digest for image in self.prompt.images],
         }
 
     def message(self, completion: Completion, text: str, *, model_name: str) -> AIMessage:

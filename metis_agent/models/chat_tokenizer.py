@@ -26,13 +26,19 @@ class ChatTokenizer:
         tokenizer: A transformers tokenizer with a chat template.
         eos_ids: The tokens that end a turn.
         template_arguments: More variables for the template, such as `{"enable_thinking": False}`.
+        images: Settings of the image processor, where the model reads images: they decide what a prompt means too.
 
     Raises:
         ConfigurationError: The tokenizer has no chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, *, eos_ids: frozenset[int], template_arguments: Mapping[str, Any] | None = None
+        self,
+        tokenizer: Any,
+        *,
+        eos_ids: frozenset[int],
+        template_arguments: Mapping[str, Any] | None = None,
+        images: str = "",
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigurationError(
@@ -44,7 +50,7 @@ class ChatTokenizer:
         self.eos_texts = {token: str(tokenizer.decode([token])) for token in eos_ids}
         # Splits after each end-of-turn token.
         self._turns = re.compile("|".join(f"(?<={re.escape(mark)})" for mark in self.eos_texts.values()))
-        self._identity = _identity(tokenizer, self._arguments)
+        self._identity = _identity(tokenizer, self._arguments) + images
         self._lock = threading.Lock()  # fast tokenizers can't be borrowed by two threads at once
         self._encoded: Recent[tuple[int, ...]] = Recent(_CACHED)
         self._hashes: Recent[str] = Recent(_CACHED)

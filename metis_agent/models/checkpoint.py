@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from metis_agent.errors import CheckpointError
+from metis_agent.models.processors import load_processor, reads_images
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint"]
 
@@ -21,16 +22,17 @@ _REMEDY = "Give a folder that save_pretrained wrote for model and tokenizer, or 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """A model in evaluation mode, and its tokenizer."""
+    """A model in evaluation mode, its tokenizer, and the processor of one that reads images."""
 
     model: Any
     tokenizer: Any
+    processor: Any = None
 
 
 def load_checkpoint(
     path: str | PathLike[str], *, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
 ) -> LoadedCheckpoint:
-    """Load a causal language model and its tokenizer from a local folder; only safetensors, never pickle.
+    """Load a causal language model, also one that reads images, from a local folder; only safetensors, never pickle.
 
     Raises:
         CheckpointError: The folder or a part of it is missing, truncated, or of another kind of model.
@@ -39,10 +41,17 @@ def load_checkpoint(
     _check_config(folder)
     for file in _weight_files(folder):
         _check_weights(file)
+    kind = "causal language model"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if sees := reads_images(folder):
+            kind = "vision language model"
+        processor = load_processor(folder) if sees else None
+        tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if processor and not getattr(tokenizer, "chat_template", None):
+            tokenizer.chat_template = processor.chat_template
         # The annotation of from_pretrained does not know output_loading_info.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loader: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded: Any = loader.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -51,7 +60,7 @@ def load_checkpoint(
             ignore_mismatched_sizes=True,  # so that they come into the report, with all others
         )
     except Exception as error:  # a foreign folder can fail anywhere; tokenizers raises bare Exception
-        raise CheckpointError(f"{str(folder)!r} does not load as a causal language model: {error} {_REMEDY}") from error
+        raise CheckpointError(f"{str(folder)!r} does not load as a {kind}: {error} {_REMEDY}") from error
     model, report = loaded
     wrong = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
     if wrong:
@@ -64,7 +73,7 @@ def load_checkpoint(
             f"The tokenizer in {str(folder)!r} has no chat template (chat_template.jinja), so messages can't "
             "become a prompt. Use the instruct variant of the model."
         )
-    return LoadedCheckpoint(model=model.to(device).eval(), tokenizer=tokenizer)
+    return LoadedCheckpoint(model=model.to(device).eval(), tokenizer=tokenizer, processor=processor)
 
 
 def _check_config(folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 
 from metis_agent.errors import InfrastructureError
 from metis_agent.models.sampler import RowSampling, TokenChooser
+from metis_agent.models.vision import ImageReader, SeenImage
 
 __all__ = ["Completion", "Engine", "GenerationRequest"]
 
@@ -31,6 +32,8 @@ class GenerationRequest:
     sampling: RowSampling
     stop: tuple[str, ...] = ()
     """Texts after which the completion ends."""
+    images: tuple[SeenImage, ...] = ()
+    """Those that the prompt has places for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +46,27 @@ class Completion:
 
 
 class Engine:
-    """Runs batches on a causal language model.
+    """Runs batches on a causal language model, or on one that also reads images.
 
     Args:
-        model: Any transformers causal LM. Its weights may change between batches. A batch runs in evaluation
-            mode, and the mode is put back afterwards.
+        model: Any transformers causal LM, or `AutoModelForImageTextToText`. Its weights may change between batches.
+            A batch runs in evaluation mode, and the mode is put back afterwards.
         tokenizer: Its tokenizer; needed for stop texts and for the end and padding tokens.
         interrupted: Asked at every token; once true, the running batch ends.
+        reader: Makes the model's further inputs of the requests' images.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, interrupted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        interrupted: Callable[[], bool] = lambda: False,
+        reader: ImageReader | None = None,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._reader = reader
         self._interrupted = interrupted
         self.eos_ids = _eos_ids(model, tokenizer)
         self._pad_id = _pad_id(tokenizer, self.eos_ids)
@@ -96,6 +108,7 @@ class Engine:
             generation_config=self._greedy(max(limits)),
             custom_generate=_sample_as_chosen,
             **self._shared_prefill(requests),
+            **self._pixels(ids_BP, requests),
         )
         log_probs_BT = chooser.log_probs()
         if bool(log_probs_BT.isnan().any()):
@@ -112,12 +125,20 @@ class Engine:
             )
         ]
 
+    def _pixels(self, ids_BP: Tensor, requests: Sequence[GenerationRequest]) -> dict[str, Tensor]:
+        if self._reader is None:
+            return {}
+        images = [image for request in requests for image in request.images]
+        return self._reader.inputs(ids_BP, images, self._model.dtype)
+
     def _shared_prefill(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Run each distinct prompt once, all but its last token, where a group of rollouts repeats prompts.
 
         Returns:
             `generate`'s argument with the filled cache, one row a request; empty where it would not pay.
         """
+        if any(request.images for request in requests):
+            return {}  # equal ids may stand for different pictures
         distinct = {ids: row for row, ids in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
         if not self._can_share or 2 * len(distinct) > len(requests) or max(map(len, distinct)) == 1:
             return {}

@@ -32,17 +32,21 @@ from metis_agent.models.chat_tokenizer import ChatTokenizer
 from metis_agent.models.checkpoint import load_checkpoint
 from metis_agent.models.engine import Completion, Engine, GenerationRequest
 from metis_agent.models.opening import named_opening
-from metis_agent.models.prompt import PromptBuilder
+from metis_agent.models.prompt import Prompt, PromptBuilder
 from metis_agent.models.recent import Recent
 from metis_agent.models.sampler import RowSampling
 from metis_agent.models.tool_schemas import ToolSchemas, resolve_tool_choice
+from metis_agent.models.vision import ImageReader
 from metis_agent.models.wire import TOOL_CALL_OPENING
 
 __all__ = ["LocalChatModel"]
 
 
 class LocalChatModel(BaseChatModel):
-    """A chat model on any transformers causal language model with a chat template.
+    """A chat model on any transformers causal language model with a chat template, or one that also sees.
+
+    With its `processor`, any `AutoModelForImageTextToText` reads the images of human and tool messages, given as
+    LangChain content blocks with their bytes. An address is refused: the model fetches nothing.
 
     Per call, `temperature`, `top_p`, `top_k`, `seed`, `max_new_tokens` (or `max_tokens`) and `stop` may be
     given to `invoke`, `ainvoke` or `bind`. A graph run passes its seed as `config["configurable"]["seed"]`;
@@ -54,6 +58,8 @@ class LocalChatModel(BaseChatModel):
     model: Any = Field(exclude=True, repr=False)
     """The transformers model. Its weights may change between calls (a trainer's live policy)."""
     tokenizer: Any = Field(exclude=True, repr=False)
+    processor: Any = Field(default=None, exclude=True, repr=False)
+    """The transformers processor of a model that reads images; without it, images are refused."""
     model_name: str = "local"
     weights_version: str = "0"
     """Recorded with every reply; set it whenever the weights change. Taken when a call is made."""
@@ -83,6 +89,7 @@ class LocalChatModel(BaseChatModel):
     _engine: Engine = PrivateAttr()
     _tokens: ChatTokenizer = PrivateAttr()
     _prompts: PromptBuilder = PrivateAttr()
+    _reader: ImageReader | None = PrivateAttr(default=None)
     _openings: Recent[tuple[int, ...]] = PrivateAttr(default_factory=lambda: Recent(1024))
     _batcher: MicroBatcher[GenerationRequest, Completion] = PrivateAttr()
     _schemas: ToolSchemas = PrivateAttr(default_factory=ToolSchemas)
@@ -92,12 +99,16 @@ class LocalChatModel(BaseChatModel):
         """Build the parts that calls share."""
         super().model_post_init(context)
         self._rng = random.Random(self.rng_seed)
-        self._engine = Engine(self.model, self.tokenizer, interrupted=lambda: self._batcher.closed)
+        self._reader = None if self.processor is None else ImageReader(self.processor)
+        self._engine = Engine(self.model, self.tokenizer, interrupted=lambda: self._batcher.closed, reader=self._reader)
         self._batcher = MicroBatcher(self._engine.run, max_batch=self.max_batch, linger=self.linger)
         self._tokens = ChatTokenizer(
-            self.tokenizer, eos_ids=self._engine.eos_ids, template_arguments=self.template_arguments
+            self.tokenizer,
+            eos_ids=self._engine.eos_ids,
+            template_arguments=self.template_arguments,
+            images=self._reader.identity if self._reader else "",
         )
-        self._prompts = PromptBuilder(self._tokens)
+        self._prompts = PromptBuilder(self._tokens, self._reader)
 
     @classmethod
     def load(
@@ -111,16 +122,18 @@ class LocalChatModel(BaseChatModel):
         """Load a model folder.
 
         Args:
-            path: A folder written by `save_pretrained`: config, safetensors, tokenizer, chat template.
+            path: A folder written by `save_pretrained`: config, safetensors, tokenizer, chat template, and the
+                processor of a model that reads images.
             device: Where the model runs.
             dtype: Type of the weights; "auto" keeps the checkpoint's.
             **options: Fields of this class, such as `temperature`, `max_new_tokens` or `max_batch`.
 
         Raises:
-            CheckpointError: The folder is missing, truncated or not a causal language model.
+            CheckpointError: The folder is missing, truncated or not a language model.
         """
         loaded = load_checkpoint(path, device=device, dtype=dtype)
-        return cls(**{"model_name": str(path), **options, "model": loaded.model, "tokenizer": loaded.tokenizer})
+        parts = {"model": loaded.model, "tokenizer": loaded.tokenizer, "processor": loaded.processor}
+        return cls(**{"model_name": str(path), **options, **parts})
 
     @property
     def _llm_type(self) -> str:
@@ -245,12 +258,14 @@ class LocalChatModel(BaseChatModel):
             temperature=_given(options, "temperature", self.temperature),
             top_p=_given(options, "top_p", self.top_p),
             top_k=_given(options, "top_k", self.top_k),
-            seed=(seed % 2**64) << 32 | zlib.crc32(array("q", prompt.ids).tobytes()),
+            seed=(seed % 2**64) << 32 | _fingerprint(prompt),
             forced=self._forced(choice, tools),
             banned=self._banned(choice),
         )
         limit = self._room(len(prompt.ids), self._new_tokens(options))
-        request = GenerationRequest(prompt_ids=prompt.ids, max_new_tokens=limit, sampling=sampling, stop=stops)
+        request = GenerationRequest(
+            prompt_ids=prompt.ids, max_new_tokens=limit, sampling=sampling, stop=stops, images=prompt.images
+        )
         return Call(request=request, prompt=prompt, seed=seed, choice=choice, weights_version=self.weights_version)
 
     def _call_seed(self, options: Mapping[str, Any]) -> int:
@@ -274,7 +289,8 @@ class LocalChatModel(BaseChatModel):
         # Where a tokenizer spells the opening in several tokens none of them can be banned alone; then, as
         # for a model that spells it letter by letter, the reply is read as text and no call comes out of it.
         opening = self._tokens.encode(TOOL_CALL_OPENING)
-        return opening if choice == "none" and len(opening) == 1 else ()
+        blind = self._reader.banned if self._reader else ()
+        return (*blind, *opening) if choice == "none" and len(opening) == 1 else blind
 
     def _new_tokens(self, options: Mapping[str, Any]) -> int:
         return int(options.get("max_new_tokens") or options.get("max_tokens") or self.max_new_tokens)
@@ -293,6 +309,12 @@ class LocalChatModel(BaseChatModel):
     def _result(self, call: Call, completion: Completion) -> ChatResult:
         message = call.message(completion, self._tokens.decode(completion.ids), model_name=self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _fingerprint(prompt: Prompt) -> int:
+    """Of ids and pictures: the calls of one run must not draw the same numbers."""
+    ids = zlib.crc32(array("q", prompt.ids).tobytes())
+    return zlib.crc32("".join(image.digest for image in prompt.images).encode(), ids)
 
 
 def _given(options: Mapping[str, Any], name: str, default: Any) -> Any:

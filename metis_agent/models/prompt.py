@@ -17,6 +17,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from metis_agent.models.chat_tokenizer import ChatTokenizer
 from metis_agent.models.recent import Recent
+from metis_agent.models.vision import ImageReader, SeenImage
 from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
 from metis_agent.types import TOKEN_RECORD
 
@@ -32,6 +33,8 @@ class Prompt:
     ids: tuple[int, ...]
     continues: bool
     template_hash: str
+    images: tuple[SeenImage, ...] = ()
+    """Those that the ids hold places for, in order."""
 
 
 class PromptBuilder:
@@ -39,10 +42,12 @@ class PromptBuilder:
 
     Args:
         tokenizer: Renders and encodes.
+        reader: Reads the images of a model that sees; without one, images are refused.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, reader: ImageReader | None = None) -> None:
         self._tokenizer = tokenizer
+        self._reader = reader
         self._rendered: Recent[str] = Recent(_CACHED)
         self._built: Recent[None] = Recent(_CACHED)
         """The prompts built so far, as (text, ids): a record that holds one needs no further proof."""
@@ -55,19 +60,38 @@ class PromptBuilder:
             tools: OpenAI-style schemas of the tools that the template describes.
 
         Raises:
-            InputError: The template refuses the conversation, or a message can't be rendered as text.
+            InputError: The template refuses the conversation, a message can't be rendered, or an image can't be read.
         """
         offered = json.dumps(tools, ensure_ascii=False)
-        conversation = _Conversation(messages=messages, chat=to_chat_dicts(messages), tools=tools, offered=offered)
+        seen = [self._reader.of(message) for message in messages] if self._reader else None
+        conversation = _Conversation(
+            messages=messages, chat=self._chat(messages, seen), tools=tools, offered=offered,
+            images=tuple(image for images in seen or () for image in images),
+        )  # fmt: skip
         template_hash = self._tokenizer.template_hash(offered)
         ids, continues = self._ids(conversation, len(messages), template_hash)
-        return Prompt(ids=ids, continues=continues, template_hash=template_hash)
+        return Prompt(ids=ids, continues=continues, template_hash=template_hash, images=conversation.images)
+
+    def _chat(
+        self, messages: Sequence[BaseMessage], seen: Sequence[Sequence[SeenImage]] | None
+    ) -> list[dict[str, Any]]:
+        if self._reader is None or seen is None:
+            return to_chat_dicts(messages)
+        chat = to_chat_dicts(messages, images=[[image.digest for image in images] for images in seen])
+        for message in chat:
+            if isinstance(message["content"], str):
+                message["content"] = self._reader.plain(message["content"])
+                continue
+            for block in message["content"]:
+                if block["type"] == "text":
+                    block["text"] = self._reader.plain(block["text"])
+        return chat
 
     def _ids(self, conversation: _Conversation, end: int, template_hash: str) -> tuple[tuple[int, ...], bool]:
         """Prompt ids for the first `end` messages, and whether they continue a record."""
         everything = self._render(conversation, end, reply=True)
         exact = self._continued(conversation, end, template_hash, everything)
-        ids = self._tokenizer.encode(everything) if exact is None else exact
+        ids = self._encode(conversation, everything) if exact is None else exact
         self._built.get((everything, ids), lambda: None)
         return ids, exact is not None
 
@@ -90,6 +114,11 @@ class PromptBuilder:
         record = message.response_metadata[TOKEN_RECORD]
         prompt_ids, completion_ids = tuple(record["prompt_ids"]), tuple(record["completion_ids"])
         earlier = self._render(conversation, index, reply=True)
+        if self._reader is not None:
+            # The ids only say that there were pictures of this size.
+            shown = conversation.images[: earlier.count(self._reader.placeholder)]
+            if [image.digest for image in shown] != record.get("images", []):
+                return None
         known = (earlier, prompt_ids) in self._built
         if not known and self._ids(conversation, index, record["template_hash"])[0] != prompt_ids:
             return None  # what came before the reply is no longer what the model saw
@@ -111,7 +140,15 @@ class PromptBuilder:
             return None
         if completion_ids and completion_ids[-1] == token:
             start += len(self._tokenizer.eos_texts[token])
-        return prompt_ids + completion_ids + self._tokenizer.encode(everything[start:])
+        return prompt_ids + completion_ids + self._encode(conversation, everything, start)
+
+    def _encode(self, conversation: _Conversation, text: str, start: int = 0) -> tuple[int, ...]:
+        """The ids of a rendered text from `start` on, with as many tokens for each image as it takes."""
+        rest = text[start:]
+        if self._reader is None:
+            return self._tokenizer.encode(rest)
+        first, count = text.count(self._reader.placeholder, 0, start), rest.count(self._reader.placeholder)
+        return self._tokenizer.encode(self._reader.expand(rest, conversation.images[first : first + count]))
 
     def _render(self, conversation: _Conversation, end: int, *, reply: bool) -> str:
         """The template's text for the first `end` messages, with the opening of a reply where asked for."""
@@ -126,6 +163,7 @@ class _Conversation:
     chat: list[dict[str, Any]]
     tools: Sequence[Mapping[str, Any]]
     offered: str
+    images: tuple[SeenImage, ...]
 
 
 def _says(message: AIMessage, reply: Reply) -> bool:

@@ -13,10 +13,16 @@ ValueT = TypeVar("ValueT")
 
 
 class Recent(Generic[ValueT]):
-    """The most recently used results, by key. Safe in threads; a race only computes one twice."""
+    """The most recently used results, by key. Safe in threads; a race only computes one twice.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    Args:
+        size: What all results may weigh together; the newest is kept whatever it weighs.
+        weigh: The weight of a result; by default each weighs 1.
+    """
+
+    def __init__(self, size: int, weigh: Callable[[ValueT], int] = lambda value: 1) -> None:
+        self._size, self._weigh = size, weigh
+        self._weight = 0
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, ValueT] = OrderedDict()
 
@@ -31,7 +37,9 @@ class Recent(Generic[ValueT]):
                 return self._values[key]
         value = compute()
         with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
+            if key not in self._values:
+                self._values[key] = value
+                self._weight += self._weigh(value)
+            while self._weight > self._size and len(self._values) > 1:
+                self._weight -= self._weigh(self._values.popitem(last=False)[1])
         return value

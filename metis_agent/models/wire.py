@@ -37,6 +37,7 @@ _REASON = re.compile(r"<reason>(.*?)(?:</reason>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 
 _TEXT_BLOCKS = ("text", "text-plain")
+_IMAGE_BLOCKS = ("image", "image_url")
 # Blocks of an assistant message that say nothing to the template: calls travel in `tool_calls`.
 _SILENT_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "reasoning", "thinking")
 
@@ -88,17 +89,23 @@ def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = ()) -> R
     )
 
 
-def to_chat_dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+def to_chat_dicts(
+    messages: Sequence[BaseMessage], *, images: Sequence[Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
     """Messages as the dicts that chat templates read.
 
     Args:
-        messages: A conversation; content blocks are flattened to text.
+        messages: A conversation; content blocks are flattened to text, but for those of a message with images.
+        images: For a model that reads images, a name for each image of each message. They become blocks
+            `{"type": "image", "image": name}`.
 
     Raises:
-        InputError: A message holds a block that is not text (an image, audio, a file), or its role is
-            unknown.
+        InputError: A message holds a block that is not text (audio, a file, or an image that has no name), or its
+            role is unknown.
     """
-    return [_to_chat_dict(message) for message in messages]
+    if images is None:
+        return [_to_chat_dict(message) for message in messages]
+    return [_to_chat_dict(message, named) for message, named in zip(messages, images, strict=True)]
 
 
 def _cut(text: str, pattern: re.Pattern[str], found: list[str]) -> str:
@@ -137,8 +144,8 @@ def _name_and_arguments(call: object) -> tuple[str, dict[str, Any]]:
     return name, arguments
 
 
-def _to_chat_dict(message: BaseMessage) -> dict[str, Any]:
-    content = message.content if isinstance(message.content, str) else _flatten(message)
+def _to_chat_dict(message: BaseMessage, images: Sequence[str] = ()) -> dict[str, Any]:
+    content = _content_of(message, images)
     if isinstance(message, HumanMessage):
         return {"role": "user", "content": content}
     if isinstance(message, ToolMessage):
@@ -156,7 +163,26 @@ def _to_chat_dict(message: BaseMessage) -> dict[str, Any]:
     )
 
 
-def _assistant_dict(message: AIMessage, content: str) -> dict[str, Any]:
+def _content_of(message: BaseMessage, images: Sequence[str]) -> Any:
+    """The text; of a message with images its blocks, text that follows text joined."""
+    if isinstance(message.content, str):
+        return message.content
+    if not images:
+        return _flatten(message)
+    names, blocks = iter(images), list[dict[str, Any]]()
+    for block in message.content:
+        if isinstance(block, dict) and block.get("type") in _IMAGE_BLOCKS:
+            blocks.append({"type": "image", "image": next(names)})
+        else:
+            text = _flatten(message.model_copy(update={"content": [block]}))
+            if blocks and blocks[-1]["type"] == "text":
+                blocks[-1]["text"] += text
+            else:
+                blocks.append({"type": "text", "text": text})
+    return blocks
+
+
+def _assistant_dict(message: AIMessage, content: Any) -> dict[str, Any]:
     written: dict[str, Any] = {"role": "assistant", "content": content}
     if reasoning := message.additional_kwargs.get("reasoning_content"):
         written["reasoning_content"] = reasoning
@@ -180,7 +206,8 @@ def _flatten(message: BaseMessage) -> str:
             parts.append(str(block.get("text", "")))
         elif not (isinstance(message, AIMessage) and kind in _SILENT_BLOCKS):
             raise InputError(
-                f"A {message.type} message holds a block of type {kind!r}, which this text model can't read. "
-                "Give text blocks only, or describe the rest in words."
+                f"A {message.type} message holds a block of type {kind!r}, which can't be read here. A "
+                "text model reads text alone, one with a processor also the images of human and tool messages. Leave "
+                "it out, or describe it in words."
             )
     return "".join(parts)

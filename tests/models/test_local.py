@@ -39,7 +39,7 @@ def test_record_holds_everything_documented(chat: LocalChatModel, policy: Any, t
     record = record_of(reply)
     assert set(record) == {
         "prompt_ids", "completion_ids", "log_probs", "forced", "sampling", "weights_version", "template_hash",
-        "continues",
+        "continues", "images",
     }  # fmt: skip
     assert (
         record["prompt_ids"]

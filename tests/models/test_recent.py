@@ -12,3 +12,14 @@ def test_the_least_recently_used_goes() -> None:
     for key in ("a", "b", "a", "c"):
         recent.get(key, lambda key=key: key.upper())  # type: ignore[misc]
     assert ["a" in recent, "b" in recent, "c" in recent] == [True, False, True]
+
+
+def test_heavy_results_push_out_more_than_one() -> None:
+    recent: Recent[str] = Recent(6, len)
+    for value in ("aa", "bb", "cc"):
+        recent.get(value, lambda value=value: value)  # type: ignore[misc]
+    assert all(value in recent for value in ("aa", "bb", "cc"))
+    recent.get("ddd", lambda: "ddd")
+    assert [value in recent for value in ("aa", "bb", "cc", "ddd")] == [False, False, True, True]
+    recent.get("long", lambda: "far too long")
+    assert [value in recent for value in ("cc", "ddd", "long")] == [False, False, True]

@@ -1,0 +1,166 @@
+"""`metis ask`: ask an agent in the terminal, and see what the gate decides as it decides it.
+
+The answer goes to standard output, everything else to standard error, so the command can stand in a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from metis_agent.cli.agent_options import AgentOption, ModelOption, ToolsOption, choose_agent
+from metis_agent.cli.ask_screen import Screen, answer_of
+from metis_agent.cli.outcome_options import training_libraries
+from metis_agent.errors import InfrastructureError, MetisError
+
+if TYPE_CHECKING:
+    from metis_agent.agent import MetisAgent
+    from metis_agent.gates.base import Gate
+
+__all__ = ["Conversation", "ask_command"]
+
+_STREAMS: Any = ["custom", "messages", "values"]
+
+
+def ask_command(
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="Without one: a conversation, or one line of input each.")
+    ] = None,
+    model: ModelOption = None,
+    tools: ToolsOption = None,
+    agent: AgentOption = None,
+    gate: Annotated[
+        str, typer.Option(help="Folder of a trained gate; or 'model' (it decides itself), 'always' or 'never'.")
+    ] = "model",
+    calls: Annotated[int, typer.Option(min=0, help="Tool calls that one answer may take.")] = 8,
+    system_prompt: Annotated[str | None, typer.Option(help="Goes before the conversation.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of the model's sampling; by default its own.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON an answer, with all that led to it.")] = False,
+) -> None:
+    """Ask an agent, and see each decision, call and result on the way to its answer.
+
+    Without --model it is the tiny offline model that the package ships: it knows two-digit sums, capitals and greetings
+    by heart, understands little else, and calls a tool all the same. A model without --tools gets the python tool.
+
+    Example: metis ask "What is 4821 * 7310?"
+
+    Example: metis ask "What is 21 + 34?" --gate never
+
+    Example: metis ask --model openai:gpt-5 --tools my_tools.py:TOOLS --gate my-gate
+    """
+    tiny = model is None and agent is None
+    if tiny:
+        chosen = _almanac(_gate(gate))
+    else:
+        named = tools or ([] if agent else ["metis_agent.cli.ask_tools:python_tools"])
+        choice = choose_agent(model, named, agent, system_prompt=system_prompt, calls=calls, temperature=temperature)
+        chosen = choice.build(_gate(gate))
+    screen = Screen(as_json=json)
+    talk = Conversation(chosen, screen, remembers=not tiny)
+    if question is not None:
+        talk.ask(question)
+    elif sys.stdin.isatty():
+        _converse(talk, screen, tiny=tiny)
+    else:
+        for line in sys.stdin:
+            if line.strip():
+                talk.ask(line.strip())
+
+
+class Conversation:
+    """The questions and answers so far, and the agent that is asked.
+
+    Args:
+        agent: is asked.
+        screen: shows what happens.
+        remembers: hand earlier questions and answers to the agent along with the next question.
+    """
+
+    def __init__(self, agent: MetisAgent, screen: Screen, *, remembers: bool = True) -> None:
+        self._agent, self._screen, self._remembers = agent, screen, remembers
+        self._messages: list[BaseMessage] = []
+
+    def ask(self, question: str) -> str:
+        """One turn; a turn that fails or is stopped leaves the conversation as it was.
+
+        Raises:
+            InfrastructureError: the model's service or a tool failed.
+        """
+        asked = [*self._messages, HumanMessage(question)]
+        started = time.perf_counter()
+        state: Mapping[str, Any] = {}
+        self._screen.begin()
+        try:
+            for state in self._states(asked):
+                self._screen.outcomes(state["outcomes"])
+        except (MetisError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise InfrastructureError(
+                f"The agent failed with {type(error).__name__}: {error}. Check the model's name, its key and the tools."
+            ) from error
+        self._screen.end(question, state, time.perf_counter() - started)
+        if self._remembers:
+            self._messages = list(state["messages"])
+        return answer_of(state)
+
+    def _states(self, messages: list[BaseMessage]) -> Iterator[Mapping[str, Any]]:
+        mode: str
+        chunk: Any
+        for mode, chunk in self._agent.stream({"messages": messages}, stream_mode=_STREAMS):
+            if mode == "values":
+                yield chunk
+            elif mode == "custom" and isinstance(chunk, Mapping) and chunk.get("type") == "metis_decision":
+                self._screen.decision(chunk)
+            elif mode == "messages" and isinstance(chunk[0], AIMessage):
+                self._screen.text(str(chunk[0].text))
+
+
+def _converse(talk: Conversation, screen: Screen, *, tiny: bool) -> None:
+    """Ask what is typed until the end of input; Ctrl-C stops an answer, and at the prompt the conversation."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives `input` its history
+    if tiny:
+        from metis_agent.worlds.almanac.agent import EXAMPLES
+
+        screen.note("A tiny model, offline. It understands questions such as: " + " | ".join(EXAMPLES))
+    screen.note("Ctrl-C stops an answer, Ctrl-D ends.")
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            screen.note("")
+            return
+        if not line:
+            continue
+        try:
+            talk.ask(line)
+        except KeyboardInterrupt:
+            screen.note("\nStopped; the question is forgotten.")
+        except MetisError as error:
+            screen.note(f"{type(error).__name__}: {error}")
+
+
+def _almanac(gate: Gate) -> MetisAgent:
+    with training_libraries():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        from metis_agent.worlds.almanac.agent import almanac_agent
+    return almanac_agent(gate)
+
+
+def _gate(name: str) -> Gate:
+    from metis_agent.gates import AlwaysGate, ModelGate, NeverGate, PolicyGate
+
+    plain: dict[str, type[Gate]] = {"model": ModelGate, "always": AlwaysGate, "never": NeverGate}
+    return plain[name]() if name in plain else PolicyGate(Path(name))

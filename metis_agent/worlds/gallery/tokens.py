@@ -1,0 +1,104 @@
+"""The tiny model's tokenizer, chat template and image processor.
+
+Words of the questions, the parts of a crop as single tokens, and every printable ASCII character. A number is read
+digit by digit; a coordinate is one token with the comma after it, so it can't be taken for a number that is read.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from metis_agent.models.stills import StillsProcessor
+from metis_agent.worlds.gallery.pictures import CANVAS, CELL, GRID, VIEW
+from metis_agent.worlds.gallery.questions import FORMS
+
+__all__ = ["CHAT_TEMPLATE", "END", "IMAGE", "PATCH", "SHOWN", "build_processor", "crop_code"]
+
+END = "<|end|>"
+IMAGE = "<|image_pad|>"
+PATCH, MERGE = 8, 2
+
+SHOWN = f"[image 1: {CANVAS} x {CANVAS} pixels]"
+"""What the Python tool says of the crop, before the crop itself."""
+
+_VISION = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
+_SPECIAL = ("<|pad|>", END, "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", *_VISION)
+_CROP, _ENLARGE = "image_1.crop(", f".resize(({CANVAS}, {CANVAS}))"
+_WIRE = (
+    "<answer>", "</answer>", "<tool_call>", "</tool_call>", '{"name": "python", "arguments": {"code": "', '"}}',
+    _CROP, _ENLARGE, SHOWN, "unknown",
+)  # fmt: skip
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message.role + '|>' -}}"
+    "{%- if message.role == 'assistant' and message.tool_calls -%}"
+    "{{- message.content -}}"
+    "{%- for call in message.tool_calls -%}"
+    "{%- set call = call.function if call.function is defined else call -%}"
+    "{{- '<tool_call>' + ({'name': call.name, 'arguments': call.arguments} | tojson) + '</tool_call>' -}}"
+    "{%- endfor -%}"
+    "{%- elif message.role == 'assistant' -%}"
+    "{{- '<answer>' + message.content + '</answer>' -}}"
+    "{%- elif message.content is string -%}{{- message.content -}}"
+    "{%- else -%}{%- for block in message.content -%}"
+    "{%- if block.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- else -%}{{- block.text -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{{- '<|end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def crop_code(cell: tuple[int, int]) -> str:
+    """The Python that enlarges one cell of the grid, as the model writes it."""
+    left, top = (place * CELL for place in cell)
+    return f"{_CROP}({left}, {top}, {left + CELL}, {top + CELL})){_ENLARGE}"
+
+
+def build_processor() -> StillsProcessor:
+    """Tokenizer, template and image processor, the same on every machine."""
+    images: Any = Qwen2VLImageProcessorPil
+    pixels = {"shortest_edge": VIEW * VIEW, "longest_edge": VIEW * VIEW}
+    return StillsProcessor(
+        image_processor=images(
+            size=pixels, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3,
+            image_std=[0.3] * 3,
+        ),
+        tokenizer=_tokenizer(),
+        chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = list(dict.fromkeys((*_SPECIAL, *_WIRE, *_coordinates(), *string.printable[:95], *_words())))
+    longest_first = sorted((token for token in vocabulary if len(token) > 1), key=len, reverse=True)
+    pieces = "|".join(re.escape(token) for token in longest_first)
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{pieces}|[\\s\\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token=END, unk_token="<|unk|>", padding_side="left",
+        clean_up_tokenization_spaces=False, model_max_length=512,
+    )  # fmt: skip
+    wrapped.add_tokens([AddedToken(token, special=True, normalized=False) for token in _VISION])
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def _coordinates() -> list[str]:
+    """Left, top and right with what stands around them, then bottom."""
+    edges = [place * CELL for place in range(GRID + 1)]
+    return [f"({edge}, " for edge in edges] + [f"{edge}, " for edge in edges] + [f"{edge}))" for edge in edges]
+
+
+def _words() -> list[str]:
+    """Words of the questions, with the space before them."""
+    return [word for forms in FORMS.values() for form in forms for word in re.findall(r"^[A-Za-z]+| [A-Za-z]+", form)]
