@@ -182,7 +182,7 @@ def open_tools() -> list[Any]:
         for town in range(DOCUMENTS)
     ]
     return [
-        PythonTool(max_sessions=8, idle_seconds=2.0),
+        PythonTool(max_sessions=8, idle_seconds=60.0),
         TextSearchTool(backend=CorpusSearch.build(documents), limit=1),
     ]
 

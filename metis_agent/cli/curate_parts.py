@@ -50,7 +50,7 @@ def open_tools(named: Sequence[str], *, python: bool, corpus: Path | None, sessi
     if python and "python" not in given:
         from metis_agent.tools.python import PythonTool
 
-        sandboxed = PythonTool(max_sessions=sessions, idle_seconds=2.0)
+        sandboxed = PythonTool(max_sessions=sessions, idle_seconds=60.0)
         version.append(f"python in {sandboxed.check()}")
         tools.append(sandboxed)
     names = [tool.name for tool in tools]
