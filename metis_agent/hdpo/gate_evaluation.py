@@ -114,7 +114,11 @@ def calibration_bins(probability: Float, target: Float, bins: int = 10) -> list[
     count = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, column, minlength=bins) for column in (probability, target)]
     return [
-        {"predicted": float(sums[0][k] / count[k]), "observed": float(sums[1][k] / count[k]), "questions": int(count[k])}
+        {
+            "predicted": float(sums[0][k] / count[k]),
+            "observed": float(sums[1][k] / count[k]),
+            "questions": int(count[k]),
+        }
         for k in np.flatnonzero(count)
     ]
 

@@ -157,11 +157,15 @@ _POPULAR_FORMS = {
 }  # fmt: skip
 _OBSCURE_FORMS = {
     "founded": (
-        "When was {name} founded?", "In which year was {name} founded?", "What year was {name} founded in?",
+        "When was {name} founded?",
+        "In which year was {name} founded?",
+        "What year was {name} founded in?",
         "Name the year {name} was founded.",
     ),
     "river": (
-        "Which river does {name} lie on?", "What is the river of {name}?", "Name the river of {name}.",
+        "Which river does {name} lie on?",
+        "What is the river of {name}?",
+        "Name the river of {name}.",
         "On which river is {name}?",
     ),
 }
