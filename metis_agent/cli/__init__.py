@@ -29,7 +29,9 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="metis",
     help="Metis knows when not to call a tool.\n\nBegin with `metis demo`: it trains a tiny agent here, offline, "
-    "and shows what it was like before and after. Then train a gate on your own outcomes: `metis train gate --help`.",
+    "and shows what it was like before and after; `metis ask` lets you try it. Then your own agent: `metis rollout` "
+    "records what each branch of your questions brings, `metis train gate` learns from it, `metis calibrate` sets the "
+    "threshold for a promise, `metis evaluate` and `metis report` show what was saved.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
