@@ -167,16 +167,18 @@ def main() -> None:
     parser.add_argument("--ipykernel", metavar="PYTHON", help="a Python with ipykernel and Pillow")
     arguments = parser.parse_args()
     backends: dict[str, object] = {}
+    default: dict[str, object] = {}
     for backend in ("bubblewrap", "landlock"):
         try:
             with open_sandbox(backend=backend) as sandbox:
                 figures = measure(sandbox, rounds=arguments.rounds, threads=arguments.threads)
                 backends[backend] = {"name": sandbox.name, **figures}
+                default = default or {"default": sandbox.name, **figures}
         except InfrastructureError as error:
             backends[backend] = {"unavailable": str(error).splitlines()[0], "why": str(error)}
     backends["ipykernel in bubblewrap"] = measure_ipykernel(arguments.ipykernel, rounds=max(3, arguments.rounds // 20))
     load = round(os.getloadavg()[0], 2)
-    print(json.dumps({"cores": os.cpu_count(), "load_average": load, "backends": backends}, indent=2))
+    print(json.dumps({"cores": os.cpu_count(), "load_average": load, **default, "backends": backends}, indent=2))
 
 
 if __name__ == "__main__":
