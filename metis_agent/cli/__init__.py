@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from metis_agent.cli.ask import ask_command
 from metis_agent.cli.calibrate import calibrate_command
@@ -79,5 +80,5 @@ def main() -> None:
             console.print("\nStopped. Run the same command again to go on from here.")
         raise
     except MetisError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         sys.exit(1)

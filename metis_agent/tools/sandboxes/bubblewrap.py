@@ -74,6 +74,9 @@ def _arguments(*, own_uids: bool, readable: Sequence[str]) -> list[str]:
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments.append("--unshare-user")
+    # Writable for the packages that are imported beforehand; each session mounts its own over it. First, or it would
+    # hide an environment that lies below it.
+    arguments += ["--tmpfs", _WORK]
     bound = (*readable, interpreter(), os.path.join(inside_folder(), "inside"))
     if own_uids:
         # Folders that bubblewrap makes on the way to a bound one are otherwise closed to other uids.
@@ -83,5 +86,4 @@ def _arguments(*, own_uids: bool, readable: Sequence[str]) -> list[str]:
         arguments += ["--ro-bind", path, path]
     for device in _DEVICES:
         arguments += ["--dev-bind", device, device]
-    # Writable for the packages that are imported beforehand; each session mounts its own over it.
-    return [*arguments, "--tmpfs", _WORK, "--remount-ro", "/", "--chdir", "/", "--"]
+    return [*arguments, "--remount-ro", "/", "--chdir", "/", "--"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -26,10 +28,26 @@ from metis_agent.tools.sandboxes import (
 )
 from metis_agent.tools.sandboxes.selftest import failures
 
+from .conftest import LIGHT_IMPORT, PACKAGE
+
 
 def test_a_working_backend_has_no_failures(sandbox: Sandbox) -> None:
     assert failures(sandbox) == []
     assert isinstance(sandbox, Sandbox)
+
+
+def test_a_package_below_tmp_works(sandbox: Sandbox) -> None:
+    """Sessions have a `/tmp` of their own, which once hid an environment that lay there."""
+    kind = type(sandbox).__name__
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        copied = shutil.copytree(PACKAGE, Path(folder) / "metis_agent", ignore=shutil.ignore_patterns("weights"))
+        script = LIGHT_IMPORT.replace(str(PACKAGE), str(copied)) + (
+            f"from metis_agent.tools.sandboxes import {kind}, SandboxLimits\n"
+            "from metis_agent.tools.sandboxes.selftest import failures\n"
+            f"print(failures({kind}(SandboxLimits(memory_mb=256))))"
+        )
+        ran = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "[]", ran.stderr
 
 
 def test_no_containment_is_found_out() -> None:

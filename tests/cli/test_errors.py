@@ -1,0 +1,19 @@
+"""A known error on the command line: one line with its remedy, whole, and exit code 1."""
+
+import pytest
+
+import metis_agent.cli as cli
+from metis_agent.errors import ConfigurationError
+
+
+def test_brackets_in_an_error_are_not_taken_for_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ConfigurationError("install it with: pip install 'metis-agent[train]' [/bold]")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert "'metis-agent[train]' [/bold]" in " ".join(capsys.readouterr().err.split())
