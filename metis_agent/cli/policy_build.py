@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,11 +49,13 @@ def build_trainer(
         run.agent.tools, python=run.agent.python, corpus=Path(run.agent.corpus) if run.agent.corpus else None,
         sessions=min(run.sampling.concurrency, 32),
     )  # fmt: skip
-    chat = _chat(run, loaded, run.sampling.temperature)
+    # FSDP 2 leaves no process a whole model: the agent then samples from a second copy.
+    sampler = _second_copy(run) if _spread_by_fsdp() and run.sampling.backend == "local" else None
+    chat = _chat(run, loaded, run.sampling.temperature, sampler)
     options: dict[str, Any] = {"concurrency": run.sampling.concurrency, "timeout": run.sampling.timeout}
     validation = None
     if run.questions.validation is not None:
-        measured = _chat(run, loaded, run.validation.temperature)
+        measured = _chat(run, loaded, run.validation.temperature, sampler)
         validation = Validation(
             questions=read_questions_of(run.questions.validation),
             rollouts=Rollouts(
@@ -70,6 +73,7 @@ def build_trainer(
         verify=_verify(run, out),
         validation=validation,
         images=_reader(loaded),
+        sampler=sampler,
         callbacks=[callback, _weights_version(chat)],
         peft_config=_lora(run),
     )
@@ -111,7 +115,7 @@ def _arguments(run: PolicyRun, out: Path, generation: int, accumulated: int, rep
         ) from None
 
 
-def _chat(run: PolicyRun, loaded: Any, temperature: float) -> Any:
+def _chat(run: PolicyRun, loaded: Any, temperature: float, sampler: Any) -> Any:
     from metis_agent.models.local import LocalChatModel
 
     sampling = run.sampling
@@ -123,9 +127,20 @@ def _chat(run: PolicyRun, loaded: Any, temperature: float) -> Any:
             max_tokens=sampling.max_new_tokens,
         )  # fmt: skip
     return LocalChatModel(
-        model=loaded.model, tokenizer=loaded.tokenizer, processor=loaded.processor, model_name=run.model.path,
-        temperature=temperature, max_new_tokens=sampling.max_new_tokens,
+        model=sampler or loaded.model, tokenizer=loaded.tokenizer, processor=loaded.processor,
+        model_name=run.model.path, temperature=temperature, max_new_tokens=sampling.max_new_tokens,
     )  # fmt: skip
+
+
+def _spread_by_fsdp() -> bool:
+    """Whether `accelerate launch` was told to; it says so by the environment only."""
+    return (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("FSDP_VERSION")) == ("true", "2")
+
+
+def _second_copy(run: PolicyRun) -> Any:
+    from metis_agent.models.checkpoint import load_checkpoint
+
+    return load_checkpoint(model_folder(run), dtype=run.model.dtype).model
 
 
 def _reader(loaded: Any) -> Any:

@@ -16,19 +16,17 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.hdpo.advantages import Objective, advantages
@@ -49,6 +47,7 @@ from metis_agent.hdpo.rewards import Scores, Verify, score
 from metis_agent.hdpo.rollouts import Rollouts, group_rollouts, groups_of
 from metis_agent.hdpo.segments import Segment
 from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.hdpo.whole_model import check_sampler, whole_model
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Validation"]
@@ -58,7 +57,8 @@ class HDPOTrainer(GRPOTrainer):
     """Trains a policy on group rollouts of the agent that it drives.
 
     Args:
-        model: The causal LM that the agent's chat model samples from: one object, so that rollouts see each update.
+        model: The causal LM that the agent's chat model samples from: one object, so that rollouts see each update
+            (or see `sampler`).
         tokenizer: Its tokenizer.
         args: An `HDPOConfig`, or TRL's configuration with `objective` and `groups` beside it.
         questions: What to learn from, one group each a step.
@@ -68,6 +68,8 @@ class HDPOTrainer(GRPOTrainer):
         verify: Judges the answers.
         validation: Measures the agent on held-out questions as it is trained.
         images: Reads the pictures of a model that sees: the `ImageReader` of its processor.
+        sampler: A second copy of the model, for FSDP 2 without vLLM: the agent's chat model samples from this one, and
+            it gets the weights before each set of rollouts.
         seed: Of the rollouts; with the step and the question it seeds all sampling. By default that of `args`.
         **trainer: Further arguments of `GRPOTrainer`, such as `peft_config`, `callbacks` or `optimizers`.
 
@@ -88,6 +90,7 @@ class HDPOTrainer(GRPOTrainer):
         verify: Verify = default_verify,
         validation: Validation | None = None,
         images: SeesImages | None = None,
+        sampler: PreTrainedModel | None = None,
         seed: int | None = None,
         **trainer: Any,
     ) -> None:
@@ -121,11 +124,8 @@ class HDPOTrainer(GRPOTrainer):
             rollout_func=_graph_rollouts,
             **trainer,
         )
-        if self._dist.fsdp_version == 2 and not self.use_vllm:
-            raise ConfigurationError(
-                "FSDP 2 spreads the weights, and processes that sample different numbers of tokens from them would "
-                "wait for each other for ever. Sample from vLLM (use_vllm=True), or train by DDP or DeepSpeed."
-            )
+        check_sampler(self, sampler)
+        self._sampler = sampler
         if validation is not None:
             self.add_callback(_Validate(self))
 
@@ -164,7 +164,7 @@ class HDPOTrainer(GRPOTrainer):
         """One group per question; notes the channels of this process's groups, and returns its rows and scores."""
         step = self.state.global_step
         plan = group_rollouts(questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed)
-        with self._whole_model():
+        with whole_model(self, self._sampler):
             trajectories = self._rollouts.collect(plan)
         rows = rows_of(trajectories, max_length=self._max_length, images=self._images_of if self._reader else None)
         own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
@@ -207,24 +207,6 @@ class HDPOTrainer(GRPOTrainer):
             f"{dict(everyone.exclusions)!r}; the first error is {first!r}. Mend what failed and run again: finished "
             "rollouts are kept."
         )
-
-    @contextmanager
-    def _whole_model(self) -> Iterator[None]:
-        """Gather the weights that FSDP or DeepSpeed has spread, so that this process can sample from them."""
-        spread = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if not spread or self.use_vllm:
-            yield
-            return
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=cast(GRPOConfig, self.args).ds3_gather_for_generation,
-            ),
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            yield
 
     def _note(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -338,7 +320,7 @@ class HDPOTrainer(GRPOTrainer):
             self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes,
             seed=self._rollout_seed,
         )  # fmt: skip
-        with self._whole_model():
+        with whole_model(self, self._sampler):
             runs = self._validation.rollouts.collect(plan)
         return validation_metrics(gather_object(without_tokens(runs)), self._verify, seed=self._rollout_seed)
 

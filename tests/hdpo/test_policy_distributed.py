@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from metis_agent.cli.policy_run import CONFIGS
@@ -21,14 +22,16 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-def launched(folder: Path, processes: int) -> dict[str, Any]:
-    """Run `distributed_run` in one or two processes."""
+def launched(folder: Path, processes: int, config: str = "cpu") -> dict[str, Any]:
+    """Run `distributed_run` in one or two processes; the launch configuration is a shipped one, in float32."""
     folder.mkdir()
+    settings = yaml.safe_load((CONFIGS / f"accelerate/{config}.yaml").read_text()) | {"mixed_precision": "no"}
+    (folder / "launch.yaml").write_text(yaml.safe_dump(settings))
     script = [str(ROOT / "tests/hdpo/distributed_run.py"), str(folder)]
     command = [sys.executable, *script]
     if processes > 1:
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate/cpu.yaml"),
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "launch.yaml"),
             "--num_processes", str(processes), "--main_process_port", "0", *script,
         ]  # fmt: skip
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
@@ -37,22 +40,32 @@ def launched(folder: Path, processes: int) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return launched(tmp_path_factory.mktemp("alone") / "run", 1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    """Rollouts split into segments here; "gdpo" normalises over the batch, so over both processes."""
-    one, two = (launched(tmp_path / str(count), count) for count in (1, 2))
+@pytest.mark.parametrize("config", ["cpu", "fsdp"])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: dict[str, Any], config: str) -> None:
+    """Rollouts split into segments here; "gdpo" normalises over the batch, so over both processes.
+
+    With FSDP 2 each process holds half of every weight, and samples from a whole copy that follows the training.
+    """
+    together = launched(tmp_path / config, 2, config)
     names = ("loss", "hdpo/rho", "hdpo/accuracy", "hdpo/tool_rate", "hdpo/excluded", "hdpo/split", "grad_norm")
     for objective in ("hdpo", "gdpo"):
-        alone, together = one[objective], two[objective]
-        assert (alone["processes"], together["processes"]) == (1, 2)
-        assert len(alone["history"]) == len(together["history"]) == 2
-        for ours, theirs in zip(alone["history"], together["history"], strict=True):
+        one, two = alone[objective], together[objective]
+        assert (one["processes"], two["processes"]) == (1, 2)
+        assert (one["sharded"], two["sharded"]) == (False, config == "fsdp")
+        assert len(one["history"]) == len(two["history"]) == 2
+        for ours, theirs in zip(one["history"], two["history"], strict=True):
             for name in names:
                 assert theirs[name] == pytest.approx(ours[name], abs=1e-4), (objective, name)
-        assert alone["history"][0]["hdpo/split"] > 0
-        assert alone["history"][0]["loss"] != 0
-        assert together["weights"] == pytest.approx(alone["weights"], abs=1e-4)
+        assert one["history"][0]["hdpo/split"] > 0
+        assert one["history"][0]["loss"] != 0
+        assert two["weights"] == pytest.approx(one["weights"], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed", "cpu"])
