@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,8 +19,11 @@ from metis_agent.cli.policy_run import CONFIGS
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "DS_ACCELERATOR": "cpu",
+    "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore",
 }  # fmt: skip
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
 def launched(folder: Path, processes: int, config: str = "cpu") -> dict[str, Any]:
@@ -47,18 +51,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("config", ["cpu", "fsdp"])
+@pytest.mark.parametrize("config", ["cpu", "fsdp", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)])
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: dict[str, Any], config: str) -> None:
     """Rollouts split into segments here; "gdpo" normalises over the batch, so over both processes.
 
-    With FSDP 2 each process holds half of every weight, and samples from a whole copy that follows the training.
+    With FSDP 2 each process holds half of every weight, and samples from a whole copy that follows the training; with
+    ZeRO-3 too, and the weights are gathered to sample.
     """
     together = launched(tmp_path / config, 2, config)
     names = ("loss", "hdpo/rho", "hdpo/accuracy", "hdpo/tool_rate", "hdpo/excluded", "hdpo/split", "grad_norm")
     for objective in ("hdpo", "gdpo"):
         one, two = alone[objective], together[objective]
         assert (one["processes"], two["processes"]) == (1, 2)
-        assert (one["sharded"], two["sharded"]) == (False, config == "fsdp")
+        assert (one["sharded"], two["sharded"]) == (False, config != "cpu")
         assert len(one["history"]) == len(two["history"]) == 2
         for ours, theirs in zip(one["history"], two["history"], strict=True):
             for name in names:
