@@ -61,7 +61,7 @@ async def arun_within(seconds: float, work: Awaitable[R]) -> R:
 
 async def arun_in_thread(call: Callable[..., R], *arguments: Any) -> R:
     """Await a sync call in a thread that nobody has to wait for, were it cancelled."""
-    return await asyncio.wrap_future(_threads.submit(call, *arguments))
+    return await asyncio.wrap_future(_threads.submit(_contained, call, *arguments))
 
 
 def start_in_thread(call: Callable[..., R], *arguments: Any) -> Future[R]:
@@ -108,6 +108,13 @@ class _DaemonThreads:
                 self._idle.append(inbox)
             settle(value)
             del call, future, settle, value  # an idle thread keeps nothing alive
+
+
+def _contained(call: Callable[..., R], *arguments: Any) -> R:
+    try:
+        return call(*arguments)
+    except StopIteration as error:  # which no future of a loop takes: whoever awaits would wait for ever
+        raise RuntimeError(f"the call raised {error!r}") from error
 
 
 _threads = _DaemonThreads()

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeGuard
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
@@ -18,9 +20,13 @@ __all__ = ["Bindings", "BoundModel"]
 
 
 class BoundModel:
-    """A chat model with what it was bound to."""
+    """A chat model with what it was bound to.
 
-    __slots__ = ("_config", "_keywords", "_model")
+    A model may have `reply_unheard` and `areply_unheard`, which answer a conversation as `invoke` and `ainvoke` do
+    where no callback listens; they are asked where that is so.
+    """
+
+    __slots__ = ("_areply", "_config", "_keywords", "_model", "_reply")
 
     def __init__(self, model: Runnable[Any, Any]) -> None:
         self._model = model
@@ -29,15 +35,25 @@ class BoundModel:
         # A binding that holds keywords only does nothing but merge empty configs: 4% of a direct turn.
         if _only_adds_keywords(model):
             self._model, self._keywords = model.bound, model.kwargs
+        self._reply = getattr(self._model, "reply_unheard", None)
+        self._areply = getattr(self._model, "areply_unheard", None)
 
     def invoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
         """Ask the model; callbacks and configuration come from the running graph."""
-        reply: AIMessage = self._model.invoke(messages, self._config, **self._keywords)
+        reply: AIMessage
+        if self._reply is not None and _nobody_listens():
+            reply = self._reply(messages, **self._keywords)
+            return reply
+        reply = self._model.invoke(messages, self._config, **self._keywords)
         return reply
 
     async def ainvoke(self, messages: Sequence[AnyMessage]) -> AIMessage:
         """Ask the model without blocking the event loop."""
-        reply: AIMessage = await self._model.ainvoke(messages, self._config, **self._keywords)
+        reply: AIMessage
+        if self._areply is not None and _nobody_listens():
+            reply = await self._areply(messages, **self._keywords)
+            return reply
+        reply = await self._model.ainvoke(messages, self._config, **self._keywords)
         return reply
 
     def unseen(self, **keywords: Any) -> BoundModel:
@@ -46,6 +62,12 @@ class BoundModel:
         twin._keywords = {**self._keywords, **keywords}
         twin._config = RunnableConfig(tags=[TAG_NOSTREAM])
         return twin
+
+
+def _nobody_listens() -> bool:
+    """Whether the running node has no callback, tracer or stream that would hear of a model call."""
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    return isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers
 
 
 def _only_adds_keywords(model: Runnable[Any, Any]) -> TypeGuard[RunnableBinding[Any, Any]]:

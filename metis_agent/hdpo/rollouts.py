@@ -22,6 +22,7 @@ from metis_agent.agent import MetisAgent
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
+from metis_agent.hdpo.heap import heap_set_aside
 from metis_agent.recording.recorder import trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
@@ -113,8 +114,9 @@ class Rollouts:
         for trajectory in found.values():
             progress(trajectory)
         missing = [rollout for rollout in rollouts if rollout.id not in found]
-        for trajectory in run_async(self._run_all(missing, progress)):
-            found[trajectory.id] = trajectory
+        with heap_set_aside():
+            for trajectory in run_async(self._run_all(missing, progress)):
+                found[trajectory.id] = trajectory
         return [found[rollout.id] for rollout in rollouts]
 
     def _recall(self, ids: frozenset[str] | set[str]) -> dict[str, Trajectory]:

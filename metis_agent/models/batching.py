@@ -27,6 +27,9 @@ ResultT = TypeVar("ResultT")
 _LONGEST_LINGER = 0.025
 _LINGER_SHARE = 0.05
 _IDLE_SECONDS = 5.0
+_QUIET_ROUNDS = 16
+"""Rounds of an event loop without a new request after which its tasks are taken to have asked what they have to ask:
+about as many as a graph takes from one node to the next."""
 _CLOSE_SECONDS = 10.0
 
 
@@ -59,33 +62,43 @@ class MicroBatcher(Generic[RequestT, ResultT]):
         self._last_arrival = 0.0
         self._last_run_seconds = 0.0
         self._worker: threading.Thread | None = None
+        self._gathered: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[RequestT, Future[ResultT]]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._to_wake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         self.closed = False
 
     def submit(self, request: RequestT) -> Future[ResultT]:
         """Queue a request. Cancel the future to withdraw it; a running one finishes and is dropped."""
         future: Future[ResultT] = Future()
+        self._queue([(request, future)])
+        return future
+
+    def _queue(self, asked: Sequence[tuple[RequestT, Future[ResultT]]]) -> None:
         with self._changed:
             if self.closed:
                 raise RuntimeError("The model is closed: the interpreter is shutting down. Ask before exit.")
-            self._waiting.append((request, future))
+            before = len(self._waiting)
+            self._waiting.extend(asked)
             self._last_arrival = time.monotonic()
             if self._worker is None:
                 self._start()
-            elif len(self._waiting) in (1, self._max_batch):
+            elif before == 0 or before < self._max_batch <= len(self._waiting):
                 # In between the worker wakes by its own clock, which costs callers nothing.
                 self._changed.notify()
-        return future
 
     async def ask(self, request: RequestT) -> ResultT:
         """Queue a request and await its result; cancelling the task withdraws it.
 
         All results of a batch wake their event loop in one go. One by one, the first caller would be back
-        with its next request while the others still wait to be woken, and would get a batch of its own.
+        with its next request while the others still wait to be woken, and would get a batch of its own. For the
+        same reason the requests of a loop's tasks are gathered until the others have had their turn: on a busy
+        machine the first would else run alone while a hundred tasks are about to ask.
         """
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        future = self.submit(request)
+        future: Future[ResultT] = Future()
+        self._gather(loop, (request, future))
         future.add_done_callback(lambda _: self._wake(loop, woken))
         try:
             await woken
@@ -93,6 +106,31 @@ class MicroBatcher(Generic[RequestT, ResultT]):
             future.cancel()
             raise
         return future.result()
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, asked: tuple[RequestT, Future[ResultT]]) -> None:
+        if self.closed:
+            self._queue([asked])  # which says so
+        gathered = self._gathered.get(loop)
+        if gathered is not None:
+            gathered.append(asked)
+            return
+        gathered = self._gathered[loop] = [asked]
+        loop.call_soon(self._hand_over, loop, gathered, 1, _QUIET_ROUNDS)
+
+    def _hand_over(
+        self, loop: asyncio.AbstractEventLoop, gathered: list[tuple[RequestT, Future[ResultT]]], seen: int, rounds: int
+    ) -> None:
+        """Queue what a loop's tasks have asked, once they are done asking."""
+        if rounds > 0 and len(gathered) < self._max_batch:
+            left = rounds - 1 if len(gathered) == seen else _QUIET_ROUNDS
+            loop.call_soon(self._hand_over, loop, gathered, len(gathered), left)
+            return
+        self._gathered.pop(loop, None)
+        try:
+            self._queue(gathered)
+        except RuntimeError:  # closed meanwhile
+            for _, future in gathered:
+                future.cancel()
 
     def close(self) -> None:
         """Cancel what waits and let the running batch end (ten seconds at most)."""

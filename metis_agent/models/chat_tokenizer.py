@@ -54,6 +54,9 @@ class ChatTokenizer:
         self._lock = threading.Lock()  # fast tokenizers can't be borrowed by two threads at once
         self._encoded: Recent[tuple[int, ...]] = Recent(_CACHED)
         self._hashes: Recent[str] = Recent(_CACHED)
+        self._decoded: Recent[str] = Recent(_CACHED)
+        self.reads_call_ids = "tool_call_id" in str(tokenizer.chat_template)
+        """Whether the template writes a result's call id; where it doesn't, equal conversations render once."""
         self.splits_at_ends = self._check_split()
         """Whether turns encode one by one as they do together; then what came before need not be encoded."""
 
@@ -93,8 +96,7 @@ class ChatTokenizer:
         """The text of a completion, without its end-of-turn token."""
         if ids and ids[-1] in self.eos_texts:
             ids = ids[:-1]
-        with self._lock:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._decoded.get(tuple(ids), lambda: self._decode_anew(ids))
 
     def end_of_turn(self, text: str, start: int) -> tuple[int, int] | None:
         """Where the next end-of-turn token begins in a text, and which it is."""
@@ -107,6 +109,10 @@ class ChatTokenizer:
     def _encode_anew(self, text: str) -> tuple[int, ...]:
         with self._lock:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decode_anew(self, ids: Sequence[int]) -> str:
+        with self._lock:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _check_split(self) -> bool:
         """Whether turns can be encoded one by one: not where a tokenizer puts a space before every text."""

@@ -8,19 +8,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from metis_agent.errors import InfrastructureError
+from metis_agent.models.decoding import decode, left_padded
 from metis_agent.models.sampler import RowSampling, TokenChooser
 from metis_agent.models.vision import ImageReader, SeenImage
 
 __all__ = ["Completion", "Engine", "GenerationRequest"]
+
+_LOOK_EVERY = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +68,9 @@ class Engine:
         self.eos_ids = _eos_ids(model, tokenizer)
         self._pad_id = _pad_id(tokenizer, self.eos_ids)
         # Vision models count positions in ways of their own, and other caches than full attention's can't be
-        # copied row by row.
+        # taken apart row by row.
         layers = getattr(model.config, "layer_types", None) or ()
-        self._can_share = set(layers) == {"full_attention"}
+        self._by_row = set(layers) == {"full_attention"}
 
     @property
     def context_length(self) -> int | None:
@@ -94,29 +91,19 @@ class Engine:
             self._model.train(was_training)
 
     def _run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        device = self._model.device
-        ids_BP, mask_BP = self._left_padded([request.prompt_ids for request in requests], device)
-        width = ids_BP.shape[1]
+        chooser = TokenChooser([request.sampling for request in requests], self._model.device)
+        stops = _RowStops(requests, self._tokenizer, self._interrupted, self._model.device)
         limits = [request.max_new_tokens for request in requests]
-        chooser = TokenChooser([request.sampling for request in requests], device)
-        stops = _RowStops(requests, width, self._tokenizer, self._interrupted, device)
-        ids_BL = self._model.generate(
-            ids_BP,
-            attention_mask=mask_BP,
-            logits_processor=LogitsProcessorList([chooser]),
-            stopping_criteria=StoppingCriteriaList([stops]),
-            generation_config=self._greedy(max(limits)),
-            custom_generate=_sample_as_chosen,
-            **self._shared_prefill(requests),
-            **self._pixels(ids_BP, requests),
-        )
-        log_probs_BT = chooser.log_probs()
+        # Equal ids may stand for different pictures.
+        if self._by_row and not any(request.images for request in requests):
+            tokens_BT, log_probs_BT = self._decode(requests, chooser, stops)
+        else:
+            tokens_BT, log_probs_BT = self._generate(requests, chooser, stops)
         if bool(log_probs_BT.isnan().any()):
             raise InfrastructureError(
                 "The model's logits are not numbers (NaN): its weights have diverged, or its dtype "
                 f"({self._model.dtype}) overflows. Load an earlier checkpoint, or use float32."
             )
-        tokens_BT = ids_BL[:, width:]
         lengths = self._lengths(tokens_BT, limits, stops.ended)
         return [
             Completion(ids=row[:length], log_probs=row_log_probs[:length], finish=finish)
@@ -125,46 +112,40 @@ class Engine:
             )
         ]
 
-    def _pixels(self, ids_BP: Tensor, requests: Sequence[GenerationRequest]) -> dict[str, Tensor]:
-        if self._reader is None:
-            return {}
+    def _decode(
+        self, requests: Sequence[GenerationRequest], chooser: TokenChooser, stops: _RowStops
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities, both (B, T); rows that end leave the batch."""
+        eos_E = torch.tensor(sorted(self.eos_ids), dtype=torch.long, device=self._model.device)
+        return decode(
+            self._model,
+            [request.prompt_ids for request in requests],
+            pad_id=self._pad_id,
+            steps=max(request.max_new_tokens for request in requests),
+            # A stop text must be met as soon as it is there; the rest can wait for a device that works ahead.
+            look_every=1 if self._model.device.type == "cpu" or any(r.stop for r in requests) else _LOOK_EVERY,
+            chooser=chooser,
+            ended=lambda rows, tokens_AT: torch.isin(tokens_AT, eos_E).any(dim=1) | stops.done(rows, tokens_AT),
+        )
+
+    def _generate(
+        self, requests: Sequence[GenerationRequest], chooser: TokenChooser, stops: _RowStops
+    ) -> tuple[Tensor, Tensor]:
+        """The same by transformers' own loop, which knows every kind of model."""
+        ids_BP, mask_BP = left_padded([request.prompt_ids for request in requests], self._pad_id, self._model.device)
         images = [image for request in requests for image in request.images]
-        return self._reader.inputs(ids_BP, images, self._model.dtype)
-
-    def _shared_prefill(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        """Run each distinct prompt once, all but its last token, where a group of rollouts repeats prompts.
-
-        Returns:
-            `generate`'s argument with the filled cache, one row a request; empty where it would not pay.
-        """
-        if any(request.images for request in requests):
-            return {}  # equal ids may stand for different pictures
-        distinct = {ids: row for row, ids in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
-        if not self._can_share or 2 * len(distinct) > len(requests) or max(map(len, distinct)) == 1:
-            return {}
-        ids_UP, mask_UP = self._left_padded(list(distinct), self._model.device)
-        ids_UP, mask_UP = ids_UP[:, :-1], mask_UP[:, :-1]
-        cache = DynamicCache(config=self._model.config)
-        with torch.no_grad():
-            self._model.get_decoder()(
-                input_ids=ids_UP,
-                attention_mask=mask_UP,
-                position_ids=(mask_UP.cumsum(dim=-1) - 1).clamp_(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        rows_B = torch.tensor([distinct[request.prompt_ids] for request in requests], device=ids_UP.device)
-        cache.batch_select_indices(rows_B)
-        return {"past_key_values": cache}
-
-    def _left_padded(self, prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask, both (B, P)."""
-        width = max(map(len, prompts))
-        pads = [width - len(prompt_ids) for prompt_ids in prompts]
-        rows = [(*[self._pad_id] * pad, *prompt_ids) for pad, prompt_ids in zip(pads, prompts, strict=True)]
-        ids_BP = torch.tensor(rows, dtype=torch.long, device=device)
-        first_B1 = torch.tensor(pads, device=device)[:, None]
-        return ids_BP, (torch.arange(width, device=device) >= first_B1).long()
+        pixels = {} if self._reader is None else self._reader.inputs(ids_BP, images, self._model.dtype)
+        stops.width = ids_BP.shape[1]
+        ids_BL = self._model.generate(
+            ids_BP,
+            attention_mask=mask_BP,
+            logits_processor=LogitsProcessorList([chooser]),
+            stopping_criteria=StoppingCriteriaList([stops]),
+            generation_config=self._greedy(max(request.max_new_tokens for request in requests)),
+            custom_generate=_sample_as_chosen,
+            **pixels,
+        )
+        return ids_BL[:, stops.width :], chooser.log_probs()
 
     def _greedy(self, max_new_tokens: int) -> GenerationConfig:
         return GenerationConfig(  # type: ignore[no-untyped-call]
@@ -199,34 +180,43 @@ class _RowStops(StoppingCriteria):
     def __init__(
         self,
         requests: Sequence[GenerationRequest],
-        width: int,
         tokenizer: Any,
         interrupted: Callable[[], bool],
         device: torch.device,
     ) -> None:
-        self._width = width
+        self.width = 0
+        """Of the prompts in what `generate` shows."""
         self._tokenizer = tokenizer
         self._interrupted = interrupted
         self._limits_B = torch.tensor([request.max_new_tokens for request in requests], device=device)
+        self._rows_B = torch.arange(len(requests), device=device)
         self._stops = {row: request.stop for row, request in enumerate(requests) if request.stop}
         self.ended: dict[int, int] = {}
         """Rows that met a stop text, with their length then."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        length = input_ids.shape[1] - self._width
+        return self.done(self._rows_B, input_ids[:, self.width :])
+
+    def done(self, rows_A: Tensor, tokens_AT: Tensor) -> Tensor:
+        """Which of these rows, with these tokens, have ended: (A,)."""
         if self._interrupted():
-            return torch.ones_like(self._limits_B, dtype=torch.bool)
-        done_B = self._limits_B <= length
-        for row, stops in self._stops.items():
-            if row not in self.ended and self._meets(input_ids[row, self._width :], stops):
+            return torch.ones_like(rows_A, dtype=torch.bool)
+        length = tokens_AT.shape[1]
+        done_A = self._limits_B[rows_A] <= length
+        if not self._stops:
+            return done_A
+        for place, row in enumerate(rows_A.tolist()):
+            if row not in self.ended and self._meets(tokens_AT[place], self._stops.get(row, ())):
                 self.ended[row] = length
-        if self.ended:
-            done_B[list(self.ended)] = True
-        return done_B
+            if row in self.ended:
+                done_A[place] = True
+        return done_A
 
     def _meets(self, tokens_T: Tensor, stops: tuple[str, ...]) -> bool:
         # A stop text spans at most as many tokens as it has characters, bytes of one character included.
-        tail = max(len(stop.encode()) for stop in stops)
+        tail = max((len(stop.encode()) for stop in stops), default=0)
+        if not tail:
+            return False
         text = self._tokenizer.decode(tokens_T[-tail:].tolist())
         return any(stop in text for stop in stops)
 

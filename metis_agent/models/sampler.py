@@ -1,9 +1,9 @@
 """Choosing each token: temperature, seed, forcing and banning for each row, with its log-probability.
 
-One logits processor decides and leaves only its choice finite, so that `generate` in greedy mode picks it:
-transformers keeps the cache, the stopping and the model's other inputs, and the choice is ours. Sampling is
-by inverse CDF with one uniform a token from a generator of the row's own: the same seed gives the same
-tokens whatever else is in the batch.
+In `decoding` the chooser is asked directly. In `generate` it is the one logits processor, which leaves only its
+choice finite, so that greedy mode picks it: transformers keeps the cache, the stopping and the model's other inputs,
+and the choice is ours. Sampling is by inverse CDF with one uniform a token from a generator of the row's own: the same
+seed gives the same tokens whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RowSampling:
 
 
 class TokenChooser(LogitsProcessor):
-    """Chooses a token for each row and remembers its log-probability. For one call of `generate`.
+    """Chooses a token for each row and gives (in `generate`: remembers) its log-probability. For one batch.
 
     The log-probability is the policy's own: log-softmax of the logits at the row's temperature (1 where it is
     greedy), before top-k, top-p, banning and forcing, so that a trainer's ratio starts at 1.
@@ -62,10 +62,15 @@ class TokenChooser(LogitsProcessor):
         self._generators = [random.Random(row.seed) for row in rows]
         self._step = 0
         self._log_probs: list[Tensor] = []
+        self._lay_out(rows, device)
+
+    def _lay_out(self, rows: Sequence[RowSampling], device: torch.device) -> None:
+        self._rows, self._device = rows, device
         temperatures = torch.tensor([row.temperature or 1.0 for row in rows], device=device)
         self._temperature_B1 = None if bool((temperatures == 1.0).all()) else temperatures[:, None]
         sampled = torch.tensor([row.temperature > 0 for row in rows], device=device)
         self._sampled_B = sampled if bool(sampled.any()) else None
+        self._all_sampled = bool(sampled.all())
         self._forced_BF = _padded([row.forced for row in rows], device)
         banned = [(index, token) for index, row in enumerate(rows) for token in row.banned]
         self._banned_2N = torch.tensor(banned, device=device).T if banned else None
@@ -73,24 +78,36 @@ class TokenChooser(LogitsProcessor):
         self._top_k_B1 = torch.tensor([[row.top_k] for row in rows], device=device) if truncated else None
         self._top_p_B1 = torch.tensor([[row.top_p] for row in rows], device=device) if truncated else None
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._generators = [self._generators[row] for row in rows]
+        self._lay_out([self._rows[row] for row in rows], self._device)
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) in float32; returned with all but the chosen token at minus infinity."""
+        chosen_B, log_probs_B = self.choose(scores)
+        self._log_probs.append(log_probs_B)
+        return scores.fill_(-torch.inf).scatter_(1, chosen_B[:, None], 0.0)
+
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens chosen by scores (B, V) in float32, and their log-probabilities: both (B,)."""
         logits = scores if self._temperature_B1 is None else scores / self._temperature_B1
         log_z_B1 = logits.logsumexp(dim=-1, keepdim=True)
         allowed = self._allowed(logits)
-        chosen_B = allowed.argmax(dim=-1)
-        if self._sampled_B is not None:
-            chosen_B = torch.where(self._sampled_B, self._draw(allowed, log_z_B1), chosen_B)
+        if self._sampled_B is None:
+            chosen_B = allowed.argmax(dim=-1)
+        else:
+            chosen_B = self._draw(allowed, log_z_B1)
+            if not self._all_sampled:
+                chosen_B = torch.where(self._sampled_B, chosen_B, allowed.argmax(dim=-1))
         if self._step < self._forced_BF.shape[1]:
             forced_B = self._forced_BF[:, self._step]
             chosen_B = torch.where(forced_B >= 0, forced_B, chosen_B)
-        chosen_B1 = chosen_B[:, None]
-        self._log_probs.append((logits.gather(1, chosen_B1) - log_z_B1)[:, 0])
         self._step += 1
-        return scores.fill_(-torch.inf).scatter_(1, chosen_B1, 0.0)
+        return chosen_B, (logits.gather(1, chosen_B[:, None]) - log_z_B1)[:, 0]
 
     def log_probs(self) -> Tensor:
-        """The chosen tokens' log-probabilities so far, (B, T)."""
+        """The log-probabilities of the tokens chosen in `generate` so far, (B, T)."""
         return torch.stack(self._log_probs, dim=1)
 
     def _allowed(self, logits: Tensor) -> Tensor:

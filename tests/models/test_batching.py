@@ -225,3 +225,36 @@ def test_interpreter_exit_with_a_batch_running_is_quick_and_clean() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="at least 1"):
         MicroBatcher(Recorder(), **wrong)  # type: ignore[arg-type]
+
+
+async def test_tasks_that_ask_rounds_apart_get_one_batch_though_nobody_lingers() -> None:
+    recorder = Recorder()
+    batcher = MicroBatcher(recorder, max_batch=100, linger=0.0)
+
+    async def ask(number: int) -> int:
+        for _ in range(number % 10):
+            await asyncio.sleep(0)
+        return await batcher.ask(number)
+
+    assert await asyncio.gather(*[ask(number) for number in range(40)]) == [2 * number for number in range(40)]
+    assert [sorted(batch) for batch in recorder.batches] == [list(range(40))]
+
+
+async def test_a_full_batch_of_tasks_does_not_wait_for_more() -> None:
+    recorder = Recorder()
+    batcher = MicroBatcher(recorder, max_batch=4, linger=30.0)
+    assert await asyncio.wait_for(asyncio.gather(*[batcher.ask(number) for number in range(8)]), 10) == [
+        *range(0, 16, 2)
+    ]
+    assert [len(batch) for batch in recorder.batches] == [4, 4]
+
+
+async def test_what_tasks_ask_of_a_closed_batcher_is_refused() -> None:
+    batcher = MicroBatcher(Recorder(), max_batch=4)
+    asked = asyncio.create_task(batcher.ask(1))
+    await asyncio.sleep(0)
+    batcher.close()
+    with pytest.raises(CancelledError):
+        await asked
+    with pytest.raises(RuntimeError, match="closed"):
+        await batcher.ask(2)

@@ -1,5 +1,6 @@
 import copy
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -65,14 +66,55 @@ def test_same_tokens_alone_and_in_a_batch_of_64(engine: Engine, groups: int | No
         assert alone.log_probs == pytest.approx(together[index].log_probs, abs=1e-4)
 
 
-def test_shared_prefill_is_used_and_changes_nothing(
-    engine: Engine, policy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def rows_run(policy: Any) -> Iterator[list[tuple[int, int]]]:
+    """Shapes of what the model is run on."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+        shapes.append(tuple(keywords["input_ids"].shape))
+
+    hook = policy.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    yield shapes
+    hook.remove()
+
+
+def test_equal_prompts_are_run_once(engine: Engine, rows_run: list[tuple[int, int]]) -> None:
     batch = requests(24, groups=6)
-    assert engine._shared_prefill(batch)["past_key_values"].layers[0].keys.shape[0] == 24
-    shared = engine.run(batch)
-    monkeypatch.setattr(engine, "_shared_prefill", lambda _: {})
-    assert [completion.ids for completion in engine.run(batch)] == [completion.ids for completion in shared]
+    engine.run(batch)
+    assert rows_run[:2] == [(6, max(len(request.prompt_ids) for request in batch) - 1), (24, 1)]
+
+
+def mixed() -> list[GenerationRequest]:
+    """Rows of all kinds that end at 1 to 24 tokens."""
+    sampled = [request for limit in (1, 3, 9, 24) for request in requests(7, limit=limit)]
+    return [
+        *sampled,
+        *requests(3, limit=6, temperature=0.0),
+        *requests(3, limit=12, temperature=0.7, top_k=5, banned=(9, 10)),
+        *requests(3, limit=24, temperature=1.3, top_p=0.8, forced=(20, 21)),
+    ]
+
+
+def test_rows_that_have_ended_leave_the_batch(engine: Engine, rows_run: list[tuple[int, int]]) -> None:
+    batch = mixed()
+    completions = engine.run(batch)
+    steps = [rows for rows, width in rows_run if width == 1]
+    assert len(steps) == max(len(completion.ids) for completion in completions) == 24
+    assert steps[0] == len(batch)
+    assert steps == sorted(steps, reverse=True)
+    # A row stays for as long as a quarter of its batch has not ended.
+    assert sum(steps) < sum(len(completion.ids) for completion in completions) / 0.75 + 2 * len(batch)
+
+
+def test_leaving_rows_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = mixed()
+    left = engine.run(batch)
+    monkeypatch.setattr(engine, "_by_row", False)
+    stayed = engine.run(batch)
+    assert [(c.ids, c.finish) for c in left] == [(c.ids, c.finish) for c in stayed]
+    for ours, theirs in zip(left, stayed, strict=True):
+        assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")

@@ -65,3 +65,23 @@ def test_nothing_waits_for_what_was_left_behind():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=True)
     assert done.stdout == "left\n"
+
+
+async def test_many_calls_of_one_loop_keep_their_results_and_contexts() -> None:
+    number_of: contextvars.ContextVar[int] = contextvars.ContextVar("number_of")
+
+    async def one(number: int) -> int:
+        number_of.set(number)
+        return await arun_in_thread(number_of.get)
+
+    assert await asyncio.gather(*[one(number) for number in range(50)]) == list(range(50))
+
+
+async def test_calls_that_wait_for_each_other_get_a_thread_each() -> None:
+    everybody = threading.Barrier(40)
+    await asyncio.wait_for(asyncio.gather(*[arun_in_thread(everybody.wait, 20) for _ in range(40)]), 25)
+
+
+async def test_a_stop_iteration_reaches_who_awaits() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(arun_in_thread(next, iter(())), 10)
