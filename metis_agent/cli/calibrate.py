@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from metis_agent.cli.drift import report_drift
 from metis_agent.cli.evaluate import unseen_rows
-from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
+from metis_agent.cli.outcome_options import (
+    JsonOption,
+    Records,
+    SeedOption,
+    progress_bars,
+    screen,
+    takes_records,
+    write_json,
+)
 from metis_agent.errors import ConfigurationError
 
 __all__ = ["calibrate_command"]
@@ -30,6 +37,14 @@ def calibrate_command(
     ] = None,
     highest_cost: Annotated[float | None, typer.Option(help="What one question can cost at most.")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
+    ahead: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep the promise over the next so many questions as well (groups, with --group-by), not in the long "
+            "run alone: surer, and fewer calls saved.",
+        ),
+    ] = None,
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
     ] = False,
@@ -38,15 +53,16 @@ def calibrate_command(
 ) -> None:
     """Choose the gate's threshold so that a promise holds for new questions like these, and write it to the gate.
 
-    Refused where these records can't support the promise: then record more, or promise less.
+    Refused where these records can't support the promise: then record more, or promise less. With --group-by the
+    questions of one group count as one record, for they may be won and lost together.
 
     The scores of these questions are kept with the gate, so that `metis drift` can tell when others come.
 
-    Example: metis calibrate my-gate --store runs --drop-seen --accuracy-loss 0.01
+    Example: metis calibrate my-gate --store runs --drop-seen --accuracy-loss 0.03
 
     Example: metis calibrate my-gate --outcomes held-out.parquet --tool text_search=search --accuracy-loss 0.01
     """
-    console = Console()
+    console = screen(json)
     from metis_agent.gates.policy import PolicyGate
 
     gate = PolicyGate(folder)
@@ -74,7 +90,9 @@ def calibrate_command(
     with progress_bars(console) as bars:
         task = bars.add_task("ask the gate", total=len(table))
         scored = score_table(gate, table, lambda count: bars.advance(task, count))
-    threshold = choose_threshold(scored.probabilities, table.correct, table.cost, stated[0], seed=seed)
+    threshold = choose_threshold(
+        scored.probabilities, table.correct, table.cost, stated[0], groups=table.groups, ahead=ahead, seed=seed
+    )
     found = report_drift(console, gate.artefact, scored)
     set_threshold(folder, {**threshold.note(), "reference": reference_note(scored, gate.artefact.tools)})
     console.print(

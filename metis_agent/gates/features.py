@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 __all__ = [
+    "AGREEMENT_FEATURES",
     "BUCKETS",
     "CONTEXT_FEATURES",
     "DRAFT_TEXT_FEATURES",
@@ -60,6 +61,8 @@ CONTEXT_FEATURES = (
     "dollar_signs",
     "text_length",
 )
+AGREEMENT_FEATURES = ("draft_agreement", "draft_containment")
+"""Of two direct attempts; the graph makes one."""
 DRAFT_TEXT_FEATURES = ("draft_words", "draft_digits", "draft_overlap", "draft_stop")
 
 _WORDS, _SKELETON = 1, 0.5

@@ -7,25 +7,30 @@ calls, or cost. Thresholds are tested in an order fixed beforehand, from the one
 certain, each null hypothesis "the mean loss exceeds the limit" at level delta, up to the first that can't be
 rejected: the error over the whole sequence is then at most delta, though losses need not be monotone (Learn
 Then Test, arXiv:2110.01052, fixed-sequence testing). Each p-value is of a test by betting (Waudby-Smith and
-Ramdas, arXiv:2010.09686): valid at every sample size, and narrow where most losses are 0.
+Ramdas, arXiv:2010.09686): valid at every sample size, and narrow where most losses are 0. Questions that came
+together, say those about one table, win and lose together: then it is the groups that count as drawn independently.
 
-It holds for questions drawn like those calibrated on, in their long-run mean; `drift` tests for that. The mean
-over a few hundred particular questions scatters around it.
+What is bounded is the chance that the threshold was chosen although its *long-run mean* breaks the limit, for
+questions drawn like those calibrated on; `drift` tests for that. The mean over the next few hundred questions scatters
+around the long-run mean, so it may break the limit a little more often. `ahead` bounds that as well.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, ks_2samp
+from scipy.stats import ks_2samp
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.hdpo.betting import exceeds_p_value
 
-__all__ = ["Drift", "Promise", "Threshold", "choose_threshold", "drift", "exceeds_p_value"]
+__all__ = ["Drift", "Promise", "Threshold", "choose_threshold", "drift"]
 
 PromiseKind = Literal["accuracy_loss", "calls", "cost"]
 
@@ -71,6 +76,10 @@ class Threshold:
     value: float
     promise: Promise
     rows: int
+    groups: int
+    """Of questions that came together; as many as rows where each was on its own."""
+    ahead: int | None
+    """How many coming questions (groups, where there are any) the promise covers beside the long run."""
     mean: float
     """Of the promised quantity, on the calibration records."""
     tool_rate: float
@@ -82,35 +91,14 @@ class Threshold:
             f"{self.promise.kind} at most {self.promise.limit} with confidence {1 - self.promise.delta:g}, "
             f"learn-then-test on {self.rows} held-out questions"
         )
+        if self.groups < self.rows:
+            chosen += f" in {self.groups} groups"
+        if self.ahead is not None:
+            chosen += f", also over the next {self.ahead} {'groups' if self.groups < self.rows else 'questions'}"
         return {
-            "value": self.value, "chosen": chosen, "rows": self.rows, "mean": self.mean,
-            "tool_rate": self.tool_rate, "accuracy": self.accuracy,
+            "value": self.value, "chosen": chosen, "rows": self.rows, "groups": self.groups, "ahead": self.ahead,
+            "mean": self.mean, "tool_rate": self.tool_rate, "accuracy": self.accuracy,
         }  # fmt: skip
-
-
-def exceeds_p_value(losses: NDArray[np.float64], limit: float) -> float:
-    """p-value of "the mean of these is above `limit`", for independent losses in [0, 1].
-
-    A gambler bets, one record at a time and with stakes that look only at earlier records, that losses are below
-    the limit. Under the hypothesis the expected capital never grows, so by Ville's inequality 1 / (its highest)
-    is a p-value. Losses that are all 0 or 1 are tested by the binomial distribution instead.
-    """
-    if limit <= 0:
-        return 1.0
-    if bool(np.all((losses == 0) | (losses == 1))):
-        # Nothing is gained by betting where the exact binomial tail is known.
-        return float(binom.cdf(losses.sum(), len(losses), limit))
-    # Regularised running mean and variance, each from earlier records only.
-    n = np.arange(1, len(losses) + 1)
-    mean = (0.5 + np.cumsum(losses)) / (n + 1)
-    variance = (0.25 + np.cumsum((losses - mean) ** 2)) / (n + 1)
-    mean, variance = np.r_[0.5, mean[:-1]], np.r_[0.25, variance[:-1]]
-    # The stake that is near best for the gap seen so far, kept from ruin.
-    gap = np.maximum(limit - mean, 0.0)
-    hedge = np.sqrt(2 * math.log(20) / np.maximum(variance * len(losses), 1e-12))
-    stake = np.minimum(np.maximum(gap / (variance + gap**2 + 1e-12), np.minimum(hedge, 0.5)), 0.75 / (1 - limit))
-    capital = np.cumsum(np.log1p(stake * (limit - losses)))
-    return float(min(1.0, math.exp(-max(0.0, float(capital.max())))))
 
 
 def choose_threshold(
@@ -119,6 +107,8 @@ def choose_threshold(
     cost: NDArray[np.float64],
     promise: Promise,
     *,
+    groups: Sequence[object] = (),
+    ahead: int | None = None,
     seed: int = 0,
 ) -> Threshold:
     """The threshold nearest to the user's wish of those certified to keep the promise.
@@ -131,6 +121,10 @@ def choose_threshold(
         correct: [N, A].
         cost: [N, A].
         promise: To keep.
+        groups: [N], questions that came together (of one table, say) and may be won or lost together: then the groups
+            count as independent, not the questions in them. Without any, each question is on its own.
+        ahead: Keep the promise over the next so many questions as well (groups, where there are any), not in
+            the long run alone.
         seed: Of the order in which records are bet on.
 
     Raises:
@@ -141,21 +135,28 @@ def choose_threshold(
         raise InputError(
             f"probabilities is {probabilities.shape!r} and correct {correct.shape!r}: need [N, A - 1], N > 0."
         )
-    order = np.random.default_rng(seed).permutation(n)
+    if len(groups) not in (0, n):
+        raise InputError(f"groups has {len(groups)} entries for {n} questions: one each.")
+    if ahead is not None and ahead < 1:
+        raise ConfigurationError(f"ahead={ahead!r}: how many coming questions, at least 1.")
+    pool = _Pool.of(groups or np.arange(n))
+    order = np.random.default_rng(seed).permutation(len(pool.size))
     tool = probabilities.argmax(axis=1)
     best, rows = probabilities[np.arange(n), tool], np.arange(n)
     from_always = promise.kind == "accuracy_loss"
     found: float | None = None
+    tested: NDArray[np.bool_] | None = None
     for value in GRID if from_always else GRID[::-1]:
         called = best > value
-        losses, limit = _losses(promise, called, correct, cost, rows, tool)
-        if exceeds_p_value(losses[order], limit) > promise.delta:
-            break
-        found = float(value)
+        if tested is None or bool((called != tested).any()):
+            losses, limit = _losses(promise, called, correct, cost, rows, tool)
+            if pool.p_value(losses, limit, order, ahead) > promise.delta:
+                break
+        tested, found = called, float(value)
     called = best > (found if found is not None else (0.0 if from_always else 1.0))
     trivial = called.all() if from_always else not called.any()
     if found is None or trivial:
-        raise InputError(_refusal(promise, n))
+        raise InputError(_refusal(promise, n, len(pool.size), ahead))
     chosen = np.where(called, tool + 1, 0)
     losses, _ = _losses(promise, called, correct, cost, rows, tool)
     mean = float(losses.mean())
@@ -164,9 +165,42 @@ def choose_threshold(
     elif promise.kind == "cost":
         mean *= float(promise.highest or 1)
     return Threshold(
-        value=found, promise=promise, rows=n, mean=mean,
+        value=found, promise=promise, rows=n, groups=len(pool.size), ahead=ahead, mean=mean,
         tool_rate=float(called.mean()), accuracy=float(correct[rows, chosen].mean()),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Which questions came together."""
+
+    place: NDArray[np.int64]
+    """[N]: the group of each question."""
+    size: NDArray[np.int64]
+    """[groups]."""
+
+    @classmethod
+    def of(cls, groups: Sequence[object] | NDArray[np.int64]) -> _Pool:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        return cls(place=place, size=np.bincount(place))
+
+    def p_value(self, losses: NDArray[np.float64], limit: float, order: NDArray[np.int64], ahead: int | None) -> float:
+        """Of "the mean is above the limit", in the long run or in those ahead, whichever is surer.
+
+        Args:
+            losses: [N], of the questions.
+            limit: Of their mean.
+            order: [groups], in which they are bet on.
+            ahead: See `choose_threshold`.
+        """
+        # What a group's questions lost over the limit, over the most that there are in one: still in [0, 1], and
+        # below the limit on average just where the questions' losses are.
+        most = int(self.size.max())
+        whole = limit + np.bincount(self.place, losses - limit) / most if most > 1 else losses[np.argsort(self.place)]
+        # A group that loses all of its questions is far rarer than a question lost: bets may be bolder.
+        guess, boldest = 0.25 * float(self.size.mean()) / most**2, 0.9 if most > 1 else 0.75
+        test = partial(exceeds_p_value, whole[order], limit, guess=guess, boldest=boldest)
+        return test() if ahead is None else max(test(), test(ahead=ahead))
 
 
 def _losses(
@@ -190,12 +224,14 @@ def _losses(
     return spent / highest, promise.limit / highest
 
 
-def _refusal(promise: Promise, n: int) -> str:
+def _refusal(promise: Promise, n: int, groups: int, ahead: int | None) -> str:
     trivial = "always calling" if promise.kind == "accuracy_loss" else "never calling"
+    together = f" in {groups} groups" if groups < n else ""
+    over = f" over the next {ahead}" if ahead is not None else ""
     return (
-        f"{n} held-out questions can't support {promise.kind} at most {promise.limit!r} with confidence "
-        f"{1 - promise.delta:g}: only {trivial} keeps it for certain. Record more questions, promise less, or ask for "
-        "less confidence."
+        f"{n} held-out questions{together} can't support {promise.kind} at most {promise.limit!r}{over} with "
+        f"confidence {1 - promise.delta:g}: only {trivial} keeps it for certain. Record more questions, promise less, "
+        "or ask for less confidence."
     )
 
 

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError, GateError, SchemaVersionError
 from metis_agent.gates.artefact import load_artefact
+from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
 from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
@@ -165,6 +166,22 @@ def test_a_draft_that_training_always_had_must_be_there(tmp_path: Path) -> None:
         draft=Draft(text="3", log_probs=(-0.1, -0.3)),
     )
     assert gate.decide(request).probabilities is not None
+
+
+def test_a_gate_that_reads_two_attempts_says_so(tmp_path: Path) -> None:
+    table = world()
+    columns = {"draft_agreement": np.linspace(0, 1, len(table)), "draft_perplexity": np.linspace(1, 2, len(table))}
+    table = OutcomeTable(**{**table.__dict__, "draft": columns})
+    write_artefact(train_gate(table, GateTraining(strengths=(1.0,))), tmp_path / "g", table=table, metrics={})
+    request = GateRequest(
+        messages=[HumanMessage("What is 1 plus 2?")],
+        tools=(ToolSpec(name="python"),),
+        draft=Draft(text="3", log_probs=(-0.1, -0.3)),
+    )
+    with pytest.raises(GateError, match="two direct attempts"):
+        PolicyGate(tmp_path / "g").decide(request)
+    served = PolicyGate(tmp_path / "g", read_draft=lambda draft: agreement(draft.text, "3"))
+    assert served.decide(request).probabilities is not None
 
 
 def test_serving_needs_neither_numpy_nor_torch(folder: Path) -> None:

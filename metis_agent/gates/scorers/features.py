@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from metis_agent.errors import CheckpointError, GateError
 from metis_agent.gates.artefact import Artefact
-from metis_agent.gates.features import BUCKETS, context_features, question_features, weighed
+from metis_agent.gates.features import AGREEMENT_FEATURES, BUCKETS, context_features, question_features, weighed
 from metis_agent.gates.scorers.base import Asked
 
 __all__ = ["FeaturesScorer"]
@@ -72,6 +72,12 @@ class FeaturesScorer:
         gone = {index for index, value in enumerate(raw) if math.isnan(value)}
         if unforeseen := gone - set(self._missing):
             names = [self._draft[index - first_draft] for index in sorted(unforeseen)]
+            if not {*names} - {*AGREEMENT_FEATURES}:
+                raise GateError(
+                    f"The gate was trained on {names!r}, how far two direct attempts agree, and the request brings "
+                    "one. Give PolicyGate a `read_draft` that makes a second one and returns "
+                    "`metis_agent.gates.features.agreement(one, other)`, or train without the column 'draft_answer'."
+                )
             raise GateError(
                 f"The gate was trained on {names!r} of a direct draft, and the request has no such numbers. Give the "
                 "request a draft with log-probabilities, or PolicyGate a `read_draft` that computes them."
