@@ -19,6 +19,7 @@ from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import Artefact, load_artefact
 from metis_agent.gates.base import Gate
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.hub import fetch_gate
 from metis_agent.gates.request_images import read_images
 from metis_agent.gates.scorers.base import Asked, Scorer
 from metis_agent.gates.scorers.features import FeaturesScorer
@@ -115,6 +116,25 @@ class PolicyGate(Gate):
         self._read_request = read_request or (_read if description["policy"].get("context") else _whole_text)
         self._read_draft = read_draft
         self._reads_images = bool(description["policy"].get("images"))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, token: str | None = None, **options: Any
+    ) -> PolicyGate:
+        """A gate from a folder or from a Hugging Face hub.
+
+        Args:
+            name: A folder, or `owner/name` as `metis push` published it.
+            revision: A commit, tag or branch of the hub's; only a commit stays what it is.
+            token: By default that of `hf auth login`, or the variable HF_TOKEN.
+            **options: As `PolicyGate` takes them.
+
+        Raises:
+            CheckpointError: there is no such gate, it can't be fetched, or its files are not what was exported.
+            ConfigurationError: `name` is neither a folder nor a name, or an option is wrong.
+            MissingDependencyError: huggingface_hub, or what the gate's kind needs, is not installed.
+        """
+        return cls(fetch_gate(name, revision=revision, token=token), **options)
 
     def check_tools(self, tools: Sequence[ToolSpec]) -> None:
         """Refuse an agent with a tool that the gate knows nothing of, or without one that it does.

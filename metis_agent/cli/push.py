@@ -1,0 +1,75 @@
+"""`metis push`: a gate or a model with its model card, to a Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from metis_agent.errors import InputError
+
+__all__ = ["push_command"]
+
+
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="What `metis train` wrote: a gate, or a model's folder.")],
+    repo: Annotated[str, typer.Option(help="owner/name; made, as a private one, where it is not there.")],
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="What `metis evaluate --json` wrote; of a gate by default the figures it was exported with."),
+    ] = None,
+    measured_on: Annotated[str, typer.Option(help="In words, what the figures are of.")] = "",
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A file it was trained on: the card has its SHA-256; repeat for more.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="An identifier such as apache-2.0.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="owner/name of the model that it was trained from.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; the main one by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, and send nothing.")] = False,
+) -> None:
+    """Publish a gate or a model with a card: what was measured, on which data, what is promised, how to load it.
+
+    Of a gate go the files that its gate.json names, of a model its weights as safetensors, configuration and tokenizer.
+    Log in first with `hf auth login`, or set HF_TOKEN. Look at the card with --dry-run: the descriptions of your tools
+    are in it.
+
+    Example: metis push my-gate --repo me/my-gate --license apache-2.0 --dry-run
+
+    Example: metis push my-gate --repo me/my-gate --figures figures.json --measured-on "800 questions of May"
+    """
+    from metis_agent.publish import CardFacts, push_to_hub
+
+    console = Console()
+    facts = CardFacts(
+        license=license, base_model=base_model, figures=_figures(figures), measured_on=measured_on,
+        data=tuple(data or ()),
+    )  # fmt: skip
+    done = push_to_hub(folder, repo, facts=facts, private=not public, revision=revision, dry_run=dry_run)
+    if dry_run:
+        console.print(done.card, markup=False, highlight=False, soft_wrap=True)
+    for path in done.files:
+        console.print(f"{path.name}  {path.stat().st_size:,} bytes", markup=False, highlight=False)
+    if done.left_out:
+        console.print(f"Not part of it: {', '.join(done.left_out)}", markup=False, highlight=False)
+    if dry_run:
+        console.print(f"Nothing was sent. Without --dry-run this goes to {repo}.", markup=False, highlight=False)
+    else:
+        console.print(f"Pushed: {done.url}   commit {done.commit}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _figures(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--figures {str(path)!r} can't be read ({error}); give what --json wrote.") from error
+    if not isinstance(found, dict):
+        raise InputError(
+            f"--figures {str(path)!r} holds {type(found).__name__}, not an object; give what --json wrote."
+        )
+    return found

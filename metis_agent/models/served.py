@@ -1,0 +1,184 @@
+"""`ServedChatModel`: a chat model behind an OpenAI-compatible address, such as that of `transformers serve`.
+
+Beside `local`, for models that are served; its subclass `vllm.VLLMChatModel` also keeps token ids, which this one does
+not: its runs train gates, not models. Calls are parsed from the text, so the server needs no tool parser, and one that
+has a parser does no harm. With `wire="metis"` the conversation goes out as Accio-Lab/Metis-8B-RL was trained on it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import ensure_config
+from pydantic import Field, PrivateAttr, SecretStr
+
+from metis_agent.errors import InfrastructureError, InputError, MissingDependencyError
+from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_call
+from metis_agent.models.tool_schemas import ToolSchemas, resolve_tool_choice
+from metis_agent.models.wire import Reply, parse_reply
+
+try:
+    import openai
+    from langchain_openai.chat_models.base import BaseChatOpenAI
+except ImportError as missing:
+    raise MissingDependencyError(
+        f"A served chat model needs {missing.name!r}; install it with: pip install 'metis-agent[vllm]'"
+    ) from missing
+
+__all__ = ["ServedChatModel"]
+
+
+class ServedChatModel(BaseChatOpenAI):
+    """A chat model on an OpenAI-compatible endpoint.
+
+    `base_url` ends in `/v1`; `model` is the name that the server was started with. A graph run passes its seed as
+    `config["configurable"]["seed"]`. Replies are not streamed.
+
+    Such a server can't be made to call a tool, nor kept from it: the graph runs no call that was not allowed, and where
+    a call is required, the model may still answer.
+
+    A server that can't be reached, or that fails, raises `InfrastructureError`: a rollout is then left out and counted.
+    """
+
+    openai_api_key: SecretStr | None = Field(alias="api_key", default=SecretStr("EMPTY"))
+    """Most local servers ask for none."""
+    disable_streaming: bool = True
+    wire: Literal["template", "metis"] = "template"
+    """How the conversation is written: by the server's chat template, tools and all; or in plain turns with the tools
+    in the system prompt, as the published Metis models have it (`models.metis_format`)."""
+
+    _schemas: ToolSchemas = PrivateAttr(default_factory=ToolSchemas)
+
+    @property
+    def offers_tools_when_direct(self) -> bool:
+        """A published Metis model has the tools in its prompt always; elsewhere they are left out to answer."""
+        return self.wire == "metis"
+
+    @property
+    def _llm_type(self) -> str:
+        return "metis-served"
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools.
+
+        Raises:
+            UnknownToolError: `tool_choice` names a tool that is not among `tools`.
+        """
+        schemas = self._schemas.convert(tools)
+        return self.bind(tools=schemas, tool_choice=resolve_tool_choice(tool_choice, schemas), **kwargs)
+
+    def _get_request_payload(
+        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        kwargs.pop("tool_choice", None)  # calls are ours to parse
+        if self.wire == "metis":
+            messages = self._convert_input(input_).to_messages()
+            input_ = to_metis_turns(messages, kwargs.pop("tools", None) or ())
+        payload: dict[str, Any] = super()._get_request_payload(input_, stop=stop, **kwargs)
+        seed = ensure_config().get("configurable", {}).get("seed")
+        if seed is not None and payload.get("seed") is None:
+            # The calls of one run draw different numbers.
+            payload["seed"] = zlib.crc32(f"{seed}/{len(payload['messages'])}".encode()) & 0x7FFFFFFF
+        return payload
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with _infrastructure(self.openai_api_base):
+            result = super()._generate(messages, stop, run_manager, **kwargs)
+        return self._finished(result, kwargs)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with _infrastructure(self.openai_api_base):
+            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
+        return self._finished(result, kwargs)
+
+    def _finished(self, result: ChatResult, options: Mapping[str, Any]) -> ChatResult:
+        """The reply as text and calls."""
+        choice = options.get("tool_choice") or "auto"
+        finished = []
+        for generation in result.generations:
+            assert isinstance(generation.message, AIMessage)
+            message = self._message(generation.message, choice)
+            finished.append(ChatGeneration(message=message, generation_info=generation.generation_info))
+        return ChatResult(generations=finished, llm_output=result.llm_output)
+
+    def _message(self, message: AIMessage, choice: str) -> AIMessage:
+        # Nothing bans a call here, so one that was not wanted is still read as one; the graph does not run it.
+        return self._read(message, str(message.text), calls=True)
+
+    def _read(self, message: AIMessage, text: str, *, calls: bool) -> AIMessage:
+        """The message that `text` is, with the usage and metadata of the server's."""
+        kept: dict[str, Any] = {}
+        if self.wire == "metis":
+            # Not asked of the server: `transformers serve` fails on a stop text where the model reads images.
+            text = up_to_call(text)
+            kept[AS_WRITTEN] = text
+        reply = parse_reply(text, calls=calls)
+        reasoning = reply.reasoning or message.additional_kwargs.get("reasoning_content")
+        if reasoning:
+            kept["reasoning_content"] = reasoning
+        return AIMessage(
+            content=reply.content,
+            additional_kwargs=kept,
+            tool_calls=_calls(message, reply) if calls else [],
+            invalid_tool_calls=[
+                InvalidToolCall(
+                    name=call["name"], args=call["args"], id=_call_id(message, -1 - place), error=call["error"],
+                    type="invalid_tool_call",
+                )
+                for place, call in enumerate(reply.invalid_tool_calls)
+            ],
+            usage_metadata=message.usage_metadata,
+            response_metadata=message.response_metadata,
+            id=message.id,
+        )  # fmt: skip
+
+
+def _calls(message: AIMessage, reply: Reply) -> list[ToolCall]:
+    """The calls in the text; where there are none, those that the server's own parser took out of it."""
+    found = [ToolCall(name=call["name"], args=call["args"], id=None) for call in reply.tool_calls]
+    if not found:
+        found = [ToolCall(name=call["name"], args=call["args"], id=None) for call in message.tool_calls]
+    return [
+        ToolCall(name=call["name"], args=call["args"], id=_call_id(message, place), type="tool_call")
+        for place, call in enumerate(found)
+    ]
+
+
+def _call_id(message: AIMessage, place: int) -> str:
+    return f"call_{zlib.crc32(f'{message.id}/{place}'.encode()):08x}"
+
+
+@contextmanager
+def _infrastructure(server: str | None) -> Iterator[None]:
+    """What the server does wrong is nothing that the model did."""
+    try:
+        yield
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        raise InputError(f"the server at {server!r} refused the request: {error}") from error
+    except (openai.OpenAIError, json.JSONDecodeError) as error:
+        raise InfrastructureError(
+            f"the server at {server!r} failed: {type(error).__name__}: {error}. Is it up, and is that its address?"
+        ) from error
