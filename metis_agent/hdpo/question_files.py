@@ -1,7 +1,7 @@
 """Questions from JSONL, CSV and Parquet files: what `metis rollout` asks.
 
-A row a question: `question` (or `text`), optional `id`, `answer`, `verifier`, `kind` and `context`. Any other column
-goes along in `Question.metadata`, for `--group-by` and the like.
+A row a question: `question` (or `text`), optional `id`, `answer`, `verifier`, `kind`, `context` and `images`. Any other
+column goes along in `Question.metadata`, for `--group-by` and the like.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
+from metis_agent.hdpo.question_images import IMAGES, question_images
 from metis_agent.types import Question, VerifierName
 
 __all__ = ["CONTEXT", "read_questions"]
@@ -29,11 +30,12 @@ def read_questions(path: str | Path) -> list[Question]:
 
     A row that is there twice counts once. Without an `id` it is made from the text. Without a `verifier` an answer
     that is a number is compared as one (`numeric`), any other as text (`exact`). A context goes before the question,
-    with a blank line between.
+    with a blank line between. Images are named as files beside this one, or given as data URIs.
 
     Raises:
         ConfigurationError: a format that is not read.
-        InputError: the file can't be read, or a row has no question, an unknown verifier, or the id of another.
+        InputError: the file can't be read, or a row has no question, an unknown verifier, an image that can't be used,
+            or the id of another.
     """
     path = Path(path)
     readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
@@ -42,7 +44,7 @@ def read_questions(path: str | Path) -> list[Question]:
     questions: dict[str, Question] = {}
     try:
         for number, row in enumerate(readers[path.suffix](path), start=1):
-            question = _question(row, f"{path.name} row {number}")
+            question = _question(row, path.parent, f"{path.name} row {number}")
             earlier = questions.setdefault(question.id, question)
             if (earlier.text, earlier.answer) != (question.text, question.answer):
                 raise InputError(
@@ -56,7 +58,7 @@ def read_questions(path: str | Path) -> list[Question]:
     return list(questions.values())
 
 
-def _question(row: Mapping[str, Any], place: str) -> Question:
+def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
     asked = str(row.get("question") or row.get("text") or "").strip()
     if not asked:
         raise InputError(f"{place} has no question: its columns are {sorted(row)!r}; name one 'question'.")
@@ -68,19 +70,27 @@ def _question(row: Mapping[str, Any], place: str) -> Question:
             f"{place} has the verifier {verifier!r}; leave it out, or choose of {get_args(VerifierName)!r}."
         )
     metadata = {name: value for name, value in row.items() if name not in _OWN and value is not None}
+    if row.get(IMAGES):
+        metadata[IMAGES] = question_images(row[IMAGES], folder, place)
     context = str(row.get(CONTEXT) or "").strip()
     if context:
         metadata[CONTEXT] = context
     text = f"{context}\n\n{asked}" if context else asked
     id_ = row.get("id")
     return Question(
-        id=str(id_) if id_ not in (None, "") else f"q-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        id=str(id_) if id_ not in (None, "") else _id_of(text, metadata.get(IMAGES) or ()),
         text=text,
         answer=answer,
         verifier=cast(VerifierName, verifier),
         kind=str(row.get("kind") or ""),
         metadata=metadata,
     )
+
+
+def _id_of(text: str, images: Sequence[str]) -> str:
+    """The same words about another picture are another question."""
+    asked = "\x00".join((text, *images)) if images else text
+    return f"q-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
 def _is_number(answer: str | None) -> bool:

@@ -63,6 +63,8 @@ class PromptBuilder:
             InputError: The template refuses the conversation, a message can't be rendered, or an image can't be read.
         """
         offered = json.dumps(tools, ensure_ascii=False)
+        if self._reader is not None:
+            messages = [self._reader.readable(message) for message in messages]
         seen = [self._reader.of(message) for message in messages] if self._reader else None
         conversation = _Conversation(
             messages=messages, chat=self._chat(messages, seen), tools=tools, offered=offered,
@@ -75,9 +77,13 @@ class PromptBuilder:
     def _chat(
         self, messages: Sequence[BaseMessage], seen: Sequence[Sequence[SeenImage]] | None
     ) -> list[dict[str, Any]]:
-        if self._reader is None or seen is None:
-            return to_chat_dicts(messages)
-        chat = to_chat_dicts(messages, images=[[image.digest for image in images] for images in seen])
+        named = None if seen is None else [[image.digest for image in images] for images in seen]
+        chat = to_chat_dicts(messages, images=named)
+        if not self._tokenizer.reads_call_ids:
+            for message in chat:
+                message.pop("tool_call_id", None)
+        if self._reader is None:
+            return chat
         for message in chat:
             if isinstance(message["content"], str):
                 message["content"] = self._reader.plain(message["content"])

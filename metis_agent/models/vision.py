@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
@@ -75,12 +75,31 @@ class ImageReader:
         """The images of a message, in order; none of a message that is neither human nor a tool's.
 
         Raises:
-            InputError: One can't be read, or is only an address.
+            InputError: A human's can't be read, or is only an address. A tool's is left out: see `readable`.
         """
         if not isinstance(message, HumanMessage | ToolMessage) or isinstance(message.content, str):
             return []
-        blocks = [block for block in message.content if isinstance(block, dict) and block.get("type") in _IMAGE_BLOCKS]
-        return [self.see(_source_of(block)) for block in blocks]
+        blocks = [block for block in self.readable(message).content if _is_image(block)]
+        return [self.see(_source_of(cast(dict[str, Any], block))) for block in blocks]
+
+    def readable(self, message: BaseMessage) -> BaseMessage:
+        """The message, but where a tool shows what can't be read as an image, a line that says so.
+
+        What a tool brings may be any stranger's, and must not end the conversation.
+        """
+        if not isinstance(message, ToolMessage) or isinstance(message.content, str):
+            return message
+        content = [self._or_note(block) for block in message.content]
+        return message if content == message.content else message.model_copy(update={"content": content})
+
+    def _or_note(self, block: str | dict[Any, Any]) -> str | dict[Any, Any]:
+        if not isinstance(block, dict) or not _is_image(block):
+            return block
+        try:
+            self.see(_source_of(block))
+        except InputError as error:
+            return {"type": "text", "text": f"[image not shown: {str(error)[:200]}]"}
+        return block
 
     def see(self, source: str | bytes) -> SeenImage:
         """An image, processed; remembered by its source.
@@ -156,6 +175,10 @@ class ImageReader:
         tensors = {name: value for name, value in features.items() if name not in _TOKEN_KEYS}
         text = self._processor.tokenizer.decode(features["input_ids"][0].tolist(), skip_special_tokens=False)
         return SeenImage(digest=digest, text=str(text), tensors=tensors)
+
+
+def _is_image(block: object) -> bool:
+    return isinstance(block, dict) and block.get("type") in _IMAGE_BLOCKS
 
 
 def _bytes_of(image: SeenImage) -> int:

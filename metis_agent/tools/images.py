@@ -30,6 +30,7 @@ __all__ = [
     "ImageRules",
     "aload_image",
     "conversation_images",
+    "data_uri_content",
     "image_block",
     "image_source",
     "load_image",
@@ -78,7 +79,7 @@ def load_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None 
     if not isinstance(source, str):
         raise InputError(f"{type(source).__name__} is no image; give bytes, a data URI, a web address or a Path.")
     if source[:5].lower() == "data:":
-        return _decoded(_from_data_uri(source, rules), rules)
+        return _decoded(data_uri_content(source, rules), rules)
     if source[:8].lower().startswith(("http://", "https://")):
         return _decoded(_fetched(source, rules), rules)
     raise InputError(f"{source[:100]!r} is no image; give a data URI, an http(s) address, or a Path for a file.")
@@ -187,7 +188,12 @@ def _plain(image: Image) -> Image:
     return bare
 
 
-def _from_data_uri(uri: str, rules: ImageRules) -> bytes:
+def data_uri_content(uri: str, rules: ImageRules) -> bytes:
+    """Return the bytes that a data URI holds; whether they are an image is not looked at.
+
+    Raises:
+        InputError: it is none, or it holds more than `rules` allow.
+    """
     head = _DATA_URI.match(uri[:_MAX_DATA_URI_HEAD])
     if head is None or not head[3]:
         raise InputError(f"{uri[:40]!r}… is no data URI of an image; it reads 'data:image/png;base64,…'.")

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metis_agent.errors import ConfigurationError, GateError
+from metis_agent.errors import ConfigurationError, GateError, InputError
 from metis_agent.gates.scorers.base import Asked
 from metis_agent.gates.scorers.decision_questions import LETTERS, Form, decision_request
 from metis_agent.gates.scorers.pretrained import import_transformers, load_part
@@ -97,7 +97,7 @@ class DecisionModel:
     def _prompts(self, asked: Asked, context: str, tools: Sequence[ToolSpec]) -> Rendered:
         from transformers.decision import label_token_ids
 
-        request = decision_request(asked.question, context, tools=tools, form=self.form, images=asked.images)
+        request = decision_request(asked.question, context, tools=tools, form=self.form, images=_checked(asked.images))
         try:
             prepared = self._config.prepare_inputs(request, self.processor)
         except (OSError, ValueError, TypeError) as error:
@@ -161,6 +161,24 @@ class DecisionModel:
             input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=last.to(device)
         ).logits
         return [logits[row, at, list(prompts[row].labels)].float() for row, at in enumerate(place.tolist())]
+
+
+def _checked(images: Sequence[Any]) -> list[Any]:
+    """Images given as base64, loaded by the safe loader: transformers' own has no limits and takes any format.
+
+    Raises:
+        GateError: one can't be read.
+    """
+    if not any(isinstance(image, str) for image in images):
+        return list(images)
+    from metis_agent.tools.images import load_image
+
+    try:
+        return [
+            load_image(f"data:;base64,{image}").convert("RGB") if isinstance(image, str) else image for image in images
+        ]
+    except InputError as error:
+        raise GateError(f"The question can't be put to the gate's model: {error}") from error
 
 
 def _choice_heads(scores: Sequence[Any]) -> Any:

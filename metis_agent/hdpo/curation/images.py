@@ -15,6 +15,9 @@ __all__ = ["image_fault"]
 
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 
+_MAX_BYTES, _MAX_PIXELS = 60_000_000, 89_000_000
+"""A question's image is the user's own: wider limits than for what strangers send."""
+
 
 def image_fault(question: Question, images: ImageStore | None) -> str:
     """What is wrong with the first bad image of a question; empty where all are good.
@@ -37,10 +40,20 @@ def _fault(reference: str, images: ImageStore | None) -> str:
         elif reference.startswith("data:"):
             content = base64.b64decode(reference.partition(",")[2], validate=True)
         else:
-            content = Path(reference.removeprefix("file://")).read_bytes()
+            content = _file(Path(reference.removeprefix("file://")))
     except (InputError, StorageError, OSError, ValueError, binascii.Error) as error:
         return str(error)
     return _decodes(content)
+
+
+def _file(path: Path) -> bytes:
+    if not path.is_file():  # a device would never end
+        raise InputError(f"{str(path)!r} is no file")
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"more than {_MAX_BYTES:,} bytes")
+    return content
 
 
 def _decodes(content: bytes) -> str:
@@ -54,6 +67,8 @@ def _decodes(content: bytes) -> str:
 
     try:
         with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                return f"{image.width} x {image.height} pixels, more than {_MAX_PIXELS:,}"
             image.verify()
     except Exception as error:  # Pillow raises whatever the decoder does
         return f"damaged: {error}"

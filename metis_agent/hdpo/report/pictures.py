@@ -20,6 +20,7 @@ from metis_agent.recording.images import ImageStore
 __all__ = ["Pictures"]
 
 _TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 _SIDE = 1024
 _PIXELS = 40_000_000
 
@@ -66,6 +67,7 @@ class Pictures:
 
     def _fit(self, content: bytes) -> tuple[str, bytes]:
         kind = _kind_of(content)
+        _check_size(content)
         if len(content) > self._each:
             kind, content = "image/jpeg", _shrunk(content)
         if len(content) > min(self._each, self._left):
@@ -96,6 +98,21 @@ def _kind_of(content: bytes) -> str:
     raise InputError(f"its {len(content):,} bytes are no PNG, JPEG, GIF or WebP.")
 
 
+def _check_size(content: bytes) -> None:
+    """A few bytes may claim more pixels than a reader's browser has memory for."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return  # then nothing but its first bytes is known
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow raises whatever the decoder does
+        raise InputError(f"it can't be decoded: {error}.") from error
+    if width * height > _PIXELS:
+        raise InputError(f"{width} x {height} pixels are more than {_PIXELS:,}.")
+
+
 def _shrunk(content: bytes) -> bytes:
     try:
         from PIL import Image
@@ -103,13 +120,9 @@ def _shrunk(content: bytes) -> bytes:
         raise InputError(f"{len(content):,} bytes are shrunk by Pillow, which isn't installed.") from missing
     flat = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "GIF", "WEBP"]) as image:
-            if image.width * image.height > _PIXELS:
-                raise InputError(f"{image.width} x {image.height} pixels are more than {_PIXELS:,}.")
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             image.thumbnail((_SIDE, _SIDE))
             image.convert("RGB").save(flat, "JPEG", quality=80)
-    except InputError:
-        raise
     except Exception as error:  # Pillow raises whatever the decoder does
         raise InputError(f"it can't be decoded: {error}.") from error
     return flat.getvalue()
