@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,44 +22,49 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld, WorldName, training_stack
+from metis_agent.errors import ConfigurationError
+from metis_agent.recording import formats
 from metis_agent.types import Trajectory
 
 if TYPE_CHECKING:
+    from metis_agent.hdpo.evaluation import Estimate
     from metis_agent.hdpo.measure import Measurement
-    from metis_agent.worlds.almanac.experiment import Experiment
-    from metis_agent.worlds.almanac.noise import Noise
+    from metis_agent.worlds.experiment import WorldExperiment
 
 __all__ = ["run_demo"]
-
-WRONG, FAILING = 0.10, 0.02
-"""Shares of tool calls that come back wrong, or fail: what a needless call risks in this world."""
 
 _SHOWN = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
 
 
-def run_demo(console: Console, folder: Path, *, seed: int, steps: int, questions: int, fresh: bool) -> None:
-    """Measure the cold start, train it, measure again; write `metrics.json` and `curve.png` to `folder`.
+def run_demo(
+    console: Console, folder: Path | None, *, world: WorldName = "almanac", seed: int, steps: int | None,
+    questions: int | None, fresh: bool,
+) -> None:  # fmt: skip
+    """Measure the cold start, train it, measure again; write `metrics.json` and `curve.png` to the folder.
+
+    Folder, steps and questions are by default the world's own.
 
     Raises:
         MissingDependencyError: the `train` extra is not installed.
         ConfigurationError: the folder holds a stopped run with other settings.
     """
-    COLD_START, Experiment, Noise = _imported()
+    training_stack()
     started = time.perf_counter()
-    experiment = Experiment(
-        folder=folder, seed=seed, steps=steps, test_questions=questions, noise=Noise(wrong=WRONG, error=FAILING)
-    )
-    _prepare(console, folder, {"seed": seed, "steps": steps, "questions": questions}, fresh=fresh)
-    console.print(
-        "A language model of 0.7M parameters answers sums, facts and greetings. It knows many answers, "
-        f"and calls a tool all the same. One tool call in {1 / (WRONG + FAILING):.0f} goes wrong.\n"
-    )
-    with _progress(console) as progress:
-        before = _measure(experiment, COLD_START, "cold_start", progress)
-        history = _train(experiment, progress)
-        after = _measure(experiment, experiment.policy, "hdpo", progress)
-    _show_examples(console, before, after)
+    its = DEMO_WORLDS[world]
+    folder, steps, questions = folder or its.folder, steps or its.steps, questions or its.questions
+    settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
+    _prepare(console, folder, settings if world == "almanac" else {**settings, "world": world}, fresh=fresh)
+    console.print(f"{its.introduction}\n")
+    experiment = its.experiment(folder, seed, steps, questions)
+    try:
+        with _progress(console) as progress:
+            before = _measure(experiment, experiment.cold_start, "cold_start", progress)
+            history = _train(experiment, progress)
+            after = _measure(experiment, experiment.policy, "hdpo", progress)
+    finally:
+        experiment.close()
+    _show_examples(console, its, before, after)
     _show_metrics(console, before, after)
     metrics = {
         "cold_start": before.to_dict(),
@@ -71,44 +73,27 @@ def run_demo(console: Console, folder: Path, *, seed: int, steps: int, questions
         "seed": seed,
         "steps": steps,
         "temperature": experiment.temperature,
-        "tool_noise": {"wrong": WRONG, "failing": FAILING},
+        "tool_noise": dict(its.tool_noise),
         "seconds": time.perf_counter() - started,
     }
     _write_curve(folder / "curve.png", history)
-    _write_json(folder / "metrics.json", metrics)
-    console.print(f"\nFigures: {folder / 'metrics.json'}   curve: {folder / 'curve.png'}   policy: {experiment.policy}")
-
-
-def _imported() -> tuple[Path, type[Experiment], type[Noise]]:
-    """The training stack, quiet and on one thread: these settings are read when it is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.simplefilter("ignore", FutureWarning)
-    try:
-        from transformers.utils import logging as transformers_logging
-
-        from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
-        from metis_agent.worlds.almanac.noise import Noise
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"the demo trains a model and needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
-        ) from missing
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # TRL warns of each rollout without a reward; those are counted in the metrics as excluded.
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    return COLD_START, Experiment, Noise
+    further = its.keep(folder, before, after)
+    _write_json(folder / "metrics.json", formats.with_format(metrics, formats.FIGURES))
+    places = [f"Figures: {folder / 'metrics.json'}", f"curve: {folder / 'curve.png'}", further]
+    console.print("\n" + "   ".join([*filter(None, places), f"policy: {experiment.policy}"]))
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
 
 
-def _prepare(console: Console, folder: Path, settings: Mapping[str, int], *, fresh: bool) -> None:
+def _prepare(console: Console, folder: Path, settings: Mapping[str, int | str], *, fresh: bool) -> None:
     """Make the folder ready: empty for a new run, as it was for one that was stopped."""
     note = folder / "run.json"
     finished = (folder / "metrics.json").exists()
     if note.exists() and not (fresh or finished):
         earlier = json.loads(note.read_text())
+        formats.check_format(earlier, formats.RUN, repr(str(note)))
+        earlier = formats.without_format(earlier)
         if earlier != settings:
             raise ConfigurationError(
                 f"{str(folder)!r} holds a stopped run with {earlier!r}, and this one has {dict(settings)!r}; "
@@ -118,19 +103,19 @@ def _prepare(console: Console, folder: Path, settings: Mapping[str, int], *, fre
         return
     for part in ("trajectories", "checkpoints", "policy"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    for part in ("metrics.json", "curve.png"):
+    for part in ("metrics.json", "curve.png", "pictures.html"):
         (folder / part).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(note, dict(settings))
+    _write_json(note, formats.with_format(settings, formats.RUN))
 
 
-def _measure(experiment: Experiment, policy: Path, name: str, progress: Progress) -> Measurement:
+def _measure(experiment: WorldExperiment, policy: Path, name: str, progress: Progress) -> Measurement:
     runs = experiment.test_questions * (1 + len(experiment.probes.branches))
     task = progress.add_task(f"measure {name.replace('_', ' ')}", total=runs)
     return experiment.measure(policy, name, progress=lambda _: progress.advance(task))
 
 
-def _train(experiment: Experiment, progress: Progress) -> list[Mapping[str, float]]:
+def _train(experiment: WorldExperiment, progress: Progress) -> list[Mapping[str, float]]:
     task = progress.add_task("train by HDPO", total=experiment.steps)
 
     def on_step(metrics: Mapping[str, float]) -> None:
@@ -156,7 +141,7 @@ def _progress(console: Console) -> Iterator[Progress]:
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _show_examples(console: Console, before: Measurement, after: Measurement) -> None:
+def _show_examples(console: Console, world: DemoWorld, before: Measurement, after: Measurement) -> None:
     """One question of each kind, as each policy handled it."""
     table = Table(title="The same questions, before and after", title_justify="left")
     for heading in ("question", "cold start", "after HDPO"):
@@ -166,7 +151,7 @@ def _show_examples(console: Console, before: Measurement, after: Measurement) ->
     for run in before.trajectories:
         if run.question.kind not in shown:
             shown.add(run.question.kind)
-            table.add_row(run.question.text, _told(run), _told(later[run.question.id]))
+            table.add_row(world.asked(run.question), _told(run), _told(later[run.question.id]))
     console.print(table)
 
 
@@ -181,14 +166,34 @@ def _show_metrics(console: Console, before: Measurement, after: Measurement) -> 
     table.add_column("cold start", justify="right")
     table.add_column("after HDPO", justify="right")
     for name in _SHOWN:
-        row = [getattr(measurement.evaluation.overall, name) for measurement in (before, after)]
-        cells = [f"{it.value:.3f}  [{it.low:.3f}, {it.high:.3f}]" if it.value is not None else "-" for it in row]
-        table.add_row(name.replace("_", " "), *cells)
+        row = (getattr(measurement.evaluation.overall, name) for measurement in (before, after))
+        table.add_row(name.replace("_", " "), *map(_interval, row))
+    if before.classes:
+        _add_classes(table, before, after)
     table.add_row(
         "seconds per question",
         *(f"{measurement.seconds_per_question:.4f}" for measurement in (before, after)),
     )
     console.print(table)
+
+
+def _add_classes(table: Table, before: Measurement, after: Measurement) -> None:
+    """Rows for each class of questions, and for each kind when its branch is forced."""
+    for name in before.classes:
+        pair = [measurement.classes.get(name) for measurement in (before, after)]
+        for metric in ("accuracy", "tool_rate"):
+            estimates = [getattr(metrics, metric) if metrics else None for metrics in pair]
+            table.add_row(f"{metric.replace('_', ' ')}, {name}", *map(_interval, estimates))
+    for branch, probes in before.forced.items():
+        later = after.forced.get(branch)
+        for kind in probes.kinds:
+            both = (probes.kinds[kind], later.kinds.get(kind) if later else None)
+            cells = [_interval(metrics.accuracy) if metrics else "-" for metrics in both]
+            table.add_row(f"accuracy, forced {branch}: {kind}", *cells)
+
+
+def _interval(it: Estimate | None) -> str:
+    return "-" if it is None or it.value is None else f"{it.value:.3f}  [{it.low:.3f}, {it.high:.3f}]"
 
 
 def _write_curve(path: Path, history: list[Mapping[str, float]]) -> None:

@@ -6,11 +6,12 @@ also run forced direct, several times, and forced to call a tool, and `evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from metis_agent.hdpo.evaluation import Evaluation, evaluate, share_right
+from metis_agent.hdpo.evaluation import Evaluation, Metrics, evaluate, share_right
+from metis_agent.hdpo.exploration import branch_of
 from metis_agent.hdpo.rewards import Verify
 from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
 from metis_agent.hdpo.verifiers import verify as default_verify
@@ -43,10 +44,15 @@ class Measurement:
     trajectories: tuple[Trajectory, ...]
     seconds_per_question: float
     """Wall time in which free runs were under way, divided by the questions: what one costs when many run at once."""
+    forced: Mapping[Branch, Evaluation]
+    """The probes of each branch: how often the model is right when it answers directly, and when it must call."""
+    classes: Mapping[str, Metrics]
+    """The free runs on several kinds together."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Point estimates by name, `intervals` beside them, and `kinds` with both."""
+        """Point estimates by name, `intervals` beside them, and `kinds`, `classes` and `forced` with both."""
         evaluation = self.evaluation.to_dict()
+        forced = {branch: probes.to_dict() for branch, probes in self.forced.items()}
         return {
             **_flat(evaluation["overall"]),
             "seconds_per_question": self.seconds_per_question,
@@ -55,6 +61,14 @@ class Measurement:
             "unjudged": evaluation["unjudged"],
             "confidence": evaluation["confidence"],
             "kinds": {kind: _flat(metrics) for kind, metrics in evaluation["kinds"].items()},
+            "classes": {name: _flat(asdict(metrics)) for name, metrics in self.classes.items()},
+            "forced": {
+                branch: {
+                    **_accuracy(probes["overall"]),
+                    "kinds": {kind: _accuracy(metrics) for kind, metrics in probes["kinds"].items()},
+                }
+                for branch, probes in forced.items()
+            },
         }
 
 
@@ -67,6 +81,7 @@ def measure(
     probes: Probes = Probes(),
     probe_rollouts: Rollouts | None = None,
     verify: Verify = default_verify,
+    classes: Mapping[str, Collection[str]] | None = None,
     progress: Callable[[Trajectory], None] = lambda _: None,
 ) -> Measurement:
     """Run `questions` freely once each and by the probes, and evaluate.
@@ -79,23 +94,36 @@ def measure(
         probes: How many forced runs.
         probe_rollouts: The agent that the probes sample from, for instance at another temperature.
         verify: Judges the answers.
+        classes: Kinds of questions to look at together, by name.
         progress: Called with each finished trajectory.
     """
     free = rollouts.collect(group_rollouts(questions, ("free",), name=f"{name}/free", seed=seed), progress=progress)
     forced = (probe_rollouts or rollouts).collect(
         group_rollouts(questions, probes.branches, name=f"{name}/probe", seed=seed), progress=progress
     )
-    by_branch = {branch: [run for run in forced if run.branch == branch] for branch in ("direct", "tool")}
-    evaluation = evaluate(
-        free,
-        direct_right=share_right(by_branch["direct"], verify),
-        tool_right=share_right(by_branch["tool"], verify),
-        verify=verify,
-        seed=seed,
-    )
+    by_branch: dict[Branch, list[Trajectory]] = {
+        branch: [run for run in forced if run.branch == branch] for branch in dict.fromkeys(probes.branches)
+    }
+    right = {branch: share_right(runs, verify) for branch, runs in by_branch.items()}
+
+    def evaluated(runs: Sequence[Trajectory]) -> Evaluation:
+        return evaluate(
+            runs, direct_right=right.get("direct", {}), tool_right=right.get("tool"), verify=verify, seed=seed
+        )
+
+    took = {branch: [run for run in runs if branch_of(run) == branch] for branch, runs in by_branch.items()}
+    together = {name: [run for run in free if run.question.kind in kinds] for name, kinds in (classes or {}).items()}
     return Measurement(
-        evaluation=evaluation, trajectories=tuple(free), seconds_per_question=_busy(free) / len(questions)
+        evaluation=evaluated(free),
+        trajectories=tuple(free),
+        seconds_per_question=_busy(free) / len(questions),
+        forced={branch: evaluated(runs) for branch, runs in took.items() if _finished(runs)},
+        classes={name: evaluated(runs).overall for name, runs in together.items() if _finished(runs)},
     )
+
+
+def _finished(runs: Sequence[Trajectory]) -> bool:
+    return any(run.status == "finished" for run in runs)
 
 
 def _busy(trajectories: Sequence[Trajectory]) -> float:
@@ -106,6 +134,11 @@ def _busy(trajectories: Sequence[Trajectory]) -> float:
         covered += max(0.0, finish - max(run.started_at, end))
         end = max(end, finish)
     return covered
+
+
+def _accuracy(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    it = metrics["accuracy"]
+    return {"accuracy": it["value"], "interval": [it["low"], it["high"]]}
 
 
 def _flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from metis_agent.models.local import LocalChatModel
 from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.worlds.gallery.cold_start import build_model
-from metis_agent.worlds.gallery.pictures import as_png, draw, exhibit
-from metis_agent.worlds.gallery.questions import questions, texts
+from metis_agent.worlds.gallery.exhibits import exhibit
+from metis_agent.worlds.gallery.pictures import as_png, draw
+from metis_agent.worlds.gallery.questions import questions
 from metis_agent.worlds.gallery.tokens import build_processor
 
 from .policy_world import STRATIFIED, arguments, coin, furthest, logged
@@ -34,7 +35,7 @@ def look() -> list[dict[str, Any]]:
     """Show another picture."""
     import base64
 
-    picture = as_png(draw(exhibit(texts("train")[0], "large", random.Random(0))))
+    picture = as_png(draw(exhibit("number", "large", random.Random(0))))
     url = "data:image/png;base64," + base64.b64encode(picture).decode()
     return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "!"}]
 

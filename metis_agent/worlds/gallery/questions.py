@@ -1,6 +1,8 @@
-"""The gallery's questions: what does the sign say? Of a large number, or of a tiny one; split by what is to be read.
+"""The gallery's questions: what does the sign say, how high is the red bar, who painted this?
 
-A pair of digits that is held out never stands in a training picture, so a policy must read digits, not know pairs.
+Large text can be read at once, tiny text only in a crop; who painted a picture stands beside it in the collection. The
+splits hold pictures apart: a picture's seed, and a painting, belong to one split. What is read is the same in all, as
+words and numbers are in any gallery.
 """
 
 from __future__ import annotations
@@ -8,51 +10,116 @@ from __future__ import annotations
 import base64
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from itertools import product
+from typing import Any, Literal
+
+from PIL import Image
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.types import Question
-from metis_agent.worlds.gallery.pictures import Exhibit, Look, Size, as_png, draw, exhibit
+from metis_agent.worlds.gallery.exhibits import COLOURS, CONTENTS, FONTS, SIZES, Content, Exhibit, Size, exhibit
+from metis_agent.worlds.gallery.paintings import COLLECTION, Painting, photograph
+from metis_agent.worlds.gallery.pictures import as_png, draw
 
-__all__ = ["FORMS", "SIZES", "Split", "ask", "questions", "texts"]
+__all__ = [
+    "ALL_KINDS", "KINDS", "LEGIBLE", "PAINTING", "PAINTING_FORMS", "Split", "ask", "ask_painter", "drawn_from", "forms",
+    "paintings", "phrasings", "questions",
+]  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
-SIZES: tuple[Size, ...] = get_args(Size)
+PAINTING = "painting"
+ALL_KINDS = (*(f"{size} {content}" for content in CONTENTS for size in SIZES), PAINTING)
+KINDS = tuple(kind for kind in ALL_KINDS if not kind.endswith("chart"))
+"""The kinds that the cold start is taught, and that are asked by default; charts come on request."""
+LEGIBLE = tuple(kind for kind in ALL_KINDS if kind.startswith("large"))
+"""The kinds that can be answered without a tool."""
 
-FORMS: dict[Look, tuple[str, ...]] = {
-    "sign": ("What number is on the sign?", "What does the sign say?"),
-    "label": ("What number is on the label?", "What does the label say?"),
-    "chart": ("What value does the chart show?", "What number is above the bars?"),
+_FORMS: dict[Content, tuple[str, ...]] = {
+    "number": ("What number is on the {look}?", "Read the number on the {look}."),
+    "word": ("What word is on the {look}?", "Read the word on the {look}."),
+    "chart": ("What is the value of the {colour} bar?", "How high is the {colour} bar?"),
 }
-
+PAINTING_FORMS = ("Who painted this?", "Who painted this picture?")
 _HELD_OUT: dict[Split, range] = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
 
 
-def texts(split: Split) -> tuple[str, ...]:
-    """The numbers of a split, each as two digits.
+def questions(
+    split: Split, count: int, *, seed: int = 0, kinds: Sequence[str] = KINDS, fonts: Sequence[str] = FONTS
+) -> tuple[Question, ...]:
+    """`count` questions, the kinds in turn, each with a picture of its own.
 
     Raises:
-        ConfigurationError: an unknown split.
+        ConfigurationError: an unknown split or kind.
     """
-    if split not in _HELD_OUT:
-        raise ConfigurationError(f"unknown split {split!r}; choose one of {', '.join(_HELD_OUT)}")
-    every = (f"{number:02d}" for number in range(100))
-    return tuple(text for text in every if zlib.crc32(f"gallery {text}".encode()) % 100 in _HELD_OUT[split])
-
-
-def questions(split: Split, count: int, *, seed: int = 0) -> tuple[Question, ...]:
-    """`count` questions, half of them about large numbers, each with a picture of its own."""
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
+    if unknown or not kinds:
+        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(ALL_KINDS)}")
     rng = random.Random(f"{split} {seed}")
-    there = texts(split)
-    return tuple(ask(exhibit(rng.choice(there), SIZES[place % 2], rng), rng) for place in range(count))
+    shown = paintings(split)
+    found: list[Question] = []
+    for place in range(count):
+        kind = kinds[place % len(kinds)]
+        if kind == PAINTING:
+            found.append(ask_painter(rng.choice(shown), rng))
+        else:
+            content, size = next((c, s) for c in CONTENTS for s in SIZES if f"{s} {c}" == kind)
+            found.append(ask(drawn_from(split, content, size, rng, fonts=fonts), rng))
+    return tuple(found)
+
+
+def forms(it: Exhibit) -> tuple[str, ...]:
+    """The ways in which one may ask about an exhibit; none tells how large its text is."""
+    return tuple(form.format(look=it.look, colour=it.asked) for form in _FORMS[it.content])
+
+
+def phrasings() -> tuple[str, ...]:
+    """Every question of this world."""
+    options = [{"look": look, "colour": colour} for look, colour in product(("sign", "label"), COLOURS)]
+    shown = [form.format(**each) for group in _FORMS.values() for form in group for each in options]
+    return tuple(dict.fromkeys([*shown, *PAINTING_FORMS]))
+
+
+def drawn_from(
+    split: Split, content: Content, size: Size, rng: random.Random, *, fonts: Sequence[str] = FONTS
+) -> Exhibit:
+    """An exhibit of a split."""
+    while True:
+        it = exhibit(content, size, rng, fonts=fonts)
+        if _is_of(split, f"gallery {it.seed}"):
+            return it
+
+
+def paintings(split: Split) -> tuple[Painting, ...]:
+    """The paintings of the collection that a split asks about."""
+    every = (Painting(number=number) for number in range(COLLECTION))
+    return tuple(it for it in every if _is_of(split, f"painting {it.number}"))
 
 
 def ask(it: Exhibit, rng: random.Random) -> Question:
     """The question about a picture; the picture is in `metadata["images"]`, as a data URI."""
-    uri = "data:image/png;base64," + base64.b64encode(as_png(draw(it))).decode()
-    metadata: dict[str, Any] = {"images": [uri], "exhibit": asdict(it)}
     return Question(
-        id=f"{it.size} {it.look} {it.text} {it.seed:08x}", text=rng.choice(FORMS[it.look]), answer=it.text,
-        kind=it.size, metadata=metadata,
+        id=f"{it.size} {it.content} {it.text} {it.seed:08x}", text=rng.choice(forms(it)), answer=it.text,
+        kind=f"{it.size} {it.content}", metadata={"images": [_uri(draw(it))], "exhibit": asdict(it)},
     )  # fmt: skip
+
+
+def ask_painter(it: Painting, rng: random.Random) -> Question:
+    """The question about a photograph of a painting."""
+    seed = rng.getrandbits(32)
+    metadata: dict[str, Any] = {"images": [_uri(photograph(it, seed))], "painting": it.number}
+    return Question(
+        id=f"painting {it.number} {seed:08x}", text=rng.choice(PAINTING_FORMS), answer=it.painter, kind=PAINTING,
+        metadata=metadata,
+    )  # fmt: skip
+
+
+def _is_of(split: Split, key: str) -> bool:
+    if split not in _HELD_OUT:
+        raise ConfigurationError(f"unknown split {split!r}; choose one of {', '.join(_HELD_OUT)}")
+    return zlib.crc32(key.encode()) % 100 in _HELD_OUT[split]
+
+
+def _uri(picture: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(as_png(picture)).decode()

@@ -1,7 +1,8 @@
 """The tiny model's tokenizer, chat template and image processor.
 
-Words of the questions, the parts of a crop as single tokens, and every printable ASCII character. A number is read
-digit by digit; a coordinate is one token with the comma after it, so it can't be taken for a number that is read.
+Words of the questions and of the signs, the parts of a crop as single tokens, and every printable ASCII character. A
+word on a sign is one token, as frequent words are in real vocabularies, and a number is read digit by digit; a
+coordinate is one token with the comma after it, so it can't be taken for a number that is read.
 """
 
 from __future__ import annotations
@@ -15,10 +16,23 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metis_agent.models.stills import StillsProcessor
+from metis_agent.worlds.gallery.exhibits import WORDS
+from metis_agent.worlds.gallery.paintings import FIRST, LAST
 from metis_agent.worlds.gallery.pictures import CANVAS, CELL, GRID, VIEW
-from metis_agent.worlds.gallery.questions import FORMS
+from metis_agent.worlds.gallery.questions import phrasings
 
-__all__ = ["CHAT_TEMPLATE", "END", "IMAGE", "PATCH", "SHOWN", "build_processor", "crop_code"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "END",
+    "IMAGE",
+    "MERGE",
+    "PATCH",
+    "SEARCH",
+    "SHOWN",
+    "build_processor",
+    "crop_code",
+    "found_text",
+]
 
 END = "<|end|>"
 IMAGE = "<|image_pad|>"
@@ -26,13 +40,15 @@ PATCH, MERGE = 8, 2
 
 SHOWN = f"[image 1: {CANVAS} x {CANVAS} pixels]"
 """What the Python tool says of the crop, before the crop itself."""
+SEARCH = '{"name": "image_search", "arguments": {"image": "image_1"}}'
+"""The call that looks for the picture in the collection, as the model writes it."""
 
 _VISION = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
 _SPECIAL = ("<|pad|>", END, "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", *_VISION)
 _CROP, _ENLARGE = "image_1.crop(", f".resize(({CANVAS}, {CANVAS}))"
 _WIRE = (
     "<answer>", "</answer>", "<tool_call>", "</tool_call>", '{"name": "python", "arguments": {"code": "', '"}}',
-    _CROP, _ENLARGE, SHOWN, "unknown",
+    _CROP, _ENLARGE, SHOWN, SEARCH, "[1] ", ".png\n", f"{CANVAS} x {CANVAS} pixels\n", "Painted by ", "unknown",
 )  # fmt: skip
 
 CHAT_TEMPLATE = (
@@ -63,6 +79,11 @@ def crop_code(cell: tuple[int, int]) -> str:
     return f"{_CROP}({left}, {top}, {left + CELL}, {top + CELL})){_ENLARGE}"
 
 
+def found_text(file: str, caption: str) -> str:
+    """What the image search says of the one picture that it found."""
+    return f"[1] {file}\n{CANVAS} x {CANVAS} pixels\n{caption}"
+
+
 def build_processor() -> StillsProcessor:
     """Tokenizer, template and image processor, the same on every machine."""
     images: Any = Qwen2VLImageProcessorPil
@@ -78,7 +99,20 @@ def build_processor() -> StillsProcessor:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = list(dict.fromkeys((*_SPECIAL, *_WIRE, *_coordinates(), *string.printable[:95], *_words())))
+    vocabulary = list(
+        dict.fromkeys(
+            (
+                *_SPECIAL,
+                *_WIRE,
+                *_coordinates(),
+                *string.printable[:95],
+                *WORDS,
+                *FIRST,
+                *(f" {name}" for name in LAST),
+                *_words(),
+            )
+        )
+    )
     longest_first = sorted((token for token in vocabulary if len(token) > 1), key=len, reverse=True)
     pieces = "|".join(re.escape(token) for token in longest_first)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<|unk|>"))
@@ -101,4 +135,4 @@ def _coordinates() -> list[str]:
 
 def _words() -> list[str]:
     """Words of the questions, with the space before them."""
-    return [word for forms in FORMS.values() for form in forms for word in re.findall(r"^[A-Za-z]+| [A-Za-z]+", form)]
+    return [word for form in phrasings() for word in re.findall(r"^[A-Za-z]+| [A-Za-z]+", form)]

@@ -1,5 +1,7 @@
-"""Splits by what is to be read; a question carries its picture."""
+"""Splits by picture; a question carries its picture."""
 
+import random
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -7,35 +9,66 @@ import pytest
 from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.verifiers import verify
 from metis_agent.tools.images import load_image
-from metis_agent.worlds.gallery.pictures import Exhibit, draw
-from metis_agent.worlds.gallery.questions import questions, texts
+from metis_agent.worlds.gallery.exhibits import HELD_OUT_FONT, Exhibit
+from metis_agent.worlds.gallery.paintings import Painting
+from metis_agent.worlds.gallery.pictures import draw
+from metis_agent.worlds.gallery.questions import (
+    ALL_KINDS,
+    KINDS,
+    LEGIBLE,
+    PAINTING,
+    Split,
+    drawn_from,
+    paintings,
+    questions,
+)
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-def test_no_text_is_in_two_splits_and_every_digit_is_learnt_in_both_places() -> None:
-    every = [texts(split) for split in SPLITS]  # type: ignore[arg-type]
-    assert sum(map(len, every)) == 100
-    assert all(not set(one) & set(other) for one, other in combinations(every, 2))
-    for place in (0, 1):
-        assert {text[place] for text in every[0]} == set("0123456789")
+def test_no_picture_is_in_two_splits() -> None:
+    for one, other in combinations(SPLITS, 2):
+        assert not set(paintings(one)) & set(paintings(other))
+        drawn = [
+            {drawn_from(split, "word", "tiny", rng).seed for _ in range(200)}
+            for split, rng in ((one, random.Random(0)), (other, random.Random(0)))
+        ]
+        assert not drawn[0] & drawn[1]
     with pytest.raises(ConfigurationError, match="unknown split"):
-        texts("all")  # type: ignore[arg-type]
+        paintings("all")  # type: ignore[arg-type]
 
 
 def test_questions_are_repeatable_distinct_and_carry_their_picture() -> None:
-    asked = questions("test", 20, seed=1)
-    assert asked == questions("test", 20, seed=1)
-    assert asked != questions("test", 20, seed=2)
-    assert len({question.id for question in asked}) == 20
-    assert [question.kind for question in asked[:4]] == ["large", "tiny", "large", "tiny"]
-    for question in asked[:4]:
-        assert question.answer in texts("test")
+    asked = questions("test", 28, seed=1, kinds=ALL_KINDS)
+    assert asked == questions("test", 28, seed=1, kinds=ALL_KINDS)
+    assert asked != questions("test", 28, seed=2, kinds=ALL_KINDS)
+    assert len({question.id for question in asked}) == 28
+    assert Counter(question.kind for question in asked) == dict.fromkeys(ALL_KINDS, 4)
+    assert {question.kind for question in questions("test", 5)} == set(KINDS)
+    for question in asked[:7]:
+        assert verify(question, question.answer or "")
+        if question.kind == PAINTING:
+            assert question.answer == Painting(number=question.metadata["painting"]).painter
+            continue
         picture = draw(Exhibit(**question.metadata["exhibit"]))
         assert load_image(question.metadata["images"][0]).tobytes() == picture.tobytes()
-        assert verify(question, question.answer)
+
+
+def test_kinds_and_fonts_can_be_chosen() -> None:
+    chosen = questions("test", 6, kinds=LEGIBLE, fonts=(HELD_OUT_FONT,))
+    assert {question.kind for question in chosen} == set(LEGIBLE)
+    assert {question.metadata["exhibit"]["font"] for question in chosen} == {HELD_OUT_FONT}
+    with pytest.raises(ConfigurationError, match="unknown kinds"):
+        questions("test", 5, kinds=("huge",))
+
+
+def test_a_question_does_not_tell_how_large_the_text_is() -> None:
+    asked = questions("train", 140, kinds=ALL_KINDS)
+    for content in ("number", "word"):
+        large, tiny = ({it.text for it in asked if it.kind == f"{size} {content}"} for size in ("large", "tiny"))
+        assert large == tiny
 
 
 def test_a_leading_zero_counts() -> None:
-    question = next(it for it in questions("validation", 60) if it.answer == "05")
-    assert not verify(question, "5")
+    question = next(it for it in questions("validation", 60, kinds=["tiny number"]) if (it.answer or "")[0] == "0")
+    assert not verify(question, (question.answer or "").lstrip("0"))
