@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test format lint types unit docs docs-test notebooks world gallery bench-hdpo bench-gates bench-overhead bench-update \
-	bench-sandbox bench-search bench-trainer bench-half-known bench-store clean
+.PHONY: help install demo demo-vision test format lint types unit docs docs-test notebooks world gallery bench-hdpo bench-gates bench-overhead bench-update \
+	bench-sandbox bench-search bench-trainer bench-half-known bench-store bench-report bench-vision bench-real-size wheel-test clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,9 @@ install: $(VENV)/installed ## the virtual environment in .venv
 demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (about 4 minutes)
 	$(RUN)/metis demo
 
+demo-vision: $(VENV)/installed ## the same about pictures: the sign read at a glance, the tiny one cropped, then read
+	$(RUN)/metis demo --world gallery
+
 test: format lint types unit ## everything that CI runs
 
 format: $(VENV)/installed ## is the code formatted?
@@ -51,10 +54,13 @@ notebooks: $(VENV)/installed ## run the notebooks again and keep what they print
 unit: $(VENV)/installed ## all tests, on two processes
 	$(RUN)/pytest -n 2 --dist loadfile
 
+wheel-test: $(VENV)/installed ## wheel and sdist in clean environments, alone and with every extra: EXTRAS="runtime train" for some (an hour)
+	$(RUN)/python -m tests.packaging.clean_rooms --full-demo $(EXTRAS)
+
 world: $(VENV)/installed ## train the shipped cold start again from nothing (about 12 minutes)
 	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
 
-gallery: $(VENV)/installed ## train the tiny Qwen3-VL of the vision world from nothing
+gallery: $(VENV)/installed ## train the tiny Qwen3-VL that the vision world ships again from nothing
 	$(RUN)/python -m metis_agent.worlds.gallery.cold_start
 
 bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)
@@ -63,11 +69,20 @@ bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (ab
 bench-overhead bench-update bench-trainer bench-sandbox bench-search: bench-%: $(VENV)/installed
 	$(RUN)/python benchmarks/$*.py
 
+bench-vision: $(VENV)/installed ## the vision demo with three seeds
+	for seed in 0 1 2; do $(RUN)/metis demo --world gallery --seed $$seed --folder runs/bench-vision/$$seed || exit 1; done
+
 bench-half-known: $(VENV)/installed ## a gate where the model half knows, beside plain HDPO and coupled (about 10 minutes)
 	$(RUN)/python benchmarks/half_known_gate.py
 
 bench-store: $(VENV)/installed ## a million trajectories to outcomes: seconds and memory (about 5 minutes, 4 GB of disk)
 	$(RUN)/python benchmarks/store.py
+
+bench-report: $(VENV)/installed ## metis report of 100,000 trajectories: the page, and its first paint in Chromium
+	$(RUN)/python benchmarks/report.py
+
+bench-real-size: $(VENV)/installed ## Qwen3-VL-2B's shape with random weights: built, rolled out, one HDPO step (about 12 minutes, 8 GB)
+	$(RUN)/python benchmarks/real_size.py
 
 bench-gates: $(VENV)/installed ## a gate on recorded outcomes beside its baselines: make bench-gates DATA=DIR
 	$(RUN)/python benchmarks/gates.py --data $(DATA)

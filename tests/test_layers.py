@@ -19,16 +19,19 @@ ALLOWED = {
     "turns": set(),
     "deadline": set(),
     "budget": set(),
-    "gates": {"deadline", "turns"},
+    "gates": {"deadline", "tools", "turns"},  # `tools` for loading images safely
     "tools": {"deadline"},
     "models": {"tools"},
     "recording": {"turns"},
     "graphs": {"gates", "budget", "deadline", "recording", "turns"},
     "middleware": {"agent", "graphs", "gates", "budget", "deadline", "recording", "turns"},
     "agent": {"graphs", "gates", "budget", "recording"},
-    "hdpo": {"agent", "deadline", "gates", "recording"},
+    "hdpo": {"agent", "deadline", "gates", "recording", "tools"},
+    "engines": {"hdpo", "models"},
+    "publish": {"gates"},
     "worlds": {"agent", "gates", "budget", "recording", "models", "tools", "hdpo"},
-    "cli": {"agent", "gates", "budget", "recording", "models", "tools", "hdpo", "worlds"},
+    "benchmarks": {"agent", "gates", "recording", "tools", "hdpo"},
+    "cli": {"agent", "benchmarks", "gates", "budget", "recording", "models", "tools", "hdpo", "worlds", "publish"},
     # What langgraph.json names: a whole agent, made when it is asked for.
     "graphs/metis": {"agent", "gates", "tools", "worlds"},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,19 @@ from langchain_core.tools import BaseTool
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.budget import Budget
-from metis_agent.errors import ConfigurationError
+from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.gates.base import Gate
 
-__all__ = ["AgentOption", "Choice", "ModelOption", "ToolsOption", "choose_agent", "load_attribute"]
+__all__ = [
+    "AgentOption",
+    "Choice",
+    "ModelOption",
+    "ToolsOption",
+    "choose_agent",
+    "load_attribute",
+    "load_chat_model",
+    "named_gate",
+]
 
 ModelOption = Annotated[
     str | None,
@@ -67,6 +77,7 @@ def choose_agent(
     calls: int = 8,
     temperature: float | None = None,
     label: str | None = None,
+    base_url: str | None = None,
 ) -> Choice:
     """The agent that the options name.
 
@@ -78,6 +89,7 @@ def choose_agent(
         calls: Tool calls a turn, likewise.
         temperature: Of the model's sampling; its own default where not given.
         label: What records call the model, by default its name in the options.
+        base_url: Of an endpoint that speaks OpenAI's protocol; `model` is then its model's name.
 
     Raises:
         ConfigurationError: neither or both are named, or what is named is not there or is something else.
@@ -88,13 +100,15 @@ def choose_agent(
         raise ConfigurationError(f"--agent is {agent!r} and --model {model!r}: give one of them.")
     if agent is not None and tools:
         raise ConfigurationError(f"--tools {tools!r} goes with --model: the agent {agent!r} brings its own.")
+    if base_url is not None and model is None:
+        raise ConfigurationError(f"--base-url {base_url!r} goes with --model: the agent {agent!r} brings its own.")
     concurrency = 16
     build: Callable[[Gate], MetisAgent]
     if agent is not None:
         found = load_attribute(agent)
         build = _builder(found, agent, system_prompt, calls)
     else:
-        chat, concurrency = _chat_model(str(model), temperature)
+        chat, concurrency = _chat_model(str(model), temperature, base_url)
         parts = [part for name in tools or () for part in _tools(load_attribute(name), name)]
         build = partial(_create, chat, parts, system_prompt, calls)
     names = tuple(build(ModelGate()).tools)
@@ -149,8 +163,37 @@ def _load_file(path: Path) -> Any:
     return module
 
 
-def _chat_model(name: str, temperature: float | None) -> tuple[Any, int]:
+def load_chat_model(name: str, temperature: float | None = None) -> Any:
+    """A chat model by what `ModelOption` takes.
+
+    Raises:
+        ConfigurationError: there is no such thing.
+        MissingDependencyError: it needs what is not installed.
+    """
+    found, _ = _chat_model(name, temperature)
+    if not isinstance(found, str):
+        return found
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f"the model {name!r} needs LangChain; install it with: pip install 'metis-agent[langchain]'"
+        ) from missing
+    return init_chat_model(found)
+
+
+def named_gate(name: str) -> Gate:
+    """A gate by its folder, or "model", "always" or "never"."""
+    from metis_agent.gates import AlwaysGate, ModelGate, NeverGate, PolicyGate
+
+    plain: dict[str, type[Gate]] = {"model": ModelGate, "always": AlwaysGate, "never": NeverGate}
+    return plain[name]() if name in plain else PolicyGate(Path(name))
+
+
+def _chat_model(name: str, temperature: float | None, base_url: str | None = None) -> tuple[Any, int]:
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    if base_url is not None:
+        return _endpoint(name, base_url, options), 16
     if Path(name).is_dir():
         from metis_agent.cli.outcome_options import training_libraries
 
@@ -171,6 +214,18 @@ def _chat_model(name: str, temperature: float | None) -> tuple[Any, int]:
     except ImportError:
         return name, 16  # `create_metis_agent` says what to install
     return init_chat_model(name, **options), 16
+
+
+def _endpoint(name: str, base_url: str, options: dict[str, Any]) -> Any:
+    try:
+        from langchain_openai import ChatOpenAI
+    except ImportError as missing:
+        raise MissingDependencyError(
+            "--base-url needs langchain-openai; install it with: pip install 'metis-agent[vllm]'"
+        ) from missing
+    # Servers of one's own mostly want no key, and the client refuses to be without.
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    return ChatOpenAI(model=name, base_url=base_url, api_key=key, **options)  # type: ignore[arg-type]
 
 
 def _tools(found: Any, name: str) -> list[Any]:

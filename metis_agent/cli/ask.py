@@ -9,13 +9,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from metis_agent.cli.agent_options import AgentOption, ModelOption, ToolsOption, choose_agent
+from metis_agent.cli.agent_options import AgentOption, ModelOption, ToolsOption, choose_agent, named_gate
 from metis_agent.cli.ask_screen import Screen, answer_of
 from metis_agent.cli.outcome_options import training_libraries
 from metis_agent.errors import InfrastructureError, MetisError
@@ -59,11 +58,11 @@ def ask_command(
     """
     tiny = model is None and agent is None
     if tiny:
-        chosen = _almanac(_gate(gate))
+        chosen = _almanac(named_gate(gate))
     else:
         named = tools or ([] if agent else ["metis_agent.cli.ask_tools:python_tools"])
         choice = choose_agent(model, named, agent, system_prompt=system_prompt, calls=calls, temperature=temperature)
-        chosen = choice.build(_gate(gate))
+        chosen = choice.build(named_gate(gate))
     screen = Screen(as_json=json)
     talk = Conversation(chosen, screen, remembers=not tiny)
     if question is not None:
@@ -157,10 +156,3 @@ def _almanac(gate: Gate) -> MetisAgent:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         from metis_agent.worlds.almanac.agent import almanac_agent
     return almanac_agent(gate)
-
-
-def _gate(name: str) -> Gate:
-    from metis_agent.gates import AlwaysGate, ModelGate, NeverGate, PolicyGate
-
-    plain: dict[str, type[Gate]] = {"model": ModelGate, "always": AlwaysGate, "never": NeverGate}
-    return plain[name]() if name in plain else PolicyGate(Path(name))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools, show_report, work_folder
-from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, write_json
+from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, screen, write_json
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.curation.report import CurationReport
@@ -107,7 +106,7 @@ def curate_sft_command(
     """
     from metis_agent.hdpo.curation.sft import curate_sft
 
-    console, started = Console(), time.perf_counter()
+    console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
     stages, not_run = _sft_stages(
         local, store_tools=(tools or [], python, corpus), base=base, k=k, least=least, judge=judge, rubric=rubric,
@@ -161,7 +160,7 @@ def curate_rl_command(
     from metis_agent.hdpo.curation.rl import curate_rl
     from metis_agent.hdpo.verifiers import VERIFIERS, verify
 
-    console, started = Console(), time.perf_counter()
+    console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
     stages, not_run, judging = _rl_stages(
         store, local, mix=(least_rollouts, lowest, highest), judge=judge, rubric=rubric, near=near, test=test,

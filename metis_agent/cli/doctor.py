@@ -12,7 +12,7 @@ import platform
 import sqlite3
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -37,6 +37,8 @@ _EXTRAS = {
     "langchain": "the gate as middleware of create_agent",
     "vllm": "models served by vLLM",
     "e2b": "the python tool in E2B's cloud",
+    "math": "answers that are mathematics",
+    "serve": "serving a decision model by transformers",
 }
 _MARKS = {"ok": "[green]works[/]", "absent": "[yellow]absent[/]", "broken": "[bold red]broken[/]"}
 
@@ -317,11 +319,15 @@ def _first_missing(system: object, folder: str) -> str | None:
     return None
 
 
-def _show(console: Console, checks: Iterable[Check], healthy: bool) -> None:
+def _show(console: Console, checks: Sequence[Check], healthy: bool) -> None:
     table = Table(title="What works here", title_justify="left")
-    for heading in ("part", "", "found", "what to do"):
+    for heading in ("part", "", "found"):
         table.add_column(heading, overflow="fold")
     for check in checks:
-        table.add_row(check.name, _MARKS[check.status], escape(check.detail), escape(check.remedy))
+        table.add_row(check.name, _MARKS[check.status], escape(check.detail))
     console.print(table)
+    # Below the table and not wrapped: in a narrow column a command can't be copied.
+    for check in checks:
+        if check.remedy:
+            console.print(f"[bold]{check.name}[/]: {escape(check.remedy)}", highlight=False, soft_wrap=True)
     console.print("The core works." if healthy else "[bold red]The core does not work:[/] see the lines marked broken.")

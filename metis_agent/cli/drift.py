@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, training_libraries, write_json
+from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def drift_command(
 
     Example: metis drift my-gate --store s3://bucket/today
     """
-    console = Console()
+    console = screen(json)
     if (questions is None) == (store is None):
         raise ConfigurationError(f"--questions is {questions!r} and --store {store!r}: give one of them.")
     from metis_agent.gates.policy import PolicyGate

@@ -1,15 +1,26 @@
-"""`metis evaluate gate`: a trained gate on questions that it has not seen, beside its baselines."""
+"""`metis evaluate gate`: a trained gate on questions that it has not seen, beside its baselines.
+
+Its neighbour `metis evaluate benchmark` is in `cli.benchmark`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from metis_agent.cli.drift import report_drift
-from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
+from metis_agent.cli.outcome_options import (
+    JsonOption,
+    Records,
+    SeedOption,
+    progress_bars,
+    screen,
+    takes_records,
+    write_json,
+)
 from metis_agent.cli.train import show_figures
 from metis_agent.errors import InputError, MissingDependencyError
 
@@ -19,12 +30,33 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_app", "evaluate_gate_command", "unseen_rows"]
 
-evaluate_app = typer.Typer(help="Measure what was trained.", no_args_is_help=True)
+
+class _WithBenchmarkOption(TyperGroup):
+    """`metis evaluate --benchmark NAME ...` is `metis evaluate benchmark NAME ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name first where the option stands for it."""
+        if args and args[0].startswith("-"):
+            for place, word in enumerate(args):
+                option, equals, name = word.partition("=")
+                if option == "--benchmark" and (equals or place + 1 < len(args)):
+                    rest = [*args[:place], *args[place + (1 if equals else 2) :]]
+                    args = ["benchmark", name if equals else args[place + 1], *rest]
+                    break
+        return super().parse_args(ctx, args)
+
+
+evaluate_app = typer.Typer(help="Measure what was trained.", no_args_is_help=True, cls=_WithBenchmarkOption)
 
 
 @evaluate_app.callback()
-def _evaluate() -> None:
-    """Measure what was trained."""
+def _evaluate(
+    benchmark: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With its options, the same as the command 'benchmark NAME'.")
+    ] = None,
+) -> None:
+    """Measure a gate on your own questions, or any model on a public benchmark."""
+    # By now `_WithBenchmarkOption` has made a command of it; here it is only listed.
 
 
 @evaluate_app.command("gate")
@@ -54,7 +86,7 @@ def evaluate_gate_command(
 
     Example: metis evaluate gate my-gate --outcomes held-out.parquet --tool text_search=search --json figures.json
     """
-    console = Console()
+    console = screen(json)
     from metis_agent.gates.policy import PolicyGate
 
     gate = PolicyGate(folder, threshold=threshold)

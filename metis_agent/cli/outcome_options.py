@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.recording import formats
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.outcomes import OutcomeTable
@@ -32,14 +33,21 @@ __all__ = [
     "SeedOption",
     "progress_bars",
     "runs_of",
+    "screen",
     "takes_records",
     "training_libraries",
     "write_json",
 ]
 
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="Also write all figures to this file; '-': to standard output, and nothing else there."
+    ),
+]
 
+_STDOUT = Path("-")
 _TABLE, _STORE = "Outcomes from a table", "Outcomes from a store"
 
 
@@ -235,11 +243,21 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+def screen(json: Path | None) -> Console:
+    """Where people read: standard output, or standard error where the figures go to standard output."""
+    return Console(stderr=json == _STDOUT)
+
+
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Whole or not at all, and valid JSON: what could not be measured is null."""
+    """Whole or not at all, with its version, and valid JSON: what could not be measured is null."""
+    versioned = formats.with_format(figures, formats.FIGURES)
+    text = json.dumps(_no_nan(versioned), indent=2, default=float, allow_nan=False)
+    if path == _STDOUT:
+        print(text, flush=True)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(_no_nan(figures), indent=2, default=float, allow_nan=False) + "\n")
+    draft.write_text(text + "\n")
     draft.replace(path)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from metis_agent.cli.outcome_options import progress_bars, training_libraries, write_json
+from metis_agent.cli.outcome_options import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError
 from metis_agent.types import Trajectory
 
@@ -32,7 +31,7 @@ def report_command(
         Path | None, typer.Option(help="History of a training, such as metrics.json of `metis demo`.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    json: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    json: JsonOption = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Metis report",
     decisions: Annotated[
         int,
@@ -51,7 +50,7 @@ def report_command(
 
     Example: metis report --store runs --gate my-gate --evaluation figures.json
     """
-    console = Console()
+    console = screen(json)
     if json is not None and json.resolve() == out.resolve():
         raise ConfigurationError(f"--out and --json are both {str(out)!r}: give two names.")
     with training_libraries():

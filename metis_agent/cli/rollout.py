@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metis_agent.cli.agent_options import AgentOption, Choice, ModelOption, ToolsOption, choose_agent
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, training_libraries, write_json
+from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, screen, training_libraries, write_json
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.branch_recording import BranchPlan, RecordingReport
@@ -62,9 +62,9 @@ def rollout_command(
 
     Example: metis rollout questions.jsonl --model openai:gpt-5 --tools my_tools.py:TOOLS --store runs
 
-    Next: metis train gate --store runs --hold-out 0.3 --out my-gate
+    Next: metis train gate --store runs --hold-out 0.4 --out my-gate
     """
-    console = Console()
+    console = screen(json)
     from metis_agent.hdpo.branch_recording import BranchPlan
     from metis_agent.hdpo.question_files import read_questions
 
@@ -185,4 +185,4 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
     )
     if figures["failed"]:
         console.print("Run the same command again to try those.")
-    console.print(f"Next: metis train gate --store {store} --hold-out 0.3 --out my-gate")
+    console.print(f"Next: metis train gate --store {store} --hold-out 0.4 --out my-gate")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import JsonOption, Records, SeedOption, progress_bars, takes_records, write_json
+from metis_agent.cli.outcome_options import (
+    JsonOption,
+    Records,
+    SeedOption,
+    progress_bars,
+    screen,
+    takes_records,
+    write_json,
+)
 from metis_agent.cli.policy_options import (
     BatchSizeOption,
     DeviceOption,
@@ -63,7 +71,7 @@ def train_gate_command(
 
     It learns from what came of each question with and without each tool; no model is called.
 
-    Example: metis train gate --store runs --hold-out 0.3 --out my-gate
+    Example: metis train gate --store runs --hold-out 0.4 --out my-gate
 
     Example: metis train gate --outcomes runs.parquet --direct direct --tool text_search=search --out my-gate
 
@@ -73,7 +81,7 @@ def train_gate_command(
 
     Next: metis calibrate my-gate ... for a threshold that keeps a promise, on questions that were held out.
     """
-    console = Console()
+    console = screen(json)
     choice = PolicyChoice(
         policy=policy, model=model, lora=lora, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         device=device,

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, training_libraries, write_json
+from metis_agent.cli.outcome_options import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.cli.policy_build import build_trainer, model_folder
 from metis_agent.cli.policy_run import PolicyRun, check_reporters, locate, processes, read_run
 from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.recording import formats
 
 __all__ = ["train_policy_command"]
 
@@ -57,7 +58,7 @@ def train_policy_command(
     A run that was stopped, by Ctrl-C or worse, goes on from its last checkpoint with the same command; rollouts that
     were finished are not run again.
     """
-    console = Console(quiet=not _is_main())
+    console = Console(quiet=not _is_main(), stderr=screen(json).stderr)
     if show:
         console.print(locate(config).read_text(encoding="utf-8"), markup=False, highlight=False)
         return
@@ -119,7 +120,7 @@ def _train(
     history = [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
     figures = {"policy": str(out / "policy"), "steps": trainer.state.global_step, "last": history[-1]}
     if _is_main():
-        (out / "policy.json").write_text(json_module.dumps(figures, indent=2, default=float) + "\n")
+        write_json(out / "policy.json", figures)
     console.print(f"Policy: {out / 'policy'}   Metrics: {out / 'metrics.jsonl'}")
     return figures
 
@@ -157,6 +158,8 @@ def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Co
     note = out / "run.json"
     if note.exists() and not fresh:
         earlier = json_module.loads(note.read_text())
+        formats.check_format(earlier, formats.RUN, repr(str(note)))
+        earlier = formats.without_format(earlier)
         changed = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
         if changed:
             raise ConfigurationError(
@@ -172,7 +175,7 @@ def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Co
     for name in ("run.json", "metrics.jsonl", "policy.json"):
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json_module.dumps(settings, indent=2) + "\n")
+    note.write_text(json_module.dumps(formats.with_format(settings, formats.RUN), indent=2) + "\n")
 
 
 def _wait_for(path: Path, seconds: float = 60.0) -> None:

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.curate_parts import open_tools
-from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, write_json
+from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, screen, write_json
 from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.recording import formats
 
 __all__ = ["train_sft_command"]
 
@@ -51,7 +52,7 @@ def train_sft_command(
 
     A run that was stopped goes on from its last checkpoint with the same command.
     """
-    console = Console()
+    console = screen(json)
     settings = {
         "data": data, "model": str(model), "tools": tools or [], "tokens": tokens, "epochs": epochs, "seed": seed,
         "learning_rate": learning_rate, "batch": batch, "accumulation": accumulation, "max_length": max_length,
@@ -88,7 +89,7 @@ def train_sft_command(
     losses = [entry["loss"] for entry in log if "loss" in entry]
     console.print(f"Loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} updates. Model: {out}")
     figures = {"rows": rows.rows, "tokens": rows.tokens, "learnt": rows.learnt, "excluded": dict(rows.excluded)}
-    (out / "sft.json").write_text(json_module.dumps({**settings, **figures, "losses": losses}, indent=2) + "\n")
+    write_json(out / "sft.json", {**settings, **figures, "losses": losses})
     if json is not None:
         write_json(json, {**settings, **figures, "losses": losses})
 
@@ -116,7 +117,9 @@ def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Co
     """Make the folder ready: empty for a new run, as it was for one that was stopped."""
     note = out / "run.json"
     if note.exists() and not fresh and not (out / "sft.json").exists():
-        if (earlier := json_module.loads(note.read_text())) != settings:
+        earlier = json_module.loads(note.read_text())
+        formats.check_format(earlier, formats.RUN, repr(str(note)))
+        if (earlier := formats.without_format(earlier)) != settings:
             raise ConfigurationError(
                 f"{str(out)!r} holds a stopped run with {earlier!r}, and this one has {dict(settings)!r}; use the same "
                 "settings to go on with it, --fresh to start again, or another --out."
@@ -128,4 +131,4 @@ def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Co
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     (out / "sft.json").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json_module.dumps(settings, indent=2) + "\n")
+    note.write_text(json_module.dumps(formats.with_format(settings, formats.RUN), indent=2) + "\n")

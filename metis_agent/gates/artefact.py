@@ -118,8 +118,10 @@ def _description(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} is no JSON ({error}); export the gate again.") from error
     format_ = description.get("format") if isinstance(description, dict) else None
-    if not isinstance(format_, int) or isinstance(format_, bool):
-        raise CheckpointError(f"{str(path)!r} has the format {format_!r}, not a number: it is no gate of ours.")
+    if not isinstance(format_, int) or isinstance(format_, bool) or format_ < 1:
+        raise CheckpointError(
+            f"{str(path)!r} has the format {format_!r}, no version (an integer from 1): it is no gate of ours."
+        )
     if format_ > FORMAT:
         raise SchemaVersionError(
             f"{str(path)!r} has format {format_!r}; this Metis reads up to {FORMAT}. Upgrade metis-agent."

@@ -50,6 +50,8 @@ class ShadowReport:
     """Those whose first reply called no tool, where the gate would have required a call."""
     failures: int = 0
     """Decisions at which it failed; there the model would have decided."""
+    last_failure: str = ""
+    """Why, the last time."""
     per_tool: Mapping[str, ToolSaving] = field(default_factory=dict)
 
     @property
@@ -71,6 +73,15 @@ class ShadowReport:
     def cost_saved(self) -> float:
         """Declared cost of those calls."""
         return sum(tool.cost_saved for tool in self.per_tool.values())
+
+    def __str__(self) -> str:
+        by_tool = ", ".join(f"{name} {it.calls_saved} of {it.calls}" for name, it in sorted(self.per_tool.items()))
+        said = f"{self.turns} turns, {self.calls} tool calls, of which the gate would have saved {self.calls_saved}"
+        said += f" ({by_tool})" if by_tool else ""
+        if self.failures:
+            said += f"; at {self.failures} decisions it failed and would have saved nothing, the last time with "
+            said += self.last_failure
+        return said
 
 
 def shadow_report(
@@ -132,6 +143,7 @@ class ShadowTally:
         stops = next((step for step, shadow in enumerate(shadows) if _answers(shadow)), len(shadows))
         spared = [o for step, o in ran if step >= stops or _refuses(shadows[step], o.tool)]
         first = shadows[0]
+        errors = [str(shadow["error"]) for shadow in shadows if shadow and "error" in shadow]
         with self._lock:
             before = self._report
             self._report = ShadowReport(
@@ -139,7 +151,8 @@ class ShadowTally:
                 direct_turns=before.direct_turns + (stops == 0),
                 turns_saved=before.turns_saved + (bool(ran) and len(spared) == len(ran)),
                 turns_added=before.turns_added + bool(first and first.get("required") and not (asked and asked[0])),
-                failures=before.failures + sum("error" in shadow for shadow in shadows if shadow),
+                failures=before.failures + len(errors),
+                last_failure=errors[-1] if errors else before.last_failure,
                 per_tool=_with_calls(before.per_tool, [outcome for _, outcome in ran], spared),
             )
 

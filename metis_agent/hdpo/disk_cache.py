@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from metis_agent.errors import StorageError
+from metis_agent.recording import formats
 
-__all__ = ["DiskCache", "content_key"]
+__all__ = ["DiskCache", "check_database", "content_key"]
 
 _ASKED_AT_ONCE = 500
 
@@ -28,6 +29,18 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_database(connection: sqlite3.Connection, path: str) -> None:
+    """Mark a new SQLite file with its version, and refuse one that a newer Metis wrote.
+
+    Raises:
+        SchemaVersionError: it is newer.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    formats.check_number(version or formats.CACHE, formats.CACHE, repr(path))
+    if not version:
+        connection.execute(f"PRAGMA user_version = {formats.CACHE}")
+
+
 class DiskCache:
     """JSON values by key, in one local file.
 
@@ -36,6 +49,7 @@ class DiskCache:
 
     Raises:
         StorageError: the file can't be opened or written, or is something else.
+        SchemaVersionError: a newer Metis wrote it.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -54,6 +68,7 @@ class DiskCache:
                 f"the cache {self._path!r} can't be used: {error}. Name a file that this user may write to, "
                 "or remove it: what it holds will then be asked anew."
             ) from error
+        check_database(self._connection, self._path)
 
     def get(self, key: str) -> Any | None:
         """The value, or `None`."""

@@ -138,6 +138,9 @@ class ImageSearchTool(BaseTool):
 
     def _answer(self, query: str, image: str, messages: Any) -> _Answer:
         until = time.monotonic() + self.seconds
+        if not (image.strip() or query.strip()) and self.likeness is not None and conversation_images(messages):
+            # A call without arguments, as the published Metis models write it, is about the question's image.
+            image = "image_1"
         if image.strip():
             asked = "images like this one"
             hits = self._similar(image.strip(), messages, until)

@@ -26,6 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.hdpo.curation.report import CurationReport
 from metis_agent.hdpo.curation.stage import Row, Stage, Verdict
+from metis_agent.recording import formats
 from metis_agent.recording.places import Place
 
 __all__ = ["Chunking", "Codec", "Mark", "Pipeline"]
@@ -135,7 +136,9 @@ class Pipeline(Generic[T]):
 
     def finish(self, report: CurationReport) -> None:
         """Write the run's report."""
-        self._put("", "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
+        self._put(
+            "", "report.json", json.dumps(formats.with_format(report.to_dict(), formats.FIGURES), indent=2) + "\n"
+        )
 
     # --- one chunk -------------------------------------------------------------------------------------------
 
@@ -204,12 +207,13 @@ class Pipeline(Generic[T]):
         if "run.json" in place.names():
             earlier = json.loads(b"".join(place.blocks("run.json")))
             if not fresh:
-                _check_same(earlier, wanted, place.url)
+                formats.check_format(earlier, formats.RUN, f"run.json in {place.url!r}")
+                _check_same(formats.without_format(earlier), wanted, place.url)
                 return
             self._clear()
         elif {"kept", "quarantine", "progress"} & set(place.names()):
             raise ConfigurationError(f"{place.url!r} holds other files ('kept' or so) and no run; name another folder.")
-        self._put("", "run.json", json.dumps(wanted, indent=2) + "\n")
+        self._put("", "run.json", json.dumps(formats.with_format(wanted, formats.RUN), indent=2) + "\n")
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote; its run.json said that it is one."""

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.hdpo import question_files
 from metis_agent.hdpo.curation.similarity import fingerprint
-from metis_agent.hdpo.disk_cache import content_key
+from metis_agent.hdpo.disk_cache import check_database, content_key
+from metis_agent.recording import formats
 from metis_agent.recording.places import Place
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question, Trajectory
@@ -83,6 +84,7 @@ class PromptCounts:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        check_database(self._db, str(path))
         self._db.executescript(
             "CREATE TABLE IF NOT EXISTS prompt (number INTEGER PRIMARY KEY, key TEXT UNIQUE, id TEXT, same INTEGER,"
             " reference TEXT, question TEXT, right INTEGER, wrong INTEGER, excluded INTEGER, answers TEXT);"
@@ -188,26 +190,34 @@ def _key(question: Question) -> str:
 # --- questions in files -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Line(Question):
+    format: int = 1
+
+
 @cache
-def _adapter() -> TypeAdapter[Question]:
-    return TypeAdapter(Question)
+def _adapter() -> TypeAdapter[_Line]:
+    return TypeAdapter(_Line)
 
 
 def _parse(line: str | bytes) -> Question:
     try:
-        return _adapter().validate_json(line)
+        read = _adapter().validate_json(line)
     except ValidationError as error:
         try:  # a lone surrogate is no UTF-8, and JSON has it all the same
-            return _adapter().validate_python(json.loads(line))
+            read = _adapter().validate_python(json.loads(line))
         except ValueError:
             raise error from None
+    formats.check_number(read.format, formats.QUESTIONS, f"question {read.id!r}")
+    return Question(**formats.without_format(vars(read)))
 
 
 def question_line(question: Question, **metadata: object) -> str:
     """A question as a line of JSON, with further metadata."""
     if metadata:
         question = replace(question, metadata={**question.metadata, **metadata})
-    return json.dumps(asdict(question), ensure_ascii=True, separators=(",", ":"))
+    line = formats.with_format(asdict(question), formats.QUESTIONS)
+    return json.dumps(line, ensure_ascii=True, separators=(",", ":"))
 
 
 def read_questions(url: str) -> Iterator[Question]:
@@ -215,6 +225,7 @@ def read_questions(url: str) -> Iterator[Question]:
 
     Raises:
         InputError: a line is neither a question nor a trajectory.
+        SchemaVersionError: a newer Metis wrote it.
         StorageError: there is nothing to read.
     """
     folder, _, name = url.rstrip("/").rpartition("/")

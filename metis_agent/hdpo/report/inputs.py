@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from metis_agent.errors import InputError
 from metis_agent.gates.artefact import load_artefact
+from metis_agent.recording import formats
 
 __all__ = ["CURVES", "Bin", "Gate", "GateFigures", "History", "Point", "read_evaluation", "read_gate", "read_history"]
 
@@ -111,8 +112,12 @@ def read_evaluation(path: Path) -> GateFigures:
 
     Raises:
         InputError: it holds something else.
+        SchemaVersionError: a newer Metis wrote it.
     """
-    return _figures(_json(path), repr(str(path)))
+    found = _json(path)
+    if isinstance(found, dict):
+        formats.check_format(found, formats.FIGURES, repr(str(path)))
+    return _figures(found, repr(str(path)))
 
 
 def read_history(path: Path) -> History:
@@ -123,9 +128,11 @@ def read_history(path: Path) -> History:
 
     Raises:
         InputError: none of what is drawn is in it.
+        SchemaVersionError: a newer Metis wrote it.
     """
     found = _json(path)
     if isinstance(found, dict):
+        formats.check_format(found, formats.FIGURES, repr(str(path)))
         found = found.get("history", found.get("log_history"))
     if not isinstance(found, list):
         raise InputError(f"{str(path)!r} holds no list of steps, nor one under 'history' or 'log_history'.")

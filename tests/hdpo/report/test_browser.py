@@ -12,8 +12,10 @@ import pytest
 
 from metis_agent.hdpo.report.facts import ReportInputs, gather
 from metis_agent.hdpo.report.page import page_of, write_report
+from metis_agent.recording import schema
+from metis_agent.recording.store import TrajectoryStore
 from tests.hdpo.report.browser import browser, complaints, needs_browser, requests, show
-from tests.hdpo.report.stores import AFTER, BEFORE, HOSTILE, hostile_runs, store
+from tests.hdpo.report.stores import AFTER, BEFORE, HOSTILE, hostile_runs, run, store
 from tests.hdpo.report.test_inputs import STEP, outcomes, write
 
 pytestmark = [needs_browser, pytest.mark.enable_socket, pytest.mark.timeout(600)]
@@ -191,15 +193,47 @@ def test_it_is_accessible_and_fits(driver: Any, page: Path, width: int, dark: bo
     assert [(it["id"], it["impact"], it["nodes"][0]["html"][:200]) for it in found] == []
 
 
-def test_the_summary_is_painted_before_the_runs_are_read(driver: Any, folder: Path) -> None:
+def test_the_summary_is_painted_before_the_runs_are_read(driver: Any, folder: Path, page: Path) -> None:
     """As heavy as the page of a store of 100,000 runs, of which it carries 20,000: 12 MB of packed runs."""
-    facts = gather(ReportInputs(store=str(folder / "after")))
+    facts = gather(ReportInputs(store=str(page.parent / "after")))
     facts.archive.index()
     facts.archive.blocks.extend(b64encode(os.urandom(90_000)).decode() for _ in range(100))
     heavy = folder / "heavy.html"
     heavy.write_text("".join(page_of(facts, "Heavy")))
     assert heavy.stat().st_size > 12_000_000
-    show(driver, heavy)
+    assert_painted_at_once(driver, heavy)
+
+
+@pytest.mark.slow
+def test_a_store_of_100_000_runs_opens_at_once(driver: Any, folder: Path) -> None:
+    count = 100_000
+    kinds = [
+        schema.dumps(run("q1", "4", *tools, branch=branch)).replace("/q1/0", "/q1/NUMBER") + "\n"
+        for branch, tools in (("free", ("python",)), ("free", ()), ("direct", ()), ("tool", ("python",)))
+    ]  # fmt: skip
+    with TrajectoryStore(folder / "large") as kept:
+        kept.append(run("q1", "4"))  # begins a segment, as the store names them
+    lines = (
+        kinds[number % 4]
+        .replace('"q1"', f'"q{number // 4}"')
+        .replace("NUMBER", str(number))
+        .replace("2 + 2", f"2 + {number // 4}")
+        for number in range(count)
+    )
+    (segment,) = (folder / "large").glob("*.jsonl")
+    with segment.open("w") as file:
+        file.writelines(lines)
+    facts = write_report(ReportInputs(store=str(folder / "large")), folder / "large.html")
+    assert (facts.after.runs, len(facts.archive)) == (count, 20_000)
+    assert (folder / "large.html").stat().st_size < 20_000_000
+    show(driver, folder / "large.html")
+    assert texts(driver, "#count")[0].endswith("of 20,000 runs")
+    assert complaints(driver) == []
+    assert_painted_at_once(driver, folder / "large.html")
+
+
+def assert_painted_at_once(driver: Any, page: Path) -> None:
+    show(driver, page)
     painted, unpacked = driver.execute_script(
         "return [performance.getEntriesByName('first-contentful-paint')[0].startTime,"
         " performance.getEntriesByName('unpack')[0].startTime]"
@@ -209,7 +243,7 @@ def test_the_summary_is_painted_before_the_runs_are_read(driver: Any, folder: Pa
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     try:
-        driver.get(heavy.as_uri())
+        driver.get(page.as_uri())
         metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
