@@ -6,11 +6,15 @@ and the images of the conversation, whole, broken or none.
 
 import base64
 import ctypes
+import functools
 import gc
+import inspect
 import json
 import os
 import random
 import resource
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from io import BytesIO
@@ -151,6 +155,9 @@ def children():
     )
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def memory_mb():
     """In use: what the allocator holds of freed memory, in an arena for each thread, is given back first."""
     with suppress(AttributeError):  # another C library
@@ -210,11 +217,37 @@ def fuzz(tools, calls):
     assert after[3] <= before[3] + 30, "memory"
 
 
+OWN_PROCESS = "METIS_TEST_OWN_PROCESS"
+
+
+def in_its_own_process(test):
+    """Counts of memory, threads and files are of a process: what other tests left behind in this one is not ours."""
+
+    @functools.wraps(test)
+    def run(request, **fixtures):
+        if OWN_PROCESS in os.environ:
+            return test(**fixtures)
+        command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", f"{__file__}::{request.node.name}"]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        ran = subprocess.run(
+            command, cwd=ROOT, env={**kept, OWN_PROCESS: "1"}, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+        assert "before" in ran.stdout
+        return None
+
+    signature = inspect.signature(test)
+    own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
+    return run
+
+
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="counts in /proc")
 
 
 @needs_proc
 @pytest.mark.usefixtures("resolver")
+@in_its_own_process
 def test_hundreds_of_calls(tools):
     fuzz(tools, 500)
 
@@ -223,5 +256,6 @@ def test_hundreds_of_calls(tools):
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 @pytest.mark.usefixtures("resolver")
+@in_its_own_process
 def test_ten_thousand_calls(tools):
     fuzz(tools, 10_000)
