@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from metis_agent.worlds.almanac import questions
 from metis_agent.worlds.almanac.facts import COUNTRIES, SYLLABLES
+from metis_agent.worlds.chat_template import chat_template
 
 __all__ = ["CHAT_TEMPLATE", "END", "build_tokenizer"]
 
@@ -33,22 +34,7 @@ _ENTRY_WORDS = (
     "unknown",
 )  # fmt: skip
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|' + message.role + '|>' -}}"
-    "{%- if message.role == 'assistant' and message.tool_calls -%}"
-    "{{- message.content -}}"
-    "{%- for call in message.tool_calls -%}"
-    "{%- set call = call.function if call.function is defined else call -%}"
-    "{{- '<tool_call>' + ({'name': call.name, 'arguments': call.arguments} | tojson) + '</tool_call>' -}}"
-    "{%- endfor -%}"
-    "{%- elif message.role == 'assistant' -%}"
-    "{{- '<answer>' + message.content + '</answer>' -}}"
-    "{%- else -%}{{- message.content -}}{%- endif -%}"
-    "{{- '<|end|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
+CHAT_TEMPLATE = chat_template("{%- else -%}{{- message.content -}}")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

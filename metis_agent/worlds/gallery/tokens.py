@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metis_agent.models.stills import StillsProcessor
+from metis_agent.worlds.chat_template import chat_template
 from metis_agent.worlds.gallery.exhibits import WORDS
 from metis_agent.worlds.gallery.paintings import FIRST, LAST
 from metis_agent.worlds.gallery.pictures import CANVAS, CELL, GRID, VIEW
@@ -51,25 +52,12 @@ _WIRE = (
     _CROP, _ENLARGE, SHOWN, SEARCH, "[1] ", ".png\n", f"{CANVAS} x {CANVAS} pixels\n", "Painted by ", "unknown",
 )  # fmt: skip
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|' + message.role + '|>' -}}"
-    "{%- if message.role == 'assistant' and message.tool_calls -%}"
-    "{{- message.content -}}"
-    "{%- for call in message.tool_calls -%}"
-    "{%- set call = call.function if call.function is defined else call -%}"
-    "{{- '<tool_call>' + ({'name': call.name, 'arguments': call.arguments} | tojson) + '</tool_call>' -}}"
-    "{%- endfor -%}"
-    "{%- elif message.role == 'assistant' -%}"
-    "{{- '<answer>' + message.content + '</answer>' -}}"
+CHAT_TEMPLATE = chat_template(
     "{%- elif message.content is string -%}{{- message.content -}}"
     "{%- else -%}{%- for block in message.content -%}"
     "{%- if block.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
     "{%- else -%}{{- block.text -}}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{- '<|end|>' -}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 
 
