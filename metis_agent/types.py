@@ -35,6 +35,7 @@ TOKEN_RECORD = "token_record"
 
 The value is a dict: `prompt_ids: list[int]`, `completion_ids: list[int]`, `log_probs: list[float]` (one for
 each completion token: the policy's own, at the sampling temperature, before any forcing or banning),
+`allowed_log_probs: list[float]` (only where a call was banned: the same among the tokens that were not),
 `forced: int` (how many leading completion tokens were forced), `sampling: dict`, `weights_version: str`,
 `template_hash: str`, `continues: bool` (the prompt extends the previous call's ids exactly), `images: list[str]` (a
 digest of each picture in the prompt).
@@ -152,6 +153,8 @@ class ModelCall:
     prompt_ids: tuple[int, ...] | None = None
     completion_ids: tuple[int, ...] | None = None
     log_probs: tuple[float, ...] | None = None
+    allowed_log_probs: tuple[float, ...] | None = None
+    """Where a call was banned: the same among the tokens that were not, so without the decision that the ban took."""
     forced: int = 0
     """Leading completion tokens that were forced, not sampled."""
     continues: bool = False

@@ -24,13 +24,17 @@ def draft_of(reply: AIMessage) -> Draft:
 def log_probs_of(reply: AIMessage) -> tuple[float, ...]:
     """Log-probabilities of the reply's tokens, forced ones left out; empty where the model gives none.
 
+    Where a tool call was banned they are those among the allowed tokens: the first token of a draft must not tell
+    how much the model would rather have called a tool.
+
     Two forms are read: the token record of `LocalChatModel`, and the `logprobs` that OpenAI and the servers that
     speak its protocol give to a model bound with `logprobs=True`.
     """
     metadata: Mapping[str, Any] = reply.response_metadata
     tokens = metadata.get(TOKEN_RECORD)
     if isinstance(tokens, Mapping):
-        return tuple(map(float, tokens.get("log_probs", ())[tokens.get("forced", 0) :]))
+        log_probs = tokens.get("allowed_log_probs") or tokens.get("log_probs", ())
+        return tuple(map(float, log_probs[tokens.get("forced", 0) :]))
     offered = metadata.get("logprobs")
     content = offered.get("content") if isinstance(offered, Mapping) else None
     if not isinstance(content, list):

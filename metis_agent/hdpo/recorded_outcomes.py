@@ -230,7 +230,8 @@ class OutcomePool:
         # One run, not a mean: a deployed gate sees one draft. The smallest id, so that the order does not matter.
         if row in self._drafts and self._drafts[row][0] <= run.id:
             return
-        log_probs = run.calls[-1].log_probs if run.calls else None
+        # As `gates.drafts.log_probs_of` gives them to a deployed gate.
+        log_probs = (run.calls[-1].allowed_log_probs or run.calls[-1].log_probs) if run.calls else None
         numbers = {**draft_text_features(self._texts[row], run.answer), **draft_log_prob_features(log_probs or ())}
         if len(numbers) > len(self._draft_names):
             self._draft_names = tuple(numbers)

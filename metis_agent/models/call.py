@@ -30,10 +30,12 @@ class Call:
     def record(self, completion: Completion) -> dict[str, Any]:
         """The token record, as `metis_agent.types.TOKEN_RECORD` documents it."""
         sampling = self.request.sampling
+        no_call = self.choice == "none" and sampling.banned
         return {
             "prompt_ids": list(self.prompt.ids),
             "completion_ids": completion.ids,
             "log_probs": completion.log_probs,
+            **({"allowed_log_probs": completion.allowed_log_probs} if no_call else {}),
             "forced": min(len(sampling.forced), len(completion.ids)),
             "sampling": {
                 "temperature": sampling.temperature,

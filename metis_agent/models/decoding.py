@@ -78,14 +78,14 @@ def decode(
             them have ended (A).
 
     Returns:
-        Tokens and log-probabilities, both (B, T). After its end a row may go on for some tokens.
+        Tokens (B, T), and the two log-probabilities of each (B, T, 2). After its end a row may go on for some tokens.
     """
     cache = prefilled(model, prompts, pad_id)
     ids_BP, mask_BP = left_padded(prompts, pad_id, model.device)
     B, width = ids_BP.shape
     mask = torch.cat([mask_BP, mask_BP.new_ones(B, steps)], dim=1)
     tokens_BT = ids_BP.new_full((B, steps), pad_id)
-    log_probs_BT = torch.zeros(B, steps, device=ids_BP.device)
+    log_probs_BT2 = torch.zeros(B, steps, 2, device=ids_BP.device)
     rows, last, position = torch.arange(B, device=ids_BP.device), ids_BP[:, -1:], mask_BP.sum(dim=1, keepdim=True) - 1
     step = 0
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -95,7 +95,7 @@ def decode(
                 past_key_values=cache, use_cache=True,
             ).logits[:, -1]  # fmt: skip
             chosen, log_probs = chooser.choose(logits.float())
-            tokens_BT[rows, step - 1], log_probs_BT[rows, step - 1] = chosen, log_probs
+            tokens_BT[rows, step - 1], log_probs_BT2[rows, step - 1] = chosen, log_probs
             last, position = chosen[:, None], position + 1
             if step % look_every:
                 continue
@@ -107,4 +107,4 @@ def decode(
                 rows, last, position, mask = rows[going], last[going], position[going], mask[going]
                 cache.batch_select_indices(going)
                 chooser.keep(going.tolist())
-    return tokens_BT[:, :step], log_probs_BT[:, :step]
+    return tokens_BT[:, :step], log_probs_BT2[:, :step]

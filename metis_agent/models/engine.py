@@ -39,6 +39,9 @@ class Completion:
 
     ids: list[int]
     log_probs: list[float]
+    """Among all tokens."""
+    allowed_log_probs: list[float]
+    """Among the tokens that were not banned."""
     finish: Literal["stop", "length"]
 
 
@@ -96,26 +99,26 @@ class Engine:
         limits = [request.max_new_tokens for request in requests]
         # Equal ids may stand for different pictures.
         if self._by_row and not any(request.images for request in requests):
-            tokens_BT, log_probs_BT = self._decode(requests, chooser, stops)
+            tokens_BT, log_probs_BT2 = self._decode(requests, chooser, stops)
         else:
-            tokens_BT, log_probs_BT = self._generate(requests, chooser, stops)
-        if bool(log_probs_BT.isnan().any()):
+            tokens_BT, log_probs_BT2 = self._generate(requests, chooser, stops)
+        if bool(log_probs_BT2.isnan().any()):
             raise InfrastructureError(
                 "The model's logits are not numbers (NaN): its weights have diverged, or its dtype "
                 f"({self._model.dtype}) overflows. Load an earlier checkpoint, or use float32."
             )
         lengths = self._lengths(tokens_BT, limits, stops.ended)
         return [
-            Completion(ids=row[:length], log_probs=row_log_probs[:length], finish=finish)
-            for row, row_log_probs, (length, finish) in zip(
-                tokens_BT.tolist(), log_probs_BT.tolist(), lengths, strict=True
+            Completion(ids=ids[:length], log_probs=own[:length], allowed_log_probs=allowed[:length], finish=finish)
+            for ids, own, allowed, (length, finish) in zip(
+                tokens_BT.tolist(), *(it.tolist() for it in log_probs_BT2.unbind(-1)), lengths, strict=True
             )
         ]
 
     def _decode(
         self, requests: Sequence[GenerationRequest], chooser: TokenChooser, stops: _RowStops
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probabilities, both (B, T); rows that end leave the batch."""
+        """Tokens (B, T) and log-probabilities (B, T, 2); rows that end leave the batch."""
         eos_E = torch.tensor(sorted(self.eos_ids), dtype=torch.long, device=self._model.device)
         return decode(
             self._model,

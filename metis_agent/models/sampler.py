@@ -48,10 +48,11 @@ class RowSampling:
 
 
 class TokenChooser(LogitsProcessor):
-    """Chooses a token for each row and gives (in `generate`: remembers) its log-probability. For one batch.
+    """Chooses a token for each row and gives (in `generate`: remembers) its log-probabilities. For one batch.
 
-    The log-probability is the policy's own: log-softmax of the logits at the row's temperature (1 where it is
-    greedy), before top-k, top-p, banning and forcing, so that a trainer's ratio starts at 1.
+    There are two, both log-softmax of the logits at the row's temperature (1 where it is greedy), before top-k, top-p
+    and forcing. Among all tokens it is the policy's own, so that a trainer's ratio starts at 1. Among the tokens that
+    are not banned it tells how sure the policy is of what it writes, where the ban has taken a decision from it.
 
     Args:
         rows: One a row of the batch.
@@ -85,15 +86,18 @@ class TokenChooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) in float32; returned with all but the chosen token at minus infinity."""
-        chosen_B, log_probs_B = self.choose(scores)
-        self._log_probs.append(log_probs_B)
+        chosen_B, log_probs_B2 = self.choose(scores)
+        self._log_probs.append(log_probs_B2)
         return scores.fill_(-torch.inf).scatter_(1, chosen_B[:, None], 0.0)
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens chosen by scores (B, V) in float32, and their log-probabilities: both (B,)."""
+        """The tokens chosen by scores (B, V) in float32: (B,); their log-probabilities, of all, of allowed: (B, 2)."""
         logits = scores if self._temperature_B1 is None else scores / self._temperature_B1
         log_z_B1 = logits.logsumexp(dim=-1, keepdim=True)
-        allowed = self._allowed(logits)
+        allowed = self._without_banned(logits)
+        log_z_B2 = torch.cat([log_z_B1, log_z_B1 if allowed is logits else allowed.logsumexp(-1, keepdim=True)], 1)
+        if self._top_k_B1 is not None:
+            allowed = self._truncate(allowed)
         if self._sampled_B is None:
             chosen_B = allowed.argmax(dim=-1)
         else:
@@ -104,21 +108,18 @@ class TokenChooser(LogitsProcessor):
             forced_B = self._forced_BF[:, self._step]
             chosen_B = torch.where(forced_B >= 0, forced_B, chosen_B)
         self._step += 1
-        return chosen_B, (logits.gather(1, chosen_B[:, None]) - log_z_B1)[:, 0]
+        return chosen_B, logits.gather(1, chosen_B[:, None]) - log_z_B2
 
     def log_probs(self) -> Tensor:
-        """The log-probabilities of the tokens chosen in `generate` so far, (B, T)."""
+        """The log-probabilities of the tokens chosen in `generate` so far, (B, T, 2)."""
         return torch.stack(self._log_probs, dim=1)
 
-    def _allowed(self, logits: Tensor) -> Tensor:
-        """The logits with banned and truncated tokens at minus infinity."""
-        if self._banned_2N is None and self._top_k_B1 is None:
+    def _without_banned(self, logits: Tensor) -> Tensor:
+        """The logits with banned tokens at minus infinity."""
+        if self._banned_2N is None:
             return logits
         allowed = logits.clone()
-        if self._banned_2N is not None:
-            allowed[self._banned_2N[0], self._banned_2N[1]] = -torch.inf
-        if self._top_k_B1 is not None:
-            allowed = self._truncate(allowed)
+        allowed[self._banned_2N[0], self._banned_2N[1]] = -torch.inf
         return allowed
 
     def _truncate(self, logits: Tensor) -> Tensor:

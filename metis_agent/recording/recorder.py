@@ -47,6 +47,7 @@ def model_call_of(message: AIMessage, node: str, step: int) -> ModelCall:
         prompt_ids=_tuple_of(tokens, "prompt_ids"),
         completion_ids=_tuple_of(tokens, "completion_ids"),
         log_probs=_tuple_of(tokens, "log_probs"),
+        allowed_log_probs=_tuple_of(tokens, "allowed_log_probs"),
         forced=tokens.get("forced", 0),
         continues=tokens.get("continues", False),
         sampling=tokens.get("sampling", {}),

@@ -121,6 +121,7 @@ def test_tools_are_checked_by_the_second_gate():
         ({"logprobs": {"content": None}}, ()),
         ({"logprobs": {"content": [{"token": "P", "logprob": -0.5}, {"token": "x", "logprob": -1}]}}, (-0.5, -1.0)),
         ({TOKEN_RECORD: {"log_probs": [-3.0, -0.25], "forced": 1}}, (-0.25,)),
+        ({TOKEN_RECORD: {"log_probs": [-3.0, -0.25], "allowed_log_probs": [-0.5, -0.25]}}, (-0.5, -0.25)),
         ({TOKEN_RECORD: {"log_probs": [-3.0, -0.25]}, "logprobs": {"content": []}}, (-3.0, -0.25)),
     ],
 )

@@ -127,6 +127,13 @@ def test_what_the_direct_run_shows_of_itself_becomes_the_draft() -> None:
     assert not outcomes_from_trajectories(runs).draft
 
 
+def test_the_draft_is_read_as_a_deployed_gate_reads_it() -> None:
+    """Where a call was banned: without how much the model would rather have called."""
+    call = ModelCall(node="answer", step=0, log_probs=(-9.0, -0.5), allowed_log_probs=(-0.1, -0.5))
+    runs = [run(allowed=(), calls=(call,)), run(allowed=("search",), tools=("search",))]
+    assert outcomes_from_trajectories(runs, draft=True).draft["draft_min_log_prob"].tolist() == [-0.5]
+
+
 def test_two_models_are_not_mixed_unseen() -> None:
     runs = [run(allowed=(), metadata={"model": "small"}), run(allowed=("search",), metadata={"model": "large"})]
     with pytest.raises(InputError, match="--of-model"):

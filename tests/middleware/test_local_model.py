@@ -18,13 +18,13 @@ def test_a_direct_decision_gets_a_direct_answer() -> None:
 
 
 def test_a_draft_is_a_direct_answer_with_its_log_probabilities() -> None:
-    sure = MetisGateMiddleware(DraftConfidenceGate(threshold=0.62))
+    sure = MetisGateMiddleware(DraftConfidenceGate(threshold=0.02, reading="min"))
     model = almanac_model()
     state = create_agent(model, TOOLS, middleware=[sure]).invoke(ASKED)
     assert state["messages"][-1].text == "Paris"
-    assert max(state["decisions"][0].probabilities.values()) < 0.62
+    assert max(state["decisions"][0].probabilities.values()) < 0.02
 
-    shadow = ShadowGate(DraftConfidenceGate(threshold=0.62))
+    shadow = ShadowGate(DraftConfidenceGate(threshold=0.02, reading="min"))
     watched = create_agent(model, TOOLS, middleware=[MetisGateMiddleware(shadow)])
     for question in ("What is the capital of France?", "What is 4821 * 7310?"):
         watched.invoke({"messages": [("user", question)]})

@@ -101,6 +101,9 @@ def test_forbidden_calls_keep_the_prompt_and_ban_the_opening(chat: LocalChatMode
     expected = teacher_forced(eager.model, barred["prompt_ids"], barred["completion_ids"])
     assert barred["log_probs"] == pytest.approx(expected, abs=1e-4)
     assert barred["log_probs"][0] < -1.0
+    # Beside them those among the tokens that were left, for whoever reads how sure the model is of its answer.
+    assert barred["allowed_log_probs"][0] > barred["log_probs"][0] + 1.0
+    assert "allowed_log_probs" not in free
 
 
 def test_required_call_forces_the_opening(chat: LocalChatModel, tokenizer: Any) -> None:

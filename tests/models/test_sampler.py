@@ -18,7 +18,15 @@ PROBABILITIES = [0.1, 0.2, 0.3, 0.4]
 def choose(
     *rows: RowSampling, steps: int = 1, probabilities: list[float] = PROBABILITIES
 ) -> tuple[list[list[int]], Tensor]:
-    """Tokens (rows x steps) and log-probabilities for rows that all see the same distribution."""
+    """Tokens (rows x steps) and log-probabilities of all for rows that all see the same distribution."""
+    tokens, log_probs = choose_both(*rows, steps=steps, probabilities=probabilities)
+    return tokens, log_probs[..., 0]
+
+
+def choose_both(
+    *rows: RowSampling, steps: int = 1, probabilities: list[float] = PROBABILITIES
+) -> tuple[list[list[int]], Tensor]:
+    """The same with both log-probabilities: among all tokens, among those that are not banned."""
     chooser = TokenChooser(rows, CPU)
     tokens = []
     for _ in range(steps):
@@ -79,6 +87,14 @@ def test_banned_token_is_never_drawn_and_the_others_keep_their_log_probability()
     assert log_probs[:, 0].tolist() == pytest.approx([math.log(PROBABILITIES[t]) for t in drawn], abs=1e-6)
     # Conditional on no token 3 the frequencies are 1/6, 2/6, 3/6; 300 draws have a standard error below .03.
     assert drawn.count(2) / 300 == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_banned_token_takes_no_part_in_the_second_log_probability() -> None:
+    barred, forced, free = RowSampling(banned=(3,)), RowSampling(banned=(3,), forced=(1,)), RowSampling()
+    tokens, log_probs = choose_both(barred, forced, free, RowSampling(banned=(3,), top_k=1))
+    assert tokens == [[2], [1], [3], [2]]
+    assert log_probs[:, 0, 0].exp().tolist() == pytest.approx([0.3, 0.2, 0.4, 0.3])
+    assert log_probs[:, 0, 1].exp().tolist() == pytest.approx([0.3 / 0.6, 0.2 / 0.6, 0.4, 0.3 / 0.6])
 
 
 def test_banning_touches_its_own_row_only() -> None:

@@ -62,6 +62,7 @@ calls = st.builds(
     prompt_ids=st.none() | ids,
     completion_ids=st.none() | ids,
     log_probs=st.none() | st.lists(floats, max_size=5).map(tuple),
+    allowed_log_probs=st.none() | st.lists(floats, max_size=5).map(tuple),
     forced=st.integers(0, 5),
     continues=st.booleans(),
     sampling=objects,
