@@ -78,7 +78,9 @@ def inspect(room: Room, wheel: Path, *, full_demo: bool) -> None:
         room.check("metis ask", partial(_prints, room, "35241510", "metis", "ask", "What is 4821 * 7310?"))
         room.check("metis demo", partial(_demo, room, whole=full_demo))
     else:
-        room.check("metis ask", partial(_refuses, room, "metis", "ask", "hi"))
+        # What serves a model can also ask one; training takes more.
+        ask = partial(_prints, room, "Hello!") if "torch" in has else partial(_refuses, room)
+        room.check("metis ask", partial(ask, "metis", "ask", "hi"))
         room.check("metis demo", partial(_refuses, room, "metis", "demo"))
     words = [word for word, extra in (("LocalChatModel", "train"), ("create_agent(", "langchain")) if extra in has]
     if words:

@@ -17,6 +17,7 @@ dice = random.Random(0)
 sums = [f"What is {dice.randint(1000, 9999)} times {dice.randint(1000, 9999)}?" for _ in range(60)]
 chat = [f"Say hello to number {number}, please." for number in range(60)]
 right = np.array([[0.0, 1.0]] * 60 + [[1.0, 1.0]] * 60)
+right[::20, 1] = 0.0  # a tool that never fails is refused: there would be nothing to predict
 table = OutcomeTable(
     questions=(*sums, *chat), actions=("direct", "python"), correct=right,
     cost=np.tile([0.0, 1.0], (120, 1)), seconds=np.full((120, 2), np.nan),
