@@ -1,7 +1,7 @@
 """The same hostile images at every entrance: refused or handled, and never decoded.
 
 The entrances are those of docs/security.md. Data sets of benchmarks: tests/benchmarks/test_pictures.py; addresses:
-tests/tools/test_download.py; forged frames of a sandbox: tests/tools/sandboxes/test_attacks.py.
+tests/tools/test_download.py; forged frames of a sandbox: tests/tools/sandboxes/test_forgeries.py.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from metis_agent.cli.evaluate import evaluate_app
 from metis_agent.cli.push import push_command
 from metis_agent.cli.report import report_command
 from metis_agent.cli.rollout import rollout_command
+from metis_agent.cli.run_folder import FreshOption
 from metis_agent.cli.train import train_app
 from metis_agent.cli.train_policy import train_policy_command
 from metis_agent.cli.train_sft import train_sft_command
@@ -76,7 +77,7 @@ def demo(
     questions: Annotated[
         int | None, typer.Option(min=5, help="Held-out questions to measure on.", show_default="500, gallery 200")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")] = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Train the tiny agent by HDPO on its own trajectories, and show before and after.
 

@@ -195,7 +195,7 @@ def _chat_model(name: str, temperature: float | None, base_url: str | None = Non
     if base_url is not None:
         return _endpoint(name, base_url, options), 16
     if Path(name).is_dir():
-        from metis_agent.cli.outcome_options import training_libraries
+        from metis_agent.cli.training_stack import training_libraries
 
         with training_libraries():
             from metis_agent.models.local import LocalChatModel

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from metis_agent.cli.agent_options import AgentOption, ModelOption, ToolsOption, choose_agent, named_gate
 from metis_agent.cli.ask_screen import Screen, answer_of
-from metis_agent.cli.outcome_options import training_libraries
+from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import InfrastructureError, MetisError
 
 if TYPE_CHECKING:

@@ -23,14 +23,9 @@ from metis_agent.cli.agent_options import (
     named_gate,
 )
 from metis_agent.cli.benchmark_screen import announce, show
-from metis_agent.cli.outcome_options import (
-    JsonOption,
-    SeedOption,
-    progress_bars,
-    screen,
-    training_libraries,
-    write_json,
-)
+from metis_agent.cli.outcome_options import SeedOption
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.training_stack import training_libraries
 
 if TYPE_CHECKING:
     from metis_agent.benchmarks.run import BenchmarkResult, BenchmarkRun

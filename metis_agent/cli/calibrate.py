@@ -8,16 +8,9 @@ from typing import Annotated
 import typer
 
 from metis_agent.cli.drift import report_drift
-from metis_agent.cli.evaluate import unseen_rows
-from metis_agent.cli.outcome_options import (
-    JsonOption,
-    Records,
-    SeedOption,
-    progress_bars,
-    screen,
-    takes_records,
-    write_json,
-)
+from metis_agent.cli.gate_scores import DropSeenOption, ask_gate
+from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
+from metis_agent.cli.output import JsonOption, screen, write_json
 from metis_agent.errors import ConfigurationError
 
 __all__ = ["calibrate_command"]
@@ -45,9 +38,7 @@ def calibrate_command(
             "run alone: surer, and fewer calls saved.",
         ),
     ] = None,
-    drop_seen: Annotated[
-        bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
-    ] = False,
+    drop_seen: DropSeenOption = False,
     seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
@@ -70,7 +61,6 @@ def calibrate_command(
     from metis_agent.hdpo.calibration import Promise, choose_threshold
     from metis_agent.hdpo.drift import reference_note
     from metis_agent.hdpo.export import set_threshold
-    from metis_agent.hdpo.gate_evaluation import score_table
 
     delta = round(1 - confidence, 12)
     wanted = {"accuracy_loss": accuracy_loss, "calls": calls, "cost": cost_per_1000}
@@ -86,10 +76,7 @@ def calibrate_command(
         raise ConfigurationError(
             f"The promises are {wanted!r}: state exactly one, with --accuracy-loss, --calls or --cost-per-1000."
         )
-    table = unseen_rows(table, gate, drop_seen=drop_seen)
-    with progress_bars(console) as bars:
-        task = bars.add_task("ask the gate", total=len(table))
-        scored = score_table(gate, table, lambda count: bars.advance(task, count))
+    table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
     threshold = choose_threshold(
         scored.probabilities, table.correct, table.cost, stated[0], groups=table.groups, ahead=ahead, seed=seed
     )

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools, show_report, work_folder
-from metis_agent.cli.outcome_options import JsonOption, SeedOption, progress_bars, screen, write_json
+from metis_agent.cli.curate_parts import show_report, work_folder
+from metis_agent.cli.curate_stages import rl_stages, sft_stages
+from metis_agent.cli.outcome_options import SeedOption
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.run_folder import FreshOption
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.curation.report import CurationReport
-    from metis_agent.hdpo.curation.stage import Stage
-    from metis_agent.hdpo.judge import AnswerJudge
-    from metis_agent.types import Trajectory
 
 __all__ = ["curate_app", "curate_rl_command", "curate_sft_command", "rubric_command"]
 
@@ -43,7 +43,6 @@ TestOption = Annotated[
 ]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Rows done at a time, and lost at most when killed.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Calls of tools, models and judges under way at once.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")]
 LeastJaccard = Annotated[float, typer.Option(min=0.1, max=1.0, help="Likeness (Jaccard) from which two are the same.")]
 
 
@@ -108,7 +107,7 @@ def curate_sft_command(
 
     console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
-    stages, not_run = _sft_stages(
+    stages, not_run = sft_stages(
         local, store_tools=(tools or [], python, corpus), base=base, k=k, least=least, judge=judge, rubric=rubric,
         unverified=unverified, test=test, concurrency=concurrency, seed=seed,
     )  # fmt: skip
@@ -162,7 +161,7 @@ def curate_rl_command(
 
     console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
-    stages, not_run, judging = _rl_stages(
+    stages, not_run, judging = rl_stages(
         store, local, mix=(least_rollouts, lowest, highest), judge=judge, rubric=rubric, near=near, test=test,
         concurrency=concurrency,
     )  # fmt: skip
@@ -205,90 +204,6 @@ def rubric_command(
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
-
-
-def _sft_stages(
-    work: Path, *, store_tools: tuple[list[str], bool, Path | None], base: str | None, k: int, least: int,
-    judge: str | None, rubric: str, unverified: Literal["keep", "drop"], test: str | None, concurrency: int, seed: int,
-) -> tuple[list[Stage[Trajectory]], list[str]]:  # fmt: skip
-    """The stages, and what was left out for want of an option."""
-    from metis_agent.hdpo.curation.answers import AnswersStage
-    from metis_agent.hdpo.curation.direct import DirectStage, GraphProbe
-    from metis_agent.hdpo.curation.leaks import LeaksStage
-    from metis_agent.hdpo.curation.prompts import read_questions
-    from metis_agent.hdpo.curation.replay import ReplayStage
-    from metis_agent.hdpo.curation.sound import SoundStage, UniqueStage
-    from metis_agent.hdpo.curation.strategy import StrategyStage
-    from metis_agent.hdpo.disk_cache import DiskCache
-    from metis_agent.hdpo.rubric_judge import Asking
-    from metis_agent.hdpo.verifiers import VERIFIERS, verify
-
-    cache, asking = DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency)
-    judging = _answer_judge(judge, "answer", cache, asking)
-    named, python, corpus = store_tools
-    tools, version = open_tools(named, python=python, corpus=corpus, sessions=2 * concurrency)
-    stages: list[Stage[Trajectory]] = [
-        SoundStage(), UniqueStage(work / "ids.sqlite"), AnswersStage(judge=judging, unverified=unverified),
-    ]  # fmt: skip
-    not_run = []
-    if test is not None:
-        stages.append(LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=work / "test"))
-    stages.append(ReplayStage(tools, cache=cache, concurrency=concurrency, version=version))
-    if base is None:
-        not_run.append("'direct', what the base model answers without tools: name it with --base")
-    else:
-        verifiers = {**VERIFIERS, "judge": judging} if judging else VERIFIERS
-        probe = GraphProbe(
-            agent_builder(open_base(base), tools), model=base, folder=work / "probes", k=k, seed=seed,
-            concurrency=8 * concurrency, verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
-        )  # fmt: skip
-        stages.append(DirectStage(probe, least=least, cache=cache))
-    if judge is None:
-        not_run.append("'strategy', a judge's view of the tool use: name a model with --judge")
-    else:
-        stages.append(
-            StrategyStage(open_model(judge, temperature=0.0), name=judge, rubric=rubric, cache=cache, asking=asking)
-        )
-    return stages, not_run
-
-
-def _rl_stages(
-    store: str, work: Path, *, mix: tuple[int, float, float], judge: str | None, rubric: str, near: float,
-    test: str | None, concurrency: int,
-) -> tuple[list[Any], list[str], AnswerJudge | None]:  # fmt: skip
-    """The stages, what was left out for want of an option, and the judge of answers."""
-    from metis_agent.hdpo.curation.leaks import LeaksStage
-    from metis_agent.hdpo.curation.prompts import read_questions
-    from metis_agent.hdpo.curation.rl_stages import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage
-    from metis_agent.hdpo.disk_cache import DiskCache
-    from metis_agent.hdpo.rubric_judge import Asking
-    from metis_agent.recording.images import ImageStore
-
-    least_rollouts, lowest, highest = mix
-    stages: list[Any] = [
-        CorruptedStage(images=ImageStore(store)),
-        MixStage(least_rollouts=least_rollouts, lowest=lowest, highest=highest),
-    ]
-    judging = _answer_judge(judge, rubric, DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency))
-    not_run = []
-    if judging is None:
-        not_run.append("'disagreement', whether judge and verifier agree: name a model with --judge")
-    else:
-        stages.append(DisagreementStage(judging))
-    stages.append(DuplicatesStage(work / "duplicates.sqlite", least=near))
-    if test is None:
-        not_run.append("'leaks', what stands in the test set: name it with --test")
-    else:
-        stages.append(LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=work / "test"))
-    return stages, not_run, judging
-
-
-def _answer_judge(judge: str | None, rubric: str, cache: Any, asking: Any) -> AnswerJudge | None:
-    from metis_agent.hdpo.judge import AnswerJudge
-
-    if judge is None:
-        return None
-    return AnswerJudge(open_model(judge, temperature=0.0), name=judge, rubric=rubric, cache=cache, asking=asking)
 
 
 def _count(store: str) -> int:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 
 from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld, WorldName, training_stack
-from metis_agent.errors import ConfigurationError
-from metis_agent.recording import formats
+from metis_agent.cli.output import progress_bars, write_json
+from metis_agent.cli.run_folder import prepare_folder
 from metis_agent.types import Trajectory
 
 if TYPE_CHECKING:
@@ -34,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_demo"]
 
+_PARTS = ("trajectories", "checkpoints", "policy", "metrics.json", "curve.png", "pictures.html")
+"""What a run makes in its folder."""
 _SHOWN = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
 
 
@@ -47,18 +39,21 @@ def run_demo(
 
     Raises:
         MissingDependencyError: the `train` extra is not installed.
-        ConfigurationError: the folder holds a stopped run with other settings.
+        ConfigurationError: the folder holds a stopped run with other settings, or other files.
     """
     training_stack()
     started = time.perf_counter()
     its = DEMO_WORLDS[world]
     folder, steps, questions = folder or its.folder, steps or its.steps, questions or its.questions
     settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
-    _prepare(console, folder, settings if world == "almanac" else {**settings, "world": world}, fresh=fresh)
+    prepare_folder(
+        folder, settings if world == "almanac" else {**settings, "world": world}, console, parts=_PARTS,
+        option="--folder", fresh=fresh or (folder / "metrics.json").exists(),
+    )  # fmt: skip
     console.print(f"{its.introduction}\n")
     experiment = its.experiment(folder, seed, steps, questions)
     try:
-        with _progress(console) as progress:
+        with progress_bars(console, width=34) as progress:
             before = _measure(experiment, experiment.cold_start, "cold_start", progress)
             history = _train(experiment, progress)
             after = _measure(experiment, experiment.policy, "hdpo", progress)
@@ -78,35 +73,12 @@ def run_demo(
     }
     _write_curve(folder / "curve.png", history)
     further = its.keep(folder, before, after)
-    _write_json(folder / "metrics.json", formats.with_format(metrics, formats.FIGURES))
+    write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
     places = [f"Figures: {folder / 'metrics.json'}", f"curve: {folder / 'curve.png'}", further]
     console.print("\n" + "   ".join([*filter(None, places), f"policy: {experiment.policy}"]))
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
-
-
-def _prepare(console: Console, folder: Path, settings: Mapping[str, int | str], *, fresh: bool) -> None:
-    """Make the folder ready: empty for a new run, as it was for one that was stopped."""
-    note = folder / "run.json"
-    finished = (folder / "metrics.json").exists()
-    if note.exists() and not (fresh or finished):
-        earlier = json.loads(note.read_text())
-        formats.check_format(earlier, formats.RUN, repr(str(note)))
-        earlier = formats.without_format(earlier)
-        if earlier != settings:
-            raise ConfigurationError(
-                f"{str(folder)!r} holds a stopped run with {earlier!r}, and this one has {dict(settings)!r}; "
-                "use the same settings to go on with it, --fresh to start again, or another --folder"
-            )
-        console.print("Going on with the run that was stopped.")
-        return
-    for part in ("trajectories", "checkpoints", "policy"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    for part in ("metrics.json", "curve.png", "pictures.html"):
-        (folder / part).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(note, formats.with_format(settings, formats.RUN))
 
 
 def _measure(experiment: WorldExperiment, policy: Path, name: str, progress: Progress) -> Measurement:
@@ -126,16 +98,6 @@ def _train(experiment: WorldExperiment, progress: Progress) -> list[Mapping[str,
         )
 
     return experiment.train(on_step=on_step)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
@@ -214,10 +176,3 @@ def _write_curve(path: Path, history: list[Mapping[str, float]]) -> None:
 def _number(value: float | None) -> float:
     """NaN, which a plot leaves out, where a step could not tell."""
     return math.nan if value is None else value
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all: a metrics file is what says that a run is finished."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(value, indent=2, default=float) + "\n")
-    draft.replace(path)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, screen, training_libraries, write_json
+from metis_agent.cli.outcome_options import runs_of
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:

@@ -12,23 +12,17 @@ import typer
 from typer.core import TyperGroup
 
 from metis_agent.cli.drift import report_drift
-from metis_agent.cli.outcome_options import (
-    JsonOption,
-    Records,
-    SeedOption,
-    progress_bars,
-    screen,
-    takes_records,
-    write_json,
-)
+from metis_agent.cli.gate_scores import DropSeenOption, ask_gate
+from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
+from metis_agent.cli.output import JsonOption, screen, write_json
 from metis_agent.cli.train import show_figures
-from metis_agent.errors import InputError, MissingDependencyError
+from metis_agent.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.gate_evaluation import Scored
     from metis_agent.hdpo.outcomes import OutcomeTable
 
-__all__ = ["evaluate_app", "evaluate_gate_command", "unseen_rows"]
+__all__ = ["evaluate_app", "evaluate_gate_command"]
 
 
 class _WithBenchmarkOption(TyperGroup):
@@ -71,9 +65,7 @@ def evaluate_gate_command(
         Path | None,
         typer.Option(help="Table that the supervised baselines are fitted on; by default folds of --outcomes itself."),
     ] = None,
-    drop_seen: Annotated[
-        bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
-    ] = False,
+    drop_seen: DropSeenOption = False,
     seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
@@ -91,12 +83,9 @@ def evaluate_gate_command(
 
     gate = PolicyGate(folder, threshold=threshold)
     table = records.load(console, tools=gate.artefact.tools)
-    from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
+    from metis_agent.hdpo.gate_evaluation import evaluate_gate
 
-    table = unseen_rows(table, gate, drop_seen=drop_seen)
-    with progress_bars(console) as bars:
-        task = bars.add_task("ask the gate", total=len(table))
-        scored = score_table(gate, table, lambda count: bars.advance(task, count))
+    table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
     try:
         fitted_on = records.other(train).load(console) if train else None
         baselines = _baselines(table, fitted_on, seed)
@@ -108,31 +97,6 @@ def evaluate_gate_command(
     figures["drift"] = report_drift(console, gate.artefact, scored)
     if json is not None:
         write_json(json, figures)
-
-
-def unseen_rows(table: OutcomeTable, gate: object, *, drop_seen: bool) -> OutcomeTable:
-    """Refuse, or leave out, questions that the gate was trained on.
-
-    Raises:
-        InputError: there are some, and `drop_seen` is false; or there is nothing else.
-    """
-    import numpy as np
-
-    from metis_agent.gates.policy import PolicyGate
-    from metis_agent.hdpo.export import trained_keys
-    from metis_agent.hdpo.outcomes import check_unseen
-
-    assert isinstance(gate, PolicyGate)
-    unseen = check_unseen(table, trained_keys(gate.artefact))
-    if unseen.all():
-        return table
-    if not drop_seen:
-        first = table.questions[int(np.flatnonzero(~unseen)[0])]
-        raise InputError(
-            f"{int((~unseen).sum())} of {len(table)} questions were trained on, such as {first!r}: figures on them are "
-            "worth nothing. Use held-out rows, or pass --drop-seen to leave these out."
-        )
-    return table.take(np.flatnonzero(unseen))
 
 
 def _baselines(table: OutcomeTable, train: OutcomeTable | None, seed: int) -> dict[str, Scored]:

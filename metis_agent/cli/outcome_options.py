@@ -8,46 +8,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metis_agent.errors import ConfigurationError, MissingDependencyError
-from metis_agent.recording import formats
+from metis_agent.cli.output import progress_bars
+from metis_agent.cli.training_stack import training_libraries
+from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.outcomes import OutcomeTable
     from metis_agent.types import Trajectory
 
-__all__ = [
-    "JsonOption",
-    "Records",
-    "SeedOption",
-    "progress_bars",
-    "runs_of",
-    "screen",
-    "takes_records",
-    "training_libraries",
-    "write_json",
-]
+__all__ = ["Records", "SeedOption", "runs_of", "takes_records"]
 
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
-JsonOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--json", help="Also write all figures to this file; '-': to standard output, and nothing else there."
-    ),
-]
-
-_STDOUT = Path("-")
 _TABLE, _STORE = "Outcomes from a table", "Outcomes from a store"
 
 
@@ -215,55 +194,3 @@ def runs_of(url: str, console: Console, *, whole: bool = False) -> Iterator[Traj
     if bad := store.report.torn + store.report.corrupt:
         first = store.report.bad_lines[0]
         console.print(f"{bad} lines of the store could not be read; the first: {first.segment} line {first.line}.")
-
-
-@contextmanager
-def training_libraries() -> Iterator[None]:
-    """Where `numpy` and its like are needed: one thread each, and what to install where they are missing."""
-    # Thread pools read this when numpy is imported; one thread is quickest for sparse work.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        yield
-    except MissingDependencyError:
-        raise
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"this command needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
-        ) from missing
-
-
-@contextmanager
-def progress_bars(console: Console) -> Iterator[Progress]:
-    """Bars with counts, times, and the time left."""
-    columns = (
-        TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        yield progress
-
-
-def screen(json: Path | None) -> Console:
-    """Where people read: standard output, or standard error where the figures go to standard output."""
-    return Console(stderr=json == _STDOUT)
-
-
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Whole or not at all, with its version, and valid JSON: what could not be measured is null."""
-    versioned = formats.with_format(figures, formats.FIGURES)
-    text = json.dumps(_no_nan(versioned), indent=2, default=float, allow_nan=False)
-    if path == _STDOUT:
-        print(text, flush=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(text + "\n")
-    draft.replace(path)
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _no_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_no_nan(inner) for inner in value]
-    return None if isinstance(value, float) and value != value else value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metis_agent.cli.curate_parts import open_tools
-from metis_agent.cli.policy_run import PolicyRun, read_questions_of
+from metis_agent.cli.policy_run import PolicyRun, check_reporters, processes, read_questions_of
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,19 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["build_trainer", "model_folder"]
 
 
-def build_trainer(
-    run: PolicyRun, loaded: Any, out: Path, generation: int, accumulated: int, reporters: list[str], *, callback: Any
-) -> HDPOTrainer:
+def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence[Any]) -> HDPOTrainer:
     """The trainer of a run.
 
     Args:
         run: The file.
         loaded: The model, its tokenizer, and the processor of one that sees.
         out: Where everything goes.
-        generation: Micro-batches of this process in one set of rollouts.
-        accumulated: Micro-batches in one update.
-        reporters: Trackers to report to.
-        callback: What shows the progress.
+        callbacks: What shows the progress.
 
     Raises:
         ConfigurationError: A setting does not fit.
@@ -67,26 +62,27 @@ def build_trainer(
     trainer = HDPOTrainer(
         loaded.model,
         loaded.tokenizer,
-        _arguments(run, out, generation, accumulated, reporters),
+        _arguments(run, out),
         questions=read_questions_of(run.questions.train),
         rollouts=Rollouts(_agent(run, chat, tools), TrajectoryStore(out / "trajectories" / "train"), **options),
         verify=_verify(run, out),
         validation=validation,
         images=_reader(loaded),
         sampler=sampler,
-        callbacks=[callback, _weights_version(chat)],
+        callbacks=[*callbacks, _weights_version(chat)],
         peft_config=_lora(run),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(run: PolicyRun, out: Path, generation: int, accumulated: int, reporters: list[str]) -> Any:
+def _arguments(run: PolicyRun, out: Path) -> Any:
     import torch
 
     from metis_agent.hdpo.policy_config import HDPOConfig
 
     training, sampling = run.training, run.sampling
+    generation, accumulated = run.batches(processes())
     settings: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"), "num_generations": run.groups.size, "seed": training.seed,
         "forced_direct": run.groups.direct, "forced_tool": run.groups.tool,
@@ -101,7 +97,8 @@ def _arguments(run: PolicyRun, out: Path, generation: int, accumulated: int, rep
         "bf16": training.precision == "bfloat16", "activation_checkpointing": training.activation_checkpointing,
         "save_steps": training.checkpoint_every * training.updates_per_step,
         "save_total_limit": training.keep_checkpoints, "temperature": sampling.temperature,
-        "max_completion_length": sampling.max_new_tokens, "report_to": reporters, "logging_steps": 1,
+        "max_completion_length": sampling.max_new_tokens, "report_to": check_reporters(run.report_to),
+        "logging_steps": 1,
         "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(), "shuffle_dataset": run.questions.shuffle,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metis_agent.cli.agent_options import AgentOption, Choice, ModelOption, ToolsOption, choose_agent
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, runs_of, screen, training_libraries, write_json
+from metis_agent.cli.outcome_options import runs_of
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.training_stack import training_libraries
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.branch_recording import BranchPlan, RecordingReport

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import (
-    JsonOption,
-    Records,
-    SeedOption,
-    progress_bars,
-    screen,
-    takes_records,
-    write_json,
-)
+from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.policy_options import (
     BatchSizeOption,
     DeviceOption,

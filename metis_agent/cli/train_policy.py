@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.policy_build import build_trainer, model_folder
-from metis_agent.cli.policy_run import PolicyRun, check_reporters, locate, processes, read_run
+from metis_agent.cli.policy_file import locate, read_run
+from metis_agent.cli.policy_run import PolicyRun, check_reporters, processes
+from metis_agent.cli.run_folder import FreshOption, prepare_folder
+from metis_agent.cli.training_stack import quiet_libraries, step_bar, training_libraries
 from metis_agent.errors import ConfigurationError, MissingDependencyError
-from metis_agent.recording import formats
+from metis_agent.recording.run_settings import RUN_FILE
 
 __all__ = ["train_policy_command"]
 
+_PARTS = ("checkpoints", "trajectories", "policy", "metrics.jsonl", "policy.json")
+"""What a run makes in its folder."""
 _SHOWN = (
     ("hdpo/accuracy", "accuracy"),
     ("hdpo/tool_rate", "tools"),
@@ -46,7 +50,7 @@ def train_policy_command(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything and say what would be done.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the file, to copy and change.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")] = False,
+    fresh: FreshOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train a policy by HDPO on its own rollouts through the agent's graph.
@@ -82,17 +86,17 @@ def train_policy_command(
             )
         console.print("The configuration is sound.")
         return
-    reporters = check_reporters(run.report_to)
-    _quiet()
+    check_reporters(run.report_to)  # before any work
+    quiet_libraries()
+    # TRL 1.16 reads names that transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
     with training_libraries():
-        figures = _train(run, console, generation, accumulated, reporters, fresh=fresh)
+        figures = _train(run, console, fresh=fresh)
     if json is not None and _is_main():
         write_json(json, figures)
 
 
-def _train(
-    run: PolicyRun, console: Console, generation: int, accumulated: int, reporters: list[str], *, fresh: bool
-) -> dict[str, Any]:
+def _train(run: PolicyRun, console: Console, *, fresh: bool) -> dict[str, Any]:
     from metis_agent.hdpo.checkpoints import last_checkpoint
     from metis_agent.models.checkpoint import load_checkpoint
 
@@ -103,14 +107,13 @@ def _train(
             "first."
         )
     if _is_main():
-        _prepare(out, run.model_dump(mode="json"), fresh=fresh, console=console)
+        prepare_folder(out, run.model_dump(mode="json"), console, parts=_PARTS, option="output", fresh=fresh)
     else:
-        _wait_for(out / "run.json")
+        _wait_for(out / RUN_FILE)
     loaded = load_checkpoint(model_folder(run), dtype=run.model.dtype)
     with progress_bars(console) as bars:
-        trainer = build_trainer(
-            run, loaded, out, generation, accumulated, reporters, callback=_progress(console, bars, out)
-        )
+        shown = [step_bar(bars, "train"), _step_lines(console, out)]
+        trainer = build_trainer(run, loaded, out, callbacks=shown)
         found = last_checkpoint(out / "checkpoints")
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     trainer.save_model(str(out / "policy"))
@@ -125,17 +128,11 @@ def _train(
     return figures
 
 
-def _progress(console: Console, bars: Any, out: Path) -> Any:
-    """A callback that moves a bar, prints a line a step, and keeps all metrics in a file."""
+def _step_lines(console: Console, out: Path) -> Any:
+    """A callback that prints a line a step, and keeps all metrics in a file."""
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.task = bars.add_task("train", total=state.max_steps, completed=state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            bars.update(self.task, completed=state.global_step)
-
+    class StepLines(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if not logs or not state.is_world_process_zero:
                 return
@@ -146,36 +143,11 @@ def _progress(console: Console, bars: Any, out: Path) -> Any:
             if "validation/accuracy" in logs:
                 console.print(f"step {state.global_step:>4}  [bold]validation[/]  {_line(logs, _VALIDATED)}")
 
-    return Progress()
+    return StepLines()
 
 
 def _line(logs: Mapping[str, Any], names: tuple[tuple[str, str], ...]) -> str:
     return "  ".join(f"{shown} {float(logs[name]):.3g}" for name, shown in names if logs.get(name) is not None)
-
-
-def _prepare(out: Path, settings: Mapping[str, Any], *, fresh: bool, console: Console) -> None:
-    """Make the folder ready: empty for a new run, as it was for one that was stopped."""
-    note = out / "run.json"
-    if note.exists() and not fresh:
-        earlier = json_module.loads(note.read_text())
-        formats.check_format(earlier, formats.RUN, repr(str(note)))
-        earlier = formats.without_format(earlier)
-        changed = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
-        if changed:
-            raise ConfigurationError(
-                f"{str(out)!r} holds a run with other settings in {changed!r}; go on with the same settings, start "
-                "again with --fresh, or name another output."
-            )
-        console.print("Going on with the run that was stopped.")
-        return
-    if out.exists() and any(out.iterdir()) and not note.exists():
-        raise ConfigurationError(f"{str(out)!r} holds other files; name another output.")
-    for part in ("checkpoints", "trajectories", "policy"):
-        shutil.rmtree(out / part, ignore_errors=True)
-    for name in ("run.json", "metrics.jsonl", "policy.json"):
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json_module.dumps(formats.with_format(settings, formats.RUN), indent=2) + "\n")
 
 
 def _wait_for(path: Path, seconds: float = 60.0) -> None:
@@ -191,12 +163,3 @@ def _wait_for(path: Path, seconds: float = 60.0) -> None:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _quiet() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # TRL 1.16 reads names that transformers 5.23 has renamed.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)

@@ -1,32 +1,33 @@
 """Any LangChain tool with a time limit, retries, accounting, a result cache and secrets taken out.
 
-Stands where the tool stood: the same name, description and schema, so neither the model nor the graph sees a
-difference. The tool's code runs within this one's run, so that tracers, too, get the redacted result.
+It stands where the tool stood (`stand_in`). The tool's code runs within this one's run, so that tracers, too, get the
+redacted result.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_type_hints
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
+from langchain_core.tools import BaseTool, ToolException
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, ValidationError
 from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_after_attempt, stop_before_delay
 
-from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
+from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.redaction import Redactor
+from metis_agent.tools.stand_in import StandInTool, injected
 from metis_agent.tools.usage import CallEnd, ToolUsage, UsageMeter
 
 __all__ = ["MeteredTool"]
@@ -36,29 +37,7 @@ _FINAL = (ToolException, ValidationError, GraphBubbleUp, InfrastructureError, No
 _UNTOUCHED = (ValidationError, GraphBubbleUp, InfrastructureError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Wants:
-    """What LangChain hands to a tool's method where it has a parameter for it."""
-
-    config: tuple[str, ...]
-    run_manager: bool
-
-    @classmethod
-    def of(cls, method: Callable[..., Any]) -> _Wants:
-        parameters = inspect.signature(method).parameters
-        try:
-            hints = get_type_hints(method)
-        except (NameError, TypeError):  # as written, where a name is known to type checkers only
-            hints = {name: parameter.annotation for name, parameter in parameters.items()}
-        config = tuple(name for name, hint in hints.items() if hint in (RunnableConfig, "RunnableConfig"))
-        return cls(config=config, run_manager="run_manager" in parameters)
-
-    def filled(self, config: RunnableConfig, run_manager: Any) -> dict[str, Any]:
-        given: dict[str, Any] = dict.fromkeys(self.config, config)
-        return given | {"run_manager": run_manager} if self.run_manager else given
-
-
-class MeteredTool(BaseTool):
+class MeteredTool(StandInTool):
     """Wraps a tool; what it does not change, it hands through, injected arguments and artifacts included.
 
     A call that runs out of time, like a `ToolException`, is a tool message with `status="error"`; other errors
@@ -81,7 +60,6 @@ class MeteredTool(BaseTool):
             cache for one that is given more than its arguments.
     """
 
-    tool: SkipValidation[BaseTool]
     timeout: float | None = None
     retries: int = 0
     cache: SkipValidation[ResultCache[Any] | None] = Field(default=None, exclude=True)
@@ -89,9 +67,6 @@ class MeteredTool(BaseTool):
     meter: SkipValidation[UsageMeter] = Field(exclude=True)
 
     _policy: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _in_thread: bool = PrivateAttr(default=False)
-    _sync_wants: _Wants = PrivateAttr()
-    _async_wants: _Wants = PrivateAttr()
 
     def __init__(
         self,
@@ -108,7 +83,7 @@ class MeteredTool(BaseTool):
     ) -> None:
         _check(tool, timeout, retries, idempotent, cache)
         super().__init__(
-            tool=tool,
+            tool,
             timeout=timeout,
             retries=retries,
             cache=cache,
@@ -116,7 +91,6 @@ class MeteredTool(BaseTool):
             meter=meter or UsageMeter(),
             metadata=_terms(tool, cost, repeatable),
             handle_tool_error=tool.handle_tool_error or True,
-            **{name: getattr(tool, name) for name in _SAME},
         )
         stop = stop_after_attempt(retries + 1)
         self._policy = {
@@ -125,94 +99,48 @@ class MeteredTool(BaseTool):
             "wait": lambda state: random.uniform(0.1, 0.2) * 2 ** (state.attempt_number - 1),
             "reraise": True,
         }
-        self._in_thread = _is_sync_only(tool)
-        self._sync_wants, self._async_wants = _Wants.of(tool._run), _Wants.of(tool._arun)
 
     @property
     def usage(self) -> ToolUsage:
         """What the calls came to so far."""
         return self.meter.read()
 
-    # --- the same as the tool, for whoever prepares its arguments ---
-
-    @property
-    def func(self) -> Callable[..., Any] | None:
-        """The tool's function, in which LangGraph looks for what to inject."""
-        return getattr(self.tool, "func", None)
-
-    @property
-    def coroutine(self) -> Callable[..., Awaitable[Any]] | None:
-        """The tool's async function."""
-        return getattr(self.tool, "coroutine", None)
-
-    @property
-    def tool_call_schema(self) -> Any:
-        """What the model sees."""
-        return self.tool.tool_call_schema
-
-    def get_input_schema(self, config: RunnableConfig | None = None) -> Any:
-        """What the tool takes."""
-        return self.tool.get_input_schema(config)
-
-    def _to_args_and_kwargs(
-        self, tool_input: str | dict[str, Any], tool_call_id: str | None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self.tool._to_args_and_kwargs(tool_input, tool_call_id)
-
-    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
-        return self.tool._filter_injected_args(tool_input)
-
     # --- a call ---
 
     def _run(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        make = partial(self._execute, partial(self._call, args, kwargs, config, run_manager))
         key = self._key(args, kwargs)
-        extra = self._sync_wants.filled(config, run_manager)
-
-        def make() -> Any:
-            return self._execute(lambda: self.tool._run(*args, **kwargs, **extra))
-
         if self.cache is None or key is None:
             return make()
         return self._from_cache(*self.cache.get(key, make, _may_be_kept))
 
     async def _arun(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        make = partial(self._aexecute, partial(self._acall, args, kwargs, config, run_manager))
         key = self._key(args, kwargs)
-
-        async def call() -> Any:
-            if self._in_thread:
-                manager = run_manager.get_sync() if run_manager is not None else None
-                extra = self._sync_wants.filled(config, manager)
-                return await arun_in_thread(lambda: self.tool._run(*args, **kwargs, **extra))
-            return await self.tool._arun(*args, **kwargs, **self._async_wants.filled(config, run_manager))
-
         if self.cache is None or key is None:
-            return await self._aexecute(call)
-        return self._from_cache(*await self.cache.aget(key, lambda: self._aexecute(call), _may_be_kept))
+            return await make()
+        return self._from_cache(*await self.cache.aget(key, make, _may_be_kept))
 
     def _execute(self, call: Callable[[], Any]) -> Any:
         retrying = Retrying(**self._policy)
-        began = time.perf_counter()
-        end: CallEnd = "error"
-        try:
+        with self._accounted(retrying.statistics):
             result = retrying(call) if self.timeout is None else run_within(self.timeout, retrying, call)
-            end = "ok"
-        except DeadlineError:
-            end = "timeout"
-            raise self._too_late() from None
-        except Exception as error:
-            self._raise_redacted(error)
-            raise
-        finally:
-            self._count(end, began, retrying.statistics)
         return self._redacted(result)
 
     async def _aexecute(self, call: Callable[[], Awaitable[Any]]) -> Any:
         retrying = AsyncRetrying(**self._policy)
+        with self._accounted(retrying.statistics):
+            work: Awaitable[Any] = retrying(call)
+            result = await (work if self.timeout is None else arun_within(self.timeout, work))
+        return self._redacted(result)
+
+    @contextmanager
+    def _accounted(self, statistics: Mapping[str, Any]) -> Iterator[None]:
+        """A call with all its tries: counted however it ends, its errors in words and without secrets."""
         began = time.perf_counter()
         end: CallEnd = "error"
         try:
-            work: Awaitable[Any] = retrying(call)
-            result = await (work if self.timeout is None else arun_within(self.timeout, work))
+            yield
             end = "ok"
         except DeadlineError:
             end = "timeout"
@@ -221,8 +149,7 @@ class MeteredTool(BaseTool):
             self._raise_redacted(error)
             raise
         finally:
-            self._count(end, began, retrying.statistics)
-        return self._redacted(result)
+            self._count(end, began, statistics)
 
     def _count(self, end: CallEnd, began: float, statistics: Mapping[str, Any]) -> None:
         tries = int(statistics.get("attempt_number", 1))
@@ -271,12 +198,6 @@ class MeteredTool(BaseTool):
         return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
 
 
-_SAME = (
-    "name", "description", "args_schema", "response_format", "return_direct", "tags", "extras", "callbacks",
-    "verbose", "handle_validation_error",
-)  # fmt: skip
-
-
 def _check(
     tool: BaseTool, timeout: float | None, retries: int, idempotent: bool, cache: ResultCache[Any] | None
 ) -> None:
@@ -291,29 +212,16 @@ def _check(
             f"MeteredTool(retries={retries!r}) for {tool.name!r}: only a tool that may safely be called twice is "
             "called again; declare it with idempotent=True."
         )
-    if cache is not None and (given := _injected(tool)):
+    if cache is not None and (given := injected(tool)):
         raise ConfigurationError(
             f"MeteredTool(cache=...) for {tool.name!r}: its result may depend on {sorted(given)!r}, which the graph "
             "injects; only a tool that depends on nothing but its arguments can be cached."
         )
 
 
-def _injected(tool: BaseTool) -> set[str]:
-    taken = set(getattr(tool.get_input_schema(), "model_fields", {}))
-    shown = getattr(tool.tool_call_schema, "model_fields", None)
-    return (set() if shown is None else taken - set(shown)) | set(tool._injected_args_keys)
-
-
 def _terms(tool: BaseTool, cost: float | None, repeatable: bool | None) -> dict[str, Any]:
     declared = {"cost": cost, "repeatable": repeatable}
     return {**(tool.metadata or {}), **{name: value for name, value in declared.items() if value is not None}}
-
-
-def _is_sync_only(tool: BaseTool) -> bool:
-    """True where the async method would only run the sync one in a thread of the event loop's pool."""
-    if isinstance(tool, StructuredTool | Tool):
-        return tool.coroutine is None
-    return type(tool)._arun is BaseTool._arun
 
 
 def _may_be_kept(result: Any) -> bool:

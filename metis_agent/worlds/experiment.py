@@ -21,6 +21,7 @@ from trl import GRPOConfig
 from metis_agent.agent import MetisAgent
 from metis_agent.gates.base import Gate
 from metis_agent.hdpo.advantages import Objective
+from metis_agent.hdpo.checkpoints import last_checkpoint
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.measure import Measurement, Probes, measure
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
@@ -114,7 +115,8 @@ class WorldExperiment(ABC):
         # What stands now stays for the run; going through it again and again would take half of Python's time.
         gc.collect()
         gc.freeze()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(self._checkpoints))
+        stopped = last_checkpoint(self._checkpoints)
+        trainer.train(resume_from_checkpoint=str(stopped) if stopped else None)
         trainer.save_model(str(self.policy))
         (chat.processor or chat.tokenizer).save_pretrained(self.policy)
         return [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
@@ -187,10 +189,3 @@ class _Steps(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if logs and "hdpo/rho" in logs:
             self._on_step({**logs, "step": state.global_step})
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a kill may have left a torn one behind it."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / "trainer_state.json").exists()]
-    return str(whole[-1]) if whole else None

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from metis_agent.cli import doctor as module
+from metis_agent.cli import doctor_packages, doctor_sandboxes
 from metis_agent.cli.doctor import Check, doctor, examine
 from metis_agent.errors import SandboxUnavailableError, StorageError
 from metis_agent.tools import sandboxes
@@ -26,7 +26,7 @@ def no_sandbox_trials(monkeypatch):
     ]
     monkeypatch.setattr(sandboxes, "diagnose", lambda **_: reports)
     monkeypatch.setattr(
-        module, "_python_images", lambda backend: Check(name="python images", status="ok", detail=backend)
+        doctor_sandboxes, "_python_images", lambda backend: Check(name="python images", status="ok", detail=backend)
     )
 
 
@@ -60,10 +60,10 @@ def test_images_are_searched_and_drawn(tmp_path, monkeypatch):
     local = [report for report in sandboxes.diagnose() if report.works]
     if not local:
         pytest.skip("nothing contains code here")
-    check = module._python_images(local[0].backend)
+    check = doctor_sandboxes._python_images(local[0].backend)
     assert (check.status, "images go in and come back" in check.detail) == ("ok", True)
-    monkeypatch.setattr(module, "_DRAWS", "print('numpy')")
-    check = module._python_images(local[0].backend)
+    monkeypatch.setattr(doctor_sandboxes, "_DRAWS", "print('numpy')")
+    check = doctor_sandboxes._python_images(local[0].backend)
     assert (check.status, check.remedy) == ("absent", "pip install 'metis-agent[images]' numpy matplotlib")
     assert "PIL is missing; matplotlib is missing" in check.detail
 
@@ -123,8 +123,8 @@ def test_without_a_sandbox_the_agent_still_works(tmp_path, monkeypatch):
 
 def test_missing_and_old_packages_are_named(tmp_path, monkeypatch):
     versions = {"langgraph": "0.9", "pydantic": "missing", "ddgs": "missing"}
-    real = module._version
-    monkeypatch.setattr(module, "_version", lambda name: versions.get(name) or real(name))
+    real = doctor_packages._version
+    monkeypatch.setattr(doctor_packages, "_version", lambda name: versions.get(name) or real(name))
     checks = by_name(examine(store=str(tmp_path)))
     assert checks["packages"].status == "broken"
     assert "pydantic is missing" in checks["packages"].detail

@@ -216,7 +216,7 @@ def test_an_agent_of_ones_own_in_each_form(folder: Path, name: str) -> None:
         (("--model", "my_agent.py:Model"), "has no tools"),
         (("--model", "my_agent.py:Model", "--tools", "my_agent.py:STOCK"), "no tool"),
         (("--model", "my_agent.py:Model", "--tools", "my_agent.py:TOOL"), "has no 'TOOL'; it has"),
-        (("--model", "my_agent.py:Model", "--tools", "my_tools:TOOLS"), "can't be imported"),
+        (("--model", "my_agent.py:Model", "--tools", "no_such_tools:TOOLS"), "can't be imported"),
         (("--model", "my_agent.py:Model", "--tools", "TOOLS"), "names no object"),
         (("--agent", "my_agent.py:STOCK"), "must be a MetisAgent"),
         ((*MINE, "--direct", "0", "--forced", "0"), "at least one is above 0"),

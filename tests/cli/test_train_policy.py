@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.policy_run import CONFIGS, check_reporters, read_run
+from metis_agent.cli.policy_file import CONFIGS, read_run
+from metis_agent.cli.policy_run import check_reporters
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
 SMALL = [
@@ -54,7 +55,7 @@ def test_the_laptop_run_trains_measures_and_can_be_loaded_and_is_not_run_again(t
     assert "Going on" in again.output
     other = train("--set", "objective.w_tool=0.3", out=out)
     assert isinstance(other.exception, ConfigurationError)
-    assert "'objective'" in str(other.exception)
+    assert "objective.w_tool was 0.15, now 0.3" in str(other.exception)
     assert "--fresh" in str(other.exception)
 
 

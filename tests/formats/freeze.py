@@ -147,7 +147,7 @@ def _qwen(folder: str) -> str:
 
 def evaluation() -> str:
     """What `metis evaluate gate --json` writes."""
-    from metis_agent.cli.outcome_options import write_json
+    from metis_agent.cli.output import write_json
     from metis_agent.hdpo.gate_evaluation import Scored, evaluate_gate
     from tests.hdpo.policies.tiny import planted
 

@@ -158,27 +158,11 @@ def silent() -> Console:
     return Console(record=True, file=io.StringIO())
 
 
-def demo(folder: Path) -> str:
-    from metis_agent.cli.demo import _prepare
+def training(folder: Path) -> str:
+    from metis_agent.cli.run_folder import prepare_folder
 
-    settings = {"seed": 0, "steps": 1, "questions": 10}
-    _prepare(console := silent(), folder, settings, fresh=False)
-    return console.export_text()
-
-
-def sft(folder: Path) -> str:
-    from metis_agent.cli.train_sft import _prepare
-
-    console = silent()
-    _prepare(folder, {"data": "runs/kept", "lora": 0}, fresh=False, console=console)
-    return console.export_text()
-
-
-def policy(folder: Path) -> str:
-    from metis_agent.cli.train_policy import _prepare
-
-    console = silent()
-    _prepare(folder, {"model": {"path": "m"}, "output": "runs"}, fresh=False, console=console)
+    settings = {"model": {"path": "m"}, "data": "runs/kept", "seed": 0}
+    prepare_folder(folder, settings, console := silent(), parts=("policy",), option="--out", fresh=False)
     return console.export_text()
 
 
@@ -190,7 +174,7 @@ def curation(folder: Path) -> str:
     return "Going on" if resumed else ""
 
 
-@pytest.mark.parametrize("run", [demo, sft, policy, curation])
+@pytest.mark.parametrize("run", [training, curation])
 def test_a_stopped_run_goes_on_unless_a_newer_metis_began_it(run: Callable[[Path], str], tmp_path: Path) -> None:
     note = tmp_path / "run.json"
     assert "Going on" not in run(tmp_path)

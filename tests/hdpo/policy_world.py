@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from langchain_core.tools import tool
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from trl import GRPOConfig
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.budget import Budget
@@ -56,14 +57,13 @@ def rewriting_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def coin(question: Question, answer: str) -> bool:
-    """A verdict that any model's answers split on."""
+    """A verdict that any model's answers split on, an untrained one's, too."""
     return zlib.crc32(answer.encode()) % 2 == 0
 
 
-def arguments(folder: Path, groups: StratifiedGroups = FREE, **changed: Any) -> HDPOConfig:
-    settings: dict[str, Any] = {
+def trl_settings(folder: Path, groups: StratifiedGroups = FREE) -> dict[str, Any]:
+    return {
         "output_dir": str(folder), "num_generations": groups.size, "per_device_train_batch_size": 2 * groups.size,
-        "forced_direct": groups.direct, "forced_tool": groups.tool,
         "steps_per_generation": 1, "max_steps": 2, "learning_rate": 0.05, "beta": 0.0, "loss_type": "dapo",
         "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True,
         "bf16": False, "activation_checkpointing": False, "shuffle_dataset": False, "temperature": 1.0,
@@ -71,11 +71,15 @@ def arguments(folder: Path, groups: StratifiedGroups = FREE, **changed: Any) -> 
         "optim": "sgd",  # Adam would turn the rounding of a gradient near zero into a whole step
         "lr_scheduler_type": "constant",
     }  # fmt: skip
-    return HDPOConfig(**{**settings, **changed})
+
+
+def arguments(folder: Path, groups: StratifiedGroups = FREE, **changed: Any) -> HDPOConfig:
+    own = {"forced_direct": groups.direct, "forced_tool": groups.tool}
+    return HDPOConfig(**{**trl_settings(folder, groups), **own, **changed})
 
 
 class Noted(Rollouts):
-    """Rollouts that remember what they returned."""
+    """Rollouts that remember what they returned, so that another trainer can be given the same."""
 
     batches: list[list[Trajectory]]
 
@@ -100,7 +104,7 @@ def rollouts_of(
 
 def trainer_of(
     folder: Path,
-    args: HDPOConfig | None = None,
+    args: GRPOConfig | None = None,
     *,
     model: Any = None,
     tokenizer: Any = TOKENIZER,

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from metis_agent.budget import Budget
 from metis_agent.gates import Gate
 from metis_agent.types import GateDecision
+from tests.any_reply import NAMES, allowed_sets, replies, sound
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import gated
 
-NAMES = ("a", "b", "c")
 BUDGETS = (
     Budget(calls=0),
     Budget(calls=2),
@@ -32,39 +32,6 @@ class Verdict(BaseModel):
     text: str
 
 
-sound = st.fixed_dictionaries(
-    {
-        "name": st.sampled_from(NAMES),
-        "args": st.fixed_dictionaries({"x": st.integers(0, 2)}),
-        "id": st.integers(0, 10**6).map(str),
-    }
-)
-broken = st.fixed_dictionaries(
-    {
-        "name": st.sampled_from([*NAMES, "unknown", "", None]),
-        "args": st.sampled_from([{"x": 1}, {}, {"x": "not a number"}, "x=1", None, 5, ["x"]]),
-        "id": st.sampled_from(["1", "2", "", None]),
-    }
-)
-unparsed = st.fixed_dictionaries(
-    {
-        "name": st.sampled_from([*NAMES, None]),
-        "args": st.sampled_from(['{"x": ', None]),
-        "id": st.sampled_from(["1", "5", None]),
-        "error": st.sampled_from(["cut short", None]),
-    }
-)
-
-
-@st.composite
-def replies(draw):
-    message = AIMessage(draw(st.sampled_from(["", " ", "text"])))
-    message.tool_calls = draw(st.lists(st.one_of(sound, sound, sound, broken), max_size=4))
-    message.invalid_tool_calls = draw(st.one_of(st.just([]), st.just([]), st.lists(unparsed, max_size=2)))
-    return message
-
-
-allowed_sets = st.one_of(st.just(NAMES), st.lists(st.sampled_from(NAMES), unique=True).map(tuple))
 decisions = st.lists(st.tuples(allowed_sets, st.booleans()), min_size=1, max_size=3)
 
 

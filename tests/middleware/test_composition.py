@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from metis_agent import MetisGateMiddleware
 from metis_agent.gates import ModelGate, NeverGate
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, ask, gated, make_tools, statuses
+from tests.middleware.helpers import Only, answered, ask, gated, statuses
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -31,16 +31,6 @@ class Verdict(BaseModel):
     """The answer."""
 
     text: str
-
-
-@pytest.fixture
-def ran():
-    return []
-
-
-@pytest.fixture
-def tools(ran):
-    return make_tools(ran)
 
 
 def reviewed(chat, tools, gate, mode="batched"):

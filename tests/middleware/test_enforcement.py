@@ -10,17 +10,7 @@ from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import AlwaysGate, Gate, ModelGate, NeverGate
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, ask, gated, make_tools, statuses
-
-
-@pytest.fixture
-def ran():
-    return []
-
-
-@pytest.fixture
-def tools(ran):
-    return make_tools(ran)
+from tests.middleware.helpers import Only, answered, ask, gated, statuses
 
 
 def test_an_allowed_call_runs_and_its_result_is_the_tools_own(ran, tools):

@@ -19,19 +19,9 @@ from metis_agent.budget import Budget
 from metis_agent.gates import Gate, ModelGate, NeverGate
 from metis_agent.types import TOKEN_RECORD, GateDecision
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, ask, gated, make_tools, statuses
+from tests.middleware.helpers import Only, answered, ask, gated, statuses
 
 QUESTION = {"messages": [HumanMessage("q")]}
-
-
-@pytest.fixture
-def ran():
-    return []
-
-
-@pytest.fixture
-def tools(ran):
-    return make_tools(ran)
 
 
 @pytest.fixture

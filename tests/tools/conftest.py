@@ -1,10 +1,15 @@
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from metis_agent.errors import SandboxUnavailableError
+from metis_agent.tools.python import PythonTool
+from metis_agent.tools.sandboxes import Sandbox, open_sandbox
 
 _getaddrinfo = socket.getaddrinfo
 
@@ -77,3 +82,20 @@ def reply(handler, body=b"", *, status=200, headers=()):
 @pytest.fixture(name="reply")
 def reply_fixture():
     return reply
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    try:
+        sandbox = open_sandbox()
+    except SandboxUnavailableError as error:
+        pytest.skip(str(error))
+    with sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def tool(sandbox: Sandbox) -> Iterator[PythonTool]:
+    tool = PythonTool(sandbox=sandbox)
+    yield tool
+    tool.close()

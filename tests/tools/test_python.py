@@ -27,25 +27,7 @@ from metis_agent.tools.sandboxes import (
     SandboxLimits,
     UnsafeSandbox,
     UnsafeSandboxWarning,
-    open_sandbox,
 )
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    try:
-        sandbox = open_sandbox()
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
-    with sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def tool(sandbox: Sandbox) -> Iterator[PythonTool]:
-    tool = PythonTool(sandbox=sandbox)
-    yield tool
-    tool.close()
 
 
 def call(code: str) -> dict[str, Any]:

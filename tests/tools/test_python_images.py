@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -16,31 +15,13 @@ from langgraph.prebuilt import ToolNode
 from PIL import Image
 
 from metis_agent import create_metis_agent
-from metis_agent.errors import SandboxUnavailableError
 from metis_agent.gates.baselines import ModelGate
 from metis_agent.tools.images import ImageRules, conversation_images, load_image
 from metis_agent.tools.metered import MeteredTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
-from metis_agent.tools.sandboxes import Sandbox, SandboxLimits, open_sandbox
+from metis_agent.tools.sandboxes import Sandbox, SandboxLimits
 from tests.fakes import call, calling, model
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    try:
-        sandbox = open_sandbox()
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
-    with sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def tool(sandbox: Sandbox) -> Iterator[PythonTool]:
-    tool = PythonTool(sandbox=sandbox)
-    yield tool
-    tool.close()
 
 
 def encoded(colour: str, size: tuple[int, int]) -> str:

@@ -28,6 +28,7 @@ from metis_agent.hdpo.curation.report import CurationReport
 from metis_agent.hdpo.curation.stage import Row, Stage, Verdict
 from metis_agent.recording import formats
 from metis_agent.recording.places import Place
+from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text
 
 __all__ = ["Chunking", "Codec", "Mark", "Pipeline"]
 
@@ -204,16 +205,14 @@ class Pipeline(Generic[T]):
         chunking = {"rows": self._chunking.rows, "bytes": self._chunking.bytes}
         wanted = json.loads(json.dumps({"settings": dict(settings), "stages": stages, "chunking": chunking}))
         place = self._place("")
-        if "run.json" in place.names():
-            earlier = json.loads(b"".join(place.blocks("run.json")))
+        if RUN_FILE in place.names():
             if not fresh:
-                formats.check_format(earlier, formats.RUN, f"run.json in {place.url!r}")
-                _check_same(formats.without_format(earlier), wanted, place.url)
+                check_settings(b"".join(place.blocks(RUN_FILE)), wanted, place.url, option="--out")
                 return
             self._clear()
         elif {"kept", "quarantine", "progress"} & set(place.names()):
             raise ConfigurationError(f"{place.url!r} holds other files ('kept' or so) and no run; name another folder.")
-        self._put("", "run.json", json.dumps(formats.with_format(wanted, formats.RUN), indent=2) + "\n")
+        self._put("", RUN_FILE, settings_text(wanted))
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote; its run.json said that it is one."""
@@ -234,25 +233,3 @@ class Pipeline(Generic[T]):
                 raise StorageError(f"chunk {number} is missing in {place.url!r}; use --fresh to start again.")
             report.add(CurationReport.from_dict(json.loads(b"".join(place.blocks(name)))))
         return report, len(names)
-
-
-def _check_same(earlier: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:
-    before, after = _flat(earlier), _flat(wanted)
-    changed = sorted(key for key in before | after if before.get(key) != after.get(key))
-    if changed:
-        shown = "; ".join(f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in changed[:4])
-        raise ConfigurationError(
-            f"{url!r} holds a run with other settings: {shown}. Use the same settings to go on with it, --fresh to "
-            "start again, or another --out."
-        )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            # An empty mapping counts too: a stage without settings is still a stage.
-            flat |= _flat(value, f"{prefix}{key}.") or {f"{prefix}{key}": {}}
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, ExecutionStatus
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
 from metis_agent.tools.sandboxes.inside.wire import FrameError
 from metis_agent.tools.sandboxes.limits import SandboxLimits
@@ -25,7 +25,7 @@ __all__ = ["LocalSession"]
 _DIED = "The process ended during the call: it ran out of memory, crashed in native code, or was made to exit."
 
 
-class LocalSession:
+class LocalSession(Closing):
     """See `SandboxSession`. Calls from several threads run one after another.
 
     Args:
@@ -69,14 +69,6 @@ class LocalSession:
                 self._process.kill()
         with self._turn:
             self._discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _running_process(self) -> SessionProcess:
         if self._closed:

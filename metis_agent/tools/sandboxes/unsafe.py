@@ -14,10 +14,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from types import TracebackType
-from typing import Self
 
 from metis_agent.errors import ConfigurationError, SandboxGoneError
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.inside.folders import remove_folder
 from metis_agent.tools.sandboxes.inside.screen import screen_size
 from metis_agent.tools.sandboxes.limits import SandboxLimits
@@ -35,7 +34,7 @@ class UnsafeSandboxWarning(RuntimeWarning):
     """Code from a model is about to run without containment."""
 
 
-class UnsafeSandbox:
+class UnsafeSandbox(Closing):
     """See the module's docstring.
 
     Args:
@@ -78,14 +77,6 @@ class UnsafeSandbox:
     def close(self) -> None:
         """No more sessions; those that are open end on their own `close`."""
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start(self, limits: SandboxLimits) -> SessionProcess:
         if self._closed:

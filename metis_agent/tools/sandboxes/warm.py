@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 from metis_agent.errors import SandboxGoneError
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.limits import SandboxLimits
 from metis_agent.tools.sandboxes.machine import readable_paths, site_folders, spare_uids
 from metis_agent.tools.sandboxes.process import SessionProcess
@@ -24,7 +23,7 @@ DEFAULT_PACKAGES = ("numpy", "PIL")
 each of them about half a second, and costs it about 1 ms to start."""
 
 
-class WarmSandbox(ABC):
+class WarmSandbox(Closing):
     """See `Sandbox`. Nothing starts before the first `open`; a template that died is replaced by the next.
 
     Args:
@@ -69,14 +68,6 @@ class WarmSandbox(ABC):
         with self._lock:
             self._closed = True
             self._drop_template()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _settings(self, *, landlock_abi: int) -> dict[str, object]:
         return {

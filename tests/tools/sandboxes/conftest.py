@@ -124,3 +124,7 @@ def tcp_port(socket_enabled: None) -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(8)
         yield listener.getsockname()[1]
+
+
+def assert_still_works(session: SandboxSession) -> None:
+    assert session.run("40 + 2").result == "42"

@@ -16,16 +16,8 @@ from metis_agent.tools.sandboxes import BubblewrapSandbox, Sandbox
 from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter
 
 from .conftest import LIGHT_IMPORT, PACKAGE, SECRET
-from .test_attacks import (
-    DISK_CODE,
-    FILLINGS,
-    FORK_BOMB,
-    HOARDS,
-    LOOPS,
-    REACHING_OUT,
-    THREAD_BOMB,
-    state_of,
-)
+from .test_attacks import REACHING_OUT, state_of
+from .test_greed import DISK_CODE, FILLINGS, FORK_BOMB, HOARDS, LOOPS, THREAD_BOMB
 
 NOBODY = 65534
 
@@ -144,7 +136,7 @@ def test_contained_without_root(sandbox: Sandbox) -> None:
 
 
 def test_the_whole_list_without_root(sandbox: Sandbox, target: dict[str, object], tcp_port: int) -> None:
-    """Every attack of `test_attacks` that is a piece of code; after each, the next call works."""
+    """Every attack of `test_attacks` and `test_greed` that is a piece of code; after each, the next call works."""
     names = {"folder": target["folder"], "port": tcp_port}
     reaching = {
         name: code.replace("metis-test-{host}", f"metis-test-{os.getpid()}") for name, code in REACHING_OUT.items()

@@ -7,10 +7,9 @@ import math
 import os
 import threading
 import weakref
-from types import TracebackType
-from typing import Self
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, SandboxGoneError
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.e2b.session import E2BSession, finished
 from metis_agent.tools.sandboxes.limits import SandboxLimits
 
@@ -21,7 +20,7 @@ _LONGEST = 86_400
 _SPARE_SECONDS = 60.0
 
 
-class E2BSandbox:
+class E2BSandbox(Closing):
     """See `Sandbox`. Each session has a remote sandbox of its own, a virtual machine at E2B.
 
     Where it is reached is up to the SDK's environment variables (`E2B_DOMAIN`, proxies). Sessions are killed when
@@ -113,14 +112,6 @@ class E2BSandbox:
         for session in sessions:
             session.close()
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _new_session(self, limits: SandboxLimits | None) -> E2BSession:
         chosen = limits or self._limits

@@ -11,12 +11,12 @@ import asyncio
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metis_agent.deadline import DeadlineError, arun_within
 from metis_agent.errors import ConfigurationError, InputError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.e2b.call import Call
 from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
 from metis_agent.tools.sandboxes.limits import SandboxLimits
@@ -36,7 +36,7 @@ _CLOSED = "this session is closed; open another one with Sandbox.open()."
 _CLOSED_UNDER = "the session ended under a call: it was closed. What it had computed is lost."
 
 
-class E2BSession:
+class E2BSession(Closing):
     """See `SandboxSession`; `arun` does the same for async code, and may be cancelled.
 
     Args:
@@ -82,14 +82,6 @@ class E2BSession:
         if self._service.loop.usable:
             self._service.loop.submit(self._end())
         self._service.discard(self._slot)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def start(self) -> None:
         """Make the remote sandbox now, rather than at the first call; on the loop."""

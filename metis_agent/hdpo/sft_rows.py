@@ -1,0 +1,153 @@
+"""A trajectory as token sequences to learn from: only what the model itself wrote carries loss.
+
+The question, the tools' results and everything that a template puts between are context. Where a trajectory holds the
+exact token ids of the model that is trained, those are used; text that another model wrote is rendered by the student's
+own chat template, turn by turn. `sft_data` writes the rows to a file, `cold_start` trains on them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessage, convert_to_openai_messages, messages_from_dict
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from metis_agent.errors import InputError
+from metis_agent.hdpo.segments import segments
+from metis_agent.types import Trajectory
+
+__all__ = ["IGNORED", "SftRow", "Source", "sft_rows"]
+
+IGNORED = -100
+"""The label of a token without loss."""
+
+Source = Literal["auto", "recorded", "template"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRow:
+    """One token sequence to learn from; both tuples have the same length T."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """The token where the model wrote it, `IGNORED` elsewhere."""
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+def sft_rows(
+    trajectory: Trajectory, tokenizer: Any, *, tools: Sequence[Any] = (), source: Source = "auto"
+) -> tuple[SftRow, ...]:
+    """A trajectory's rows: one, or several where its prompts do not extend each other; each own token is in one.
+
+    Args:
+        trajectory: what to learn from.
+        tokenizer: the student's.
+        tools: as the agent offered them (LangChain tools, functions or schemas); for the template only.
+        source: "recorded" token ids, the student's "template", or "auto": recorded ids where they are this
+            tokenizer's, that is where they decode to the text of the record.
+
+    Raises:
+        InputError: the run failed, has images or no reply, or its ids are asked for and are missing or foreign.
+    """
+    if trajectory.status != "finished":
+        raise InputError(
+            f"trajectory {trajectory.id!r} failed ({trajectory.error}); there is nothing to learn from it."
+        )
+    fault = _foreign(trajectory, tokenizer) if source != "template" else "the template is asked for"
+    if not fault:
+        return tuple(
+            SftRow(
+                input_ids=segment.prompt_ids + segment.completion_ids,
+                labels=(IGNORED,) * len(segment.prompt_ids)
+                + tuple(
+                    token if own else IGNORED for token, own in zip(segment.completion_ids, segment.mask, strict=True)
+                ),
+            )
+            for segment in segments(trajectory)
+        )
+    if source == "recorded":
+        raise InputError(f"trajectory {trajectory.id!r}: {fault}. Use source='auto' to render its text instead.")
+    return _rendered(trajectory, tokenizer, tools)
+
+
+def _foreign(trajectory: Trajectory, tokenizer: Any) -> str:
+    """Why the recorded ids are not this tokenizer's; empty where they are."""
+    if not trajectory.calls or any(call.completion_ids is None or call.prompt_ids is None for call in trajectory.calls):
+        return "it holds no token ids"
+    size = len(tokenizer)
+    for call in trajectory.calls:
+        ids = call.completion_ids or ()
+        if not ids or max(ids) >= size or max(call.prompt_ids or (0,)) >= size:
+            return f"its ids are not of a vocabulary of {size} tokens"
+        written = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        said = [call.text.strip(), *(str(asked.get("name", "")) for asked in call.tool_calls)]
+        if not all(text in written for text in said):
+            return f"step {call.step} decodes to {written[:100]!r}, and the record says {call.text[:100]!r}"
+    return ""
+
+
+# --- by the student's template ---------------------------------------------------------------------------------
+
+
+def _rendered(trajectory: Trajectory, tokenizer: Any, tools: Sequence[Any]) -> tuple[SftRow, ...]:
+    chat = _chat(trajectory)
+    offered = [tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in tools] or None
+
+    def render(messages: Sequence[Mapping[str, Any]], *, reply: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tools=offered, tokenize=False, add_generation_prompt=reply))
+
+    rows: list[_Draft] = []
+    for position, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        prompt, whole = render(chat[:position], reply=True), render(chat[: position + 1], reply=False)
+        if not whole.startswith(prompt):
+            raise InputError(
+                f"trajectory {trajectory.id!r}: the chat template writes a finished reply otherwise than one that is "
+                "being written, so it can't be told which tokens the model writes. Mend the template."
+            )
+        if not rows or not prompt.startswith(rows[-1].text):
+            rows.append(_Draft())  # the history was rewritten, as by templates that drop earlier reasoning
+        rows[-1].add(prompt[len(rows[-1].text) :], own=False, tokenizer=tokenizer)
+        rows[-1].add(whole[len(prompt) :], own=True, tokenizer=tokenizer)
+    if not rows:
+        raise InputError(f"trajectory {trajectory.id!r} holds no reply of the model.")
+    return tuple(SftRow(input_ids=tuple(row.ids), labels=tuple(row.labels)) for row in rows)
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A row in the making."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+    def add(self, text: str, *, own: bool, tokenizer: Any) -> None:
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = tokenizer.eos_token_id
+        # A reply ends with its end-of-turn token; what the template puts after it nobody wrote.
+        written = len(ids) - ids[::-1].index(end) if own and end in ids else len(ids) if own else 0
+        self.text += text
+        self.ids += ids
+        self.labels += ids[:written] + [IGNORED] * (len(ids) - written)
+
+
+def _chat(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """The messages as chat templates read them."""
+    messages: list[BaseMessage] = messages_from_dict([dict(message) for message in trajectory.messages])
+    chat: list[dict[str, Any]] = convert_to_openai_messages(messages, text_format="string")
+    for message in chat:
+        if not isinstance(message.get("content") or "", str):
+            raise InputError(f"trajectory {trajectory.id!r} has images; only text can be rendered for SFT so far.")
+        message["content"] = message.get("content") or ""
+        for call in message.get("tool_calls") or ():
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return chat
