@@ -9,11 +9,16 @@ heuristic of multiple importance sampling (Veach and Guibas, 1995),
 
     w_b = pi_b / (f_b + (1 - f_D - f_T) pi_b),
 
-a decision's gradient is that of the policy itself. Without it (ratio 1, the obvious choice) a forced decision that
-turned out badly is pushed down for ever, however rare it already is, and that drowns the questions on which it is
-right. With it, a branch that is better but rare is hardly pulled up: pi_b is in its gradient. So a decision has
-weight 1 where its branch did better than its group, and w_b where it did worse. With two branches both then pull the
-same way, towards the better one: the weights set how far a step goes on a question, never in which direction.
+the gradient is that of the policy itself. Without it (ratio 1, the obvious choice) a forced decision that turned out
+badly is pushed down for ever, however rare it already is, and that drowns the questions on which it is right. With it,
+a branch that is better but rare is hardly pulled up: pi_b is in its gradient. So a rollout has weight 1 where its
+branch did better than its group, and w_b where it did worse. With two branches both decisions then pull the same way,
+towards the better one: the weights set how far a step goes on a question, never in which direction.
+
+The weight is the whole rollout's, not its decision's alone: what follows a decision is as rare as the decision. A wrong
+answer that was forced on a question which can't be answered directly has no better one beside it to move to; pushed
+down at full weight, step after step, its tokens end as noise, which then spreads to other answers (seen in the gallery
+after 25 steps: accuracy .97 to .47; with the weight, .96).
 
 Stands before `rewards`; its counts feed the branch weight in `advantages`.
 """
@@ -33,7 +38,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decision_weights", "decisions_of"]
+__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "rollout_weights", "decisions_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +85,13 @@ class StratifiedGroups:
         return tuple(branch for branch, count in counts.items() for _ in range(count))
 
 
-def decision_weights(
+def rollout_weights(
     advantages: NDArray[np.float64],
     called: NDArray[np.bool_],
     tool_probability: NDArray[np.float64],
     groups: StratifiedGroups,
 ) -> NDArray[np.float64]:
-    """Weight of each rollout's decision, as at the head of this module.
+    """Weight of each rollout, as at the head of this module.
 
     Args:
         advantages: [P, G], of both channels together, 0 where excluded.

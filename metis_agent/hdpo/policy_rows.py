@@ -38,8 +38,6 @@ class Row:
     """Whose it is, counted from 0 in this process; -1 for a blank one."""
     weight: float
     """What its advantage is multiplied by; 0 where nothing is learnt."""
-    decides: bool
-    """Whether its first token is the rollout's decision, answer or call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +75,11 @@ class Rows:
             return sum(segment.mask) / max(own[rollout], 1) * total / len(self.first)
 
         rows = [
-            Row(segment=segment, rollout=rollout, weight=weight(rollout, segment), decides=True)
-            if segment
-            else _blank(rollout)
+            Row(segment=segment, rollout=rollout, weight=weight(rollout, segment)) if segment else _blank(rollout)
             for rollout, segment in enumerate(self.first)
         ]
         rows += [
-            Row(segment=segment, rollout=rollout, weight=weight(rollout, segment), decides=False)
-            for rollout, segment in self.further
+            Row(segment=segment, rollout=rollout, weight=weight(rollout, segment)) for rollout, segment in self.further
         ]
         return rows + [_blank(-1)] * (total - len(rows))
 
@@ -149,4 +144,4 @@ def _unusable(found: Sequence[Segment], max_length: int | None) -> str:
 
 
 def _blank(rollout: int) -> Row:
-    return Row(segment=_BLANK, rollout=rollout, weight=0.0, decides=False)
+    return Row(segment=_BLANK, rollout=rollout, weight=0.0)

@@ -4,8 +4,9 @@
 
 TRL does what it does well: batching, the forward pass, the accuracy surrogate, optimisation, checkpoints,
 distribution, logging. Here the rollouts come from the graph (whole groups in a process), their tokens from
-`policy_rows`, the advantages from `advantages` over the groups of all processes; the tool surrogate is added in
-`_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0 the update is TRL's own.
+`policy_rows`, the advantages from `advantages` over the groups of all processes; TRL gets both as a `StepBatch`. The
+tool surrogate is added in `_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0 the
+update is TRL's own.
 
 What goes wrong is counted: a rollout that failed is left out, an update whose gradient is no number is skipped, and
 where nothing is left to learn from, or nothing can be saved, training ends with an error, to be resumed.
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -30,7 +30,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.hdpo.advantages import Objective, advantages
-from metis_agent.hdpo.exploration import StratifiedGroups, decision_weights, decisions_of
+from metis_agent.hdpo.exploration import StratifiedGroups, decisions_of, rollout_weights
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
 from metis_agent.hdpo.policy_config import HDPOConfig, check_arguments
 from metis_agent.hdpo.policy_images import PIXELS, RowImages, SeesImages, images_of
@@ -46,6 +46,7 @@ from metis_agent.hdpo.policy_rows import Row, Rows, rows_of
 from metis_agent.hdpo.rewards import Scores, Verify, score
 from metis_agent.hdpo.rollouts import Rollouts, group_rollouts, groups_of
 from metis_agent.hdpo.segments import Segment
+from metis_agent.hdpo.step_batch import StepBatch
 from metis_agent.hdpo.verifiers import verify as default_verify
 from metis_agent.hdpo.whole_model import check_sampler, whole_model
 from metis_agent.types import Question, Trajectory
@@ -133,35 +134,21 @@ class HDPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         questions = [self._questions[row["question_id"]] for row in inputs][:: self._groups.size]
-        self._layout, self._batch_scores = self._roll_out(questions)
+        step = self._step_batch = self._roll_out(questions)
         # Rollouts that split take more rows than TRL asked for.
-        further = [dict(inputs[0]) for _ in range(len(self._layout) - len(inputs))]
+        further = [dict(inputs[0]) for _ in range(len(step.layout) - len(inputs))]
         batch: dict[str, Any] = super()._generate_and_score_completions([*inputs, *further])
         # TRL made advantages from the reward that it logs; ours replace them.
-        batch["advantages"] = self._by_row(self._objective.w_acc * self._channels.acc, batch["completion_ids"])
+        batch["advantages"] = step.by_row(self._objective.w_acc * step.channels.acc).to(self._device)
         if self._objective.name == "hdpo" and self._objective.w_tool:
-            batch["tool_advantages"] = self._by_row(self._channels.tool, batch["completion_ids"])
+            batch["tool_advantages"] = step.by_row(step.channels.tool).to(self._device)
         if self._row_images is not None:
             batch |= self._row_images.inputs(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1))
             self._row_images = None
         return batch
 
-    def _by_row(self, advantages_P_G: Tensor, completion_ids: Tensor) -> Tensor:
-        """Advantages as TRL takes them: [R], or [R, T] where forced rollouts give the decision a weight of its own."""
-        A, device = advantages_P_G.flatten(), completion_ids.device
-        rollouts = torch.tensor([max(row.rollout, 0) for row in self._layout])
-        A_R = (A[rollouts] * torch.tensor([row.weight for row in self._layout])).to(device)
-        if not self._groups.tool:
-            return A_R
-        # The first token is the decision: an answer begins with it, and so does a call.
-        decides = torch.tensor([row.decides for row in self._layout])
-        weights = torch.as_tensor(self._weights, dtype=A.dtype).flatten()[rollouts]
-        by_token = A_R[:, None].repeat(1, completion_ids.shape[1])
-        by_token[:, 0] *= torch.where(decides, weights, 1.0).to(device)
-        return by_token
-
-    def _roll_out(self, questions: Sequence[Question]) -> tuple[list[Row], Scores]:
-        """One group per question; notes the channels of this process's groups, and returns its rows and scores."""
+    def _roll_out(self, questions: Sequence[Question]) -> StepBatch:
+        """One group per question."""
         step = self.state.global_step
         plan = group_rollouts(questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed)
         with whole_model(self, self._sampler):
@@ -174,11 +161,11 @@ class HDPOTrainer(GRPOTrainer):
         self._check_something_is_left(everyone, trajectories)
         channels = advantages(self._objective, everyone)
         first = sum(len(part.excluded) for part in parts[: self.accelerator.process_index])
-        self._channels = channels.of_groups(first, len(own.excluded))
-        both = self._objective.w_acc * self._channels.acc + self._objective.w_tool * self._channels.tool
-        self._weights = decision_weights(both.double().numpy(), *decisions_of(trajectories, self._groups), self._groups)
         self._note(step_metrics(everyone, channels, self._groups))
-        return self._lay_out(rows), own
+        mine = channels.of_groups(first, len(own.excluded))
+        both = (self._objective.w_acc * mine.acc + self._objective.w_tool * mine.tool).double().numpy()
+        weights = rollout_weights(both, *decisions_of(trajectories, self._groups), self._groups)
+        return StepBatch(layout=self._lay_out(rows), scores=own, channels=mine, weights=weights)
 
     def _lay_out(self, rows: Rows) -> list[Row]:
         """This process's rows; every process has as many."""
@@ -344,19 +331,8 @@ class _Validate(TrainerCallback):
 
 def _graph_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
     """TRL's hook: the rows that the trainer has laid out for these prompts."""
-    layout: list[Row] = trainer._layout
-    r_acc = trainer._batch_scores.r_acc.flatten()
-    return {
-        "prompt_ids": [list(row.segment.prompt_ids) for row in layout],
-        "completion_ids": [list(row.segment.completion_ids) for row in layout],
-        "logprobs": [list(row.segment.log_probs) for row in layout],
-        "env_mask": [list(row.segment.mask) if row.weight else [0] * len(row.segment.mask) for row in layout],
-        # A rollout's reward is logged once, with its first segment.
-        "r_acc": [
-            float(r_acc[place]) if place < len(r_acc) and not np.isnan(r_acc[place]) else None
-            for place in range(len(layout))
-        ],
-    }
+    step: StepBatch = trainer._step_batch
+    return step.rollouts()
 
 
 def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], **_: Any) -> list[float | None]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, branch_of, count_branches, decision_weights
+from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, branch_of, count_branches, rollout_weights
 from metis_agent.hdpo.rewards import score
 
 from .reference import group, trajectory
@@ -72,7 +72,7 @@ def test_counts_that_cannot_be() -> None:
         BranchCounts(direct_right=one, direct_n=one, tool_right=one, tool_n=np.ones(2))
 
 
-def test_decision_weights_worked_by_hand() -> None:
+def test_rollout_weights_worked_by_hand() -> None:
     # G = 16 with 4 forced each way: f = 1/4, free = 1/2. With pi_T = 0.9 a branch that did worse has weight
     #   a call:    0.9 / (0.25 + 0.5 * 0.9) = 0.9 / 0.7 = 9/7
     #   no call:   0.1 / (0.25 + 0.5 * 0.1) = 0.1 / 0.3 = 1/3
@@ -80,17 +80,17 @@ def test_decision_weights_worked_by_hand() -> None:
     called = np.array([[True, False] * 8])
     calling_is_better, answering_is_better = np.where(called, 1.0, -1.0), np.where(called, -1.0, 1.0)
     for A, expected in ((calling_is_better, [1, 1 / 3] * 8), (answering_is_better, [9 / 7, 1] * 8)):
-        weights = decision_weights(A, called, np.array([0.9]), StratifiedGroups())
+        weights = rollout_weights(A, called, np.array([0.9]), StratifiedGroups())
         np.testing.assert_allclose(weights, [expected])
 
 
-def test_decision_weights_are_one_where_nothing_is_forced_or_nothing_known() -> None:
+def test_rollout_weights_are_one_where_nothing_is_forced_or_nothing_known() -> None:
     called = np.array([[True, False, True, True]])
     A = np.array([[-1.0, 2.0, -1.0, 0.0]])
     free = StratifiedGroups(size=4, direct=0, tool=0)
-    np.testing.assert_array_equal(decision_weights(A, called, np.array([0.2]), free), np.ones((1, 4)))
+    np.testing.assert_array_equal(rollout_weights(A, called, np.array([0.2]), free), np.ones((1, 4)))
     some = StratifiedGroups(size=4, direct=1, tool=1)
-    np.testing.assert_array_equal(decision_weights(A, called, np.array([np.nan]), some), np.ones((1, 4)))
+    np.testing.assert_array_equal(rollout_weights(A, called, np.array([np.nan]), some), np.ones((1, 4)))
 
 
 @given(
@@ -105,7 +105,7 @@ def test_without_a_better_branch_the_weights_give_the_policys_own_expectation(
     """Sum over branches of (share in the group) x (weight) x value = E_pi[value]."""
     groups = StratifiedGroups(size=16, direct=direct, tool=tool)
     called = np.array([[False, True]])
-    w_D, w_T = decision_weights(np.array([values]), called, np.array([pi_T]), groups)[0]
+    w_D, w_T = rollout_weights(np.array([values]), called, np.array([pi_T]), groups)[0]
     free = (16 - direct - tool) / 16
     share_D, share_T = direct / 16 + free * (1 - pi_T), tool / 16 + free * pi_T
     expected = (1 - pi_T) * values[0] + pi_T * values[1]
@@ -123,7 +123,7 @@ def test_a_decision_always_moves_towards_the_branch_that_did_better(
     """d/dz of the surrogate, z the logit of calling: sum_i w_i A_i (1[called_i] - pi_T)."""
     A = np.array([advantages]) - np.mean(advantages)
     calls = np.array([[False] * 4 + [True] * 4 + called])
-    weights = decision_weights(A, calls, np.array([pi_T]), StratifiedGroups())
+    weights = rollout_weights(A, calls, np.array([pi_T]), StratifiedGroups())
     gradient = float((weights * A * (calls - pi_T)).sum())
     gain_of_calling = float((A * calls).sum())
     if abs(gain_of_calling) > 1e-6:

@@ -38,7 +38,6 @@ def test_rows_hold_first_segments_in_order_then_the_others_then_blanks() -> None
     assert (found.count, found.usable, dict(found.unusable)) == (3, 2, {})
     rows = found.laid_out(4, "dapo")
     assert [row.rollout for row in rows] == [0, 1, 0, -1]
-    assert [row.decides for row in rows] == [True, True, False, False]
     assert [row.segment.completion_ids for row in rows[:3]] == [(7, 8, 9), (6, 6), (5,)]
     assert rows[2].segment.prompt_ids == (4, 2, 7, 8, 9, 3)
     assert rows[3].weight == 0
