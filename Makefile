@@ -69,8 +69,8 @@ bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (ab
 bench-overhead bench-update bench-trainer bench-sandbox bench-search: bench-%: $(VENV)/installed
 	$(RUN)/python benchmarks/$*.py
 
-bench-vision: $(VENV)/installed ## the vision demo with three seeds
-	for seed in 0 1 2; do $(RUN)/metis demo --world gallery --seed $$seed --folder runs/bench-vision/$$seed || exit 1; done
+bench-vision: $(VENV)/installed ## the gallery with three seeds: HDPO, GRPO, a font never seen, a control (about 30 minutes)
+	$(RUN)/python benchmarks/vision.py
 
 bench-half-known: $(VENV)/installed ## a gate where the model half knows, beside plain HDPO and coupled (about 10 minutes)
 	$(RUN)/python benchmarks/half_known_gate.py

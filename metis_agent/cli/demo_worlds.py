@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from metis_agent.cli.training_stack import quiet_libraries
 from metis_agent.errors import MissingDependencyError
 from metis_agent.types import Question
 
@@ -49,9 +49,7 @@ def training_stack() -> None:
     Raises:
         MissingDependencyError: the `train` extra is not installed.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    quiet_libraries()
     warnings.simplefilter("ignore", FutureWarning)
     try:
         from transformers.utils import logging as transformers_logging
@@ -98,10 +96,10 @@ DEMO_WORLDS: Mapping[WorldName, DemoWorld] = {
     ),
     "gallery": DemoWorld(
         folder=Path("runs/demo-vision"),
-        steps=20,
-        questions=200,
-        introduction="A Qwen3-VL of 0.6M parameters looks at signs, labels and paintings. It reads large text "
-        "at a glance, and crops and enlarges it all the same; tiny text it can read only so.",
+        steps=40,
+        questions=210,
+        introduction="A Qwen3-VL of 0.6M parameters looks at signs, labels, charts and paintings. It reads large "
+        "text at a glance, and crops and enlarges it all the same; tiny text it can read only so.",
         tool_noise={"wrong": 0.0, "failing": 0.0},
         experiment=_gallery,
         asked=lambda question: f"{question.text} ({question.kind})",

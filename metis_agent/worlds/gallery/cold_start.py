@@ -1,15 +1,13 @@
 """The recipe of the gallery's cold start: a tiny Qwen3-VL that reads, points, crops and searches, and far too often.
 
-Supervised from nothing on pictures that the world draws (`make gallery`). First the eyes alone (see `sight`), which
-then stay as they are. Then the language model, in three stages: *look* (read large text, read a crop, point at the cell
-of tiny text), *act* (whole trajectories, nearly all with a call, beside direct answers with the decision left out of
-the loss, which keep the reading), *polish* (the same at half the rate).
+Supervised from nothing on pictures that the world draws (`make gallery`). First the eyes alone (see `sight`): digits
+and words, then charts as well. Then the eyes stay as they are, and the language model learns in three stages: *look*
+(read large text, read a crop, point at the cell of tiny text), *act* (whole trajectories, nearly all with a call,
+beside direct answers with the decision left out of the loss, which keep the reading), *polish* (the same at half the
+rate).
 
 What it needs: Muon on the matrices, AdamW on embeddings, norms and the patch convolution; a start in which positions
 and patches are loud; and many pictures: a thousand are learnt by heart before a digit is told from another.
-
-The weights that the package ships went through these stages in several sittings, with changes between them, so that a
-run of this recipe gives others. Charts are drawn and can be asked about, but they are not taught.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from metis_agent.models.stills import StillsProcessor
-from metis_agent.worlds.gallery.exhibits import Content
+from metis_agent.worlds.gallery.exhibits import CONTENTS, Content
 from metis_agent.worlds.gallery.pictures import VIEW
 from metis_agent.worlds.gallery.rows import IGNORE, Lesson, Rows
 from metis_agent.worlds.gallery.sight import SightHead
 from metis_agent.worlds.gallery.tokens import MERGE, PATCH, build_processor
 
-__all__ = ["Recipe", "Stage", "build_model", "train_cold_start"]
+__all__ = ["Recipe", "SightStage", "Stage", "build_model", "train_cold_start", "train_language", "train_sight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +42,26 @@ class Stage:
     rates: tuple[float, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SightStage:
+    """A part of the training of the eyes: pictures of each content (see `Rows.pictures`), and the rate."""
+
+    steps: int
+    pictures: Sequence[tuple[Content, int]]
+    rates: tuple[float, float]
+
+
 _LOOKING: tuple[tuple[Lesson, int], ...] = (
-    (("read", "number", "large"), 10), (("read", "word", "large"), 7),
-    (("read_crop", "number", "tiny"), 8), (("read_crop", "word", "tiny"), 6),
-    (("point", "number", "tiny"), 5), (("point", "word", "tiny"), 5),
+    (("read", "number", "large"), 8), (("read", "word", "large"), 6), (("read", "chart", "large"), 8),
+    (("read_crop", "number", "tiny"), 6), (("read_crop", "word", "tiny"), 5), (("read_crop", "chart", "tiny"), 6),
+    (("point", "number", "tiny"), 4), (("point", "word", "tiny"), 4), (("point", "chart", "tiny"), 4),
 )  # fmt: skip
 _ACTING: tuple[tuple[Lesson, int], ...] = (
-    (("act", "number", "large"), 5), (("act", "word", "large"), 5),
-    (("act", "number", "tiny"), 6), (("act", "word", "tiny"), 5),
-    (("read", "number", "large"), 6), (("read", "word", "large"), 5),
-    (("read_crop", "number", "tiny"), 4), (("read_crop", "word", "tiny"), 3),
-    ("painting", 6),
+    (("act", "number", "large"), 5), (("act", "word", "large"), 4), (("act", "chart", "large"), 5),
+    (("act", "number", "tiny"), 5), (("act", "word", "tiny"), 4), (("act", "chart", "tiny"), 5),
+    (("read", "number", "large"), 5), (("read", "word", "large"), 4), (("read", "chart", "large"), 6),
+    (("read_crop", "number", "tiny"), 3), (("read_crop", "word", "tiny"), 3), (("read_crop", "chart", "tiny"), 4),
+    ("painting", 8),
 )  # fmt: skip
 
 
@@ -61,22 +69,25 @@ _ACTING: tuple[tuple[Lesson, int], ...] = (
 class Recipe:
     """Everything that the cold start depends on."""
 
+    sight: tuple[SightStage, ...] = (
+        SightStage(steps=2000, pictures=(("number", 12), ("word", 12)), rates=(0.6, 0.1)),
+        SightStage(steps=2500, pictures=(("number", 8), ("word", 8), ("chart", 14)), rates=(0.6, 0.01)),
+    )
+    """Of the vision tower alone, before everything else."""
     stages: tuple[Stage, ...] = (
-        Stage(steps=250, lessons=_LOOKING, rates=(1.0, 1.0)),
-        Stage(steps=350, lessons=_ACTING, rates=(1.0, 0.1)),
-        Stage(steps=250, lessons=_ACTING, rates=(0.5, 0.0)),
+        Stage(steps=500, lessons=_LOOKING, rates=(1.0, 1.0)),
+        Stage(steps=600, lessons=_ACTING, rates=(1.0, 0.1)),
+        Stage(steps=400, lessons=_ACTING, rates=(0.5, 0.0)),
     )
     seed: int = 0
     muon_lr: float = 0.03
+    muon_decay: float = 0.01
+    """Of the language model's matrices. Without it they grow, and what HDPO's steps change of them shrinks."""
     adamw_lr: float = 3e-3
     warmup: int = 20
     direct_large: float = 0.04
     """Share of whole trajectories that answer directly where the text is large; elsewhere `direct_tiny`."""
     direct_tiny: float = 0.002
-    sight_steps: int = 2000
-    """Of the vision tower alone, before everything else."""
-    sight_rates: tuple[float, float] = (0.6, 0.01)
-    sight_pictures: tuple[tuple[Content, int], ...] = (("number", 12), ("word", 12))
     pool: int = 200
     """Pictures of each kind to draw from; of all of them, `fresh` are drawn anew each step."""
     fresh: int = 20
@@ -84,7 +95,7 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Of everything."""
-        return self.sight_steps + sum(stage.steps for stage in self.stages)
+        return sum(stage.steps for stage in self.sight) + sum(stage.steps for stage in self.stages)
 
 
 def build_model(processor: StillsProcessor) -> Qwen3VLForConditionalGeneration:
@@ -130,57 +141,88 @@ def train_cold_start(
     torch.manual_seed(recipe.seed)
     processor = build_processor()
     model = build_model(processor)
-    rows = Rows(
-        processor, random.Random(recipe.seed), pool=recipe.pool, fresh=recipe.fresh,
-        direct_large=recipe.direct_large, direct_tiny=recipe.direct_tiny,
-        contents=[content for content, _ in recipe.sight_pictures],
-    )  # fmt: skip
-    _train_sight(model, rows, recipe, lambda step, right: progress(step, right, model))
-    # From here on the eyes stay as they are: what they tell is enough, and a step costs a third less.
-    model.model.visual.requires_grad_(False)
-    optimizers = _optimizers(model, recipe)
-    model.train()
-    for step, (stage, rate) in enumerate(_schedule(recipe)):
-        _set_rate(optimizers, rate)
-        batches = rows.batches(stage.lessons)
-        count = sum(len(batch["labels"]) for batch in batches)
-        loss = 0.0
-        for batch in batches:
-            part = _loss(model, batch) / (_TOKENS * count)
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        _update(model, optimizers)
-        progress(recipe.sight_steps + step + 1, loss, model)
-    model.train(False)
+    step = count(1)
+    train_sight(model, processor, recipe, lambda loss: progress(next(step), loss, model))
+    train_language(model, processor, recipe, lambda loss: progress(next(step), loss, model))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def _train_sight(
-    model: Qwen3VLForConditionalGeneration, rows: Rows, recipe: Recipe, progress: Callable[[int, float], None]
+def train_sight(
+    model: Qwen3VLForConditionalGeneration,
+    processor: StillsProcessor,
+    recipe: Recipe,
+    progress: Callable[[float], None] = lambda loss: None,
 ) -> None:
+    """Train the vision tower alone; `progress` gets each step's loss."""
     tower: Any = model.model.visual
     head = SightHead(tower.config.out_hidden_size)
     both = nn.ModuleDict({"tower": tower, "embedded": head})
-    optimizers = _optimizers(both, recipe)
+    optimizers = _optimizers(both, recipe, decay=0.0)
     both.train()
-    for step in range(recipe.sight_steps):
-        first, last = recipe.sight_rates
-        _set_rate(optimizers, min((step + 1) / recipe.warmup, first + (last - first) * step / recipe.sight_steps))
-        loss, _ = head.loss(tower, *rows.pictures(recipe.sight_pictures))
-        loss.backward()  # type: ignore[no-untyped-call]
-        _update(both, optimizers)
-        progress(step + 1, loss.item())
+    for place, stage in enumerate(recipe.sight):
+        rows = _rows(processor, recipe, f"sight {place}", [content for content, _ in stage.pictures])
+        for rate in _rates(stage, recipe.warmup if place == 0 else 0):
+            _set_rate(optimizers, rate)
+            loss = head.loss(tower, *rows.pictures(stage.pictures))[0]
+            loss.backward()  # type: ignore[no-untyped-call]
+            _update(both, optimizers)
+            progress(loss.item())
+    both.train(False)
 
 
-def _optimizers(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+def train_language(
+    model: Qwen3VLForConditionalGeneration,
+    processor: StillsProcessor,
+    recipe: Recipe,
+    progress: Callable[[float], None] = lambda loss: None,
+) -> None:
+    """Train the language model behind eyes that stay as they are; `progress` gets each step's loss.
+
+    What the eyes tell is enough, and a step costs a third less.
+    """
+    model.model.visual.requires_grad_(False)
+    rows = _rows(processor, recipe, "language", CONTENTS)
+    optimizers = _optimizers(model, recipe, decay=recipe.muon_decay)
+    model.train()
+    for place, stage in enumerate(recipe.stages):
+        for rate in _rates(stage, recipe.warmup if place == 0 else 0):
+            _set_rate(optimizers, rate)
+            batches = rows.batches(stage.lessons)
+            examples = sum(len(batch["labels"]) for batch in batches)
+            loss = 0.0
+            for batch in batches:
+                part = _loss(model, batch) / (_TOKENS * examples)
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += part.item()
+            _update(model, optimizers)
+            progress(loss)
+    model.train(False)
+
+
+def _rows(processor: StillsProcessor, recipe: Recipe, name: str, contents: Sequence[Content]) -> Rows:
+    """Rows of a part of the training, which does not depend on how many the part before has drawn."""
+    return Rows(
+        processor, random.Random(f"{name} {recipe.seed}"), pool=recipe.pool, fresh=recipe.fresh,
+        direct_large=recipe.direct_large, direct_tiny=recipe.direct_tiny, contents=contents,
+    )  # fmt: skip
+
+
+def _rates(stage: Stage | SightStage, warmup: int) -> list[float]:
+    """The rate of each step: from the first to the last, after a warm-up."""
+    first, last = stage.rates
+    rates = [first + (last - first) * step / stage.steps for step in range(stage.steps)]
+    return [min(rate, (step + 1) / warmup) if step < warmup else rate for step, rate in enumerate(rates)]
+
+
+def _optimizers(model: nn.Module, recipe: Recipe, *, decay: float) -> tuple[torch.optim.Optimizer, ...]:
     """Muon on the matrices, AdamW on the rest; nothing else learns to see."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in trained if p.ndim != 2 or "embed" in name]
     return (
-        torch.optim.Muon([{"params": matrices, "full": recipe.muon_lr}], momentum=0.9, weight_decay=0.0),
+        torch.optim.Muon([{"params": matrices, "full": recipe.muon_lr}], momentum=0.9, weight_decay=decay),
         torch.optim.AdamW([{"params": others, "full": recipe.adamw_lr}], betas=(0.9, 0.98), weight_decay=0.0),
     )
 
@@ -196,15 +238,6 @@ def _update(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> No
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-
-
-def _schedule(recipe: Recipe) -> list[tuple[Stage, float]]:
-    """Stage and rate of each step."""
-    steps: list[tuple[Stage, float]] = []
-    for stage in recipe.stages:
-        first, last = stage.rates
-        steps += [(stage, first + (last - first) * step / stage.steps) for step in range(stage.steps)]
-    return [(stage, min(rate, (step + 1) / recipe.warmup)) for step, (stage, rate) in enumerate(steps)]
 
 
 _TOKENS = 4

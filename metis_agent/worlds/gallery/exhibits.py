@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = [
-    "COLOURS", "CONTENTS", "FONTS", "HELD_OUT_FONT", "NUMBERS", "SIZES", "WORDS", "Colour", "Column", "Content",
+    "COLOURS", "CONTENTS", "FONTS", "HELD_OUT_FONT", "NUMBERS", "SIZES", "WORDS", "Bar", "Colour", "Content",
     "Exhibit", "Look", "Size", "exhibit", "texts",
 ]  # fmt: skip
 
@@ -40,8 +40,8 @@ _GRID = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One bar of a chart with the value above it."""
+class Bar:
+    """One bar of a chart with the value beside it."""
 
     colour: Colour
     value: str
@@ -68,21 +68,21 @@ class Exhibit:
         return place % _GRID, place // _GRID
 
     @property
-    def columns(self) -> tuple[Column, ...]:
-        """The bars of a chart from left to right, of which one holds the answer; none of anything else."""
+    def bars(self) -> tuple[Bar, ...]:
+        """The bars of a chart from top to bottom, of which one holds the answer; none of anything else."""
         if self.content != "chart":
             return ()
         rng = random.Random(f"bars {self.seed}")
         asked, other = rng.sample(COLOURS, 2)
         value = rng.choice([number for number in NUMBERS if number != self.text])
-        bars = [Column(colour=asked, value=self.text), Column(colour=other, value=value)]
+        bars = [Bar(colour=asked, value=self.text), Bar(colour=other, value=value)]
         rng.shuffle(bars)
         return tuple(bars)
 
     @property
     def asked(self) -> Colour | None:
         """The colour of the bar that is asked about."""
-        return next((column.colour for column in self.columns if column.value == self.text), None)
+        return next((bar.colour for bar in self.bars if bar.value == self.text), None)
 
 
 def texts(content: Content) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from metis_agent.worlds.gallery.agent import COLD_START, REPLY, gallery_agent
 from metis_agent.worlds.gallery.crops import CachedPython
 from metis_agent.worlds.gallery.exhibits import FONTS
 from metis_agent.worlds.gallery.paintings import write_collection
-from metis_agent.worlds.gallery.questions import ALL_KINDS, KINDS, LEGIBLE, questions
+from metis_agent.worlds.gallery.questions import KINDS, LEGIBLE, questions
 
 __all__ = ["Experiment"]
 
@@ -32,17 +32,17 @@ class Experiment(WorldExperiment):
 
     reply: ClassVar[int] = REPLY
     classes: ClassVar[Mapping[str, Collection[str]]] = {
-        "legible": LEGIBLE, "illegible": [kind for kind in ALL_KINDS if kind not in LEGIBLE],
+        "legible": LEGIBLE, "illegible": [kind for kind in KINDS if kind not in LEGIBLE],
     }  # fmt: skip
 
     kinds: tuple[str, ...] = KINDS
     fonts: Sequence[str] = FONTS
     """Of the held-out questions."""
     cold_start: Path = COLD_START
-    steps: int = 20
-    questions_per_step: int = 10
+    steps: int = 40
+    questions_per_step: int = 14
     learning_rate: float = 1e-3
-    test_questions: int = 200
+    test_questions: int = 210
     python: PythonTool = field(default_factory=CachedPython, repr=False, compare=False)
 
     def questions(self, split: Literal["train", "test"], count: int) -> tuple[Question, ...]:

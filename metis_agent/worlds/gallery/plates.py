@@ -1,7 +1,7 @@
 """The plate that holds an exhibit's text: a sign, a label or a chart, tilted, with nothing around it.
 
-Between `exhibits` and `pictures`. Numbers are drawn at a size of font, words and charts to a width, so that tiny ones
-fill the cell that they stand in; every size that a tiny one has, large ones have four times as large.
+Between `exhibits` and `pictures`. Numbers are drawn at a size of font, words to a width, so that tiny ones fill the
+cell that they stand in; every size that a tiny one has, large ones have four times as large.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Tint = tuple[int, int, int]
 
 _FONT_SIZES = {"large": (80, 92), "tiny": (20, 22)}
 _WORD_WIDTHS = {"large": (156, 176), "tiny": (40, 44)}
-_CHART_WIDTHS = {"large": (216, 232), "tiny": (54, 58)}
+_VALUE_SIZES = {"large": (76, 84), "tiny": (19, 21)}
+"""Of the font of a chart's values."""
 _TILT = {"number": 4.0, "word": 3.0, "chart": 3.0}
 _BARS: dict[Colour, Tint] = {"red": (200, 40, 40), "green": (30, 130, 50), "blue": (45, 70, 200)}
 
@@ -59,22 +60,21 @@ def _text(it: Exhibit, paper: Tint, ink: Tint, rng: random.Random) -> Image.Imag
 
 
 def _chart(it: Exhibit, paper: Tint, ink: Tint, rng: random.Random) -> Image.Image:
-    """Columns side by side, each in a light shade of its colour: the value above, and below it a bar of its height."""
-    width = rng.randint(*_CHART_WIDTHS[it.size])
-    step = width / len(it.columns)
-    fonts = [_fitting(it.font, column.value, round(0.78 * step)) for column in it.columns]
-    boxes = [font.getbbox(column.value) for font, column in zip(fonts, it.columns, strict=True)]
+    """Rows, each in a light shade of its colour: the value, and beside it a bar of its length."""
+    font = _font(it.font, rng.randint(*_VALUE_SIZES[it.size]))
+    boxes = [font.getbbox(bar.value) for bar in it.bars]
+    value_width = max(right - left for left, _, right, _ in boxes)
     value_height = max(bottom - top for _, top, _, bottom in boxes)
-    edge, bars = 0.15 * value_height, 0.7 * value_height
-    height = math.ceil(value_height + 2 * edge + bars)
-    drawn, pen = _empty(width, height)
-    for place, (column, font, (left, top, right, _)) in enumerate(zip(it.columns, fonts, boxes, strict=True)):
-        x, full = place * step, _BARS[column.colour]
+    edge, longest = 0.2 * value_height, 0.55 * value_width
+    width, step = math.ceil(value_width + longest + 3 * edge), math.ceil(value_height + 2 * edge)
+    drawn, pen = _empty(width, step * len(it.bars))
+    for y, bar, (left, top, _, _) in zip(range(0, step * len(it.bars), step), it.bars, boxes, strict=True):
+        full = _BARS[bar.colour]
         shade = (*(round(0.7 * light + 0.3 * dark) for light, dark in zip(paper, full, strict=True)),)
-        pen.rectangle((x, 0, x + step - 1, height - 1), fill=shade)
-        rise = bars * (0.2 + 0.8 * int(column.value) / 99)
-        pen.rectangle((x + 0.2 * step, height - 1 - rise, x + 0.8 * step, height - 1), fill=full)
-        pen.text((x + (step - right + left) / 2 - left, edge - top), column.value, font=font, fill=ink)
+        pen.rectangle((0, y, width - 1, y + step - 1), fill=shade)
+        start, length = value_width + 2 * edge, longest * (0.1 + 0.9 * int(bar.value) / 99)
+        pen.rectangle((start, y + 0.2 * step, start + length, y + 0.8 * step), fill=full)
+        pen.text((edge - left, y + edge - top), bar.value, font=font, fill=ink)
     return drawn
 
 

@@ -24,22 +24,20 @@ from metis_agent.worlds.gallery.paintings import COLLECTION, Painting, photograp
 from metis_agent.worlds.gallery.pictures import as_png, draw
 
 __all__ = [
-    "ALL_KINDS", "KINDS", "LEGIBLE", "PAINTING", "PAINTING_FORMS", "Split", "ask", "ask_painter", "drawn_from", "forms",
+    "KINDS", "LEGIBLE", "PAINTING", "PAINTING_FORMS", "Split", "ask", "ask_painter", "drawn_from", "forms",
     "paintings", "phrasings", "questions",
 ]  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
 PAINTING = "painting"
-ALL_KINDS = (*(f"{size} {content}" for content in CONTENTS for size in SIZES), PAINTING)
-KINDS = tuple(kind for kind in ALL_KINDS if not kind.endswith("chart"))
-"""The kinds that the cold start is taught, and that are asked by default; charts come on request."""
-LEGIBLE = tuple(kind for kind in ALL_KINDS if kind.startswith("large"))
+KINDS = (*(f"{size} {content}" for content in CONTENTS for size in SIZES), PAINTING)
+LEGIBLE = tuple(kind for kind in KINDS if kind.startswith("large"))
 """The kinds that can be answered without a tool."""
 
 _FORMS: dict[Content, tuple[str, ...]] = {
     "number": ("What number is on the {look}?", "Read the number on the {look}."),
     "word": ("What word is on the {look}?", "Read the word on the {look}."),
-    "chart": ("What is the value of the {colour} bar?", "How high is the {colour} bar?"),
+    "chart": ("What is the value of the {colour} bar?", "How long is the {colour} bar?"),
 }
 PAINTING_FORMS = ("Who painted this?", "Who painted this picture?")
 _HELD_OUT: dict[Split, range] = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
@@ -53,9 +51,9 @@ def questions(
     Raises:
         ConfigurationError: an unknown split or kind.
     """
-    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
-        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(ALL_KINDS)}")
+        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(KINDS)}")
     rng = random.Random(f"{split} {seed}")
     shown = paintings(split)
     found: list[Question] = []

@@ -42,7 +42,7 @@ def told_of(it: Exhibit, *, legible: bool) -> Told:
     if it.content == "number":
         return (0, int(it.text[0])), (_DIGITS, int(it.text[1]))
     told: list[tuple[int, int]] = []
-    for bar in it.columns:
+    for bar in it.bars:
         first = _BARS + 2 * _DIGITS * COLOURS.index(bar.colour)
         told += [(first, int(bar.value[0])), (first + _DIGITS, int(bar.value[1]))]
     return tuple(told)

@@ -40,12 +40,12 @@ def test_a_chart_has_two_bars_of_two_colours_and_asks_for_one() -> None:
     rng = random.Random(0)
     charts = [exhibit("chart", "large", rng) for _ in range(200)]
     for it in charts:
-        assert len({column.colour for column in it.columns}) == 2
-        assert [column.colour for column in it.columns if column.value == it.text] == [it.asked]
-    first = Counter(it.columns[0].value == it.text for it in charts)
-    assert 60 < first[True] < 140  # the answer may stand on either side
+        assert len({bar.colour for bar in it.bars}) == 2
+        assert [bar.colour for bar in it.bars if bar.value == it.text] == [it.asked]
+    first = Counter(it.bars[0].value == it.text for it in charts)
+    assert 60 < first[True] < 140  # the answer may stand on either of them
     other = exhibit("word", "large", rng)
-    assert other.columns == ()
+    assert other.bars == ()
     assert other.asked is None
 
 

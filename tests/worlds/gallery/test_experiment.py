@@ -71,7 +71,8 @@ def test_a_measurement_tells_kinds_classes_and_forced_branches(measured: Measure
     assert set(figures["classes"]) == {"legible", "illegible"}
     legible = figures["classes"]["legible"]
     legible_kinds = [kind for kind in KINDS if kind in LEGIBLE]
-    assert legible["tool_rate"] == pytest.approx(sum(figures["kinds"][kind]["tool_rate"] for kind in legible_kinds) / 2)
+    by_kind = [figures["kinds"][kind]["tool_rate"] for kind in legible_kinds]
+    assert legible["tool_rate"] == pytest.approx(sum(by_kind) / len(by_kind))
     assert set(figures["forced"]) == {"direct", "tool"}
     assert figures["forced"]["direct"]["kinds"][PAINTING]["accuracy"] == 0.0
     for branch in figures["forced"].values():

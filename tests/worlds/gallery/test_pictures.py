@@ -48,8 +48,8 @@ def test_a_tiny_plate_is_inside_of_its_cell_and_a_large_one_in_none(content: Con
 @pytest.mark.parametrize(
     ("content", "size", "low", "high"),
     [
-        ("number", "large", 17, 36), ("word", "large", 7, 24), ("chart", "large", 16, 42),
-        ("number", "tiny", 4, 9), ("word", "tiny", 2, 6), ("chart", "tiny", 4, 10),
+        ("number", "large", 17, 36), ("word", "large", 7, 24), ("chart", "large", 30, 56),
+        ("number", "tiny", 4, 9), ("word", "tiny", 2, 6), ("chart", "tiny", 7, 14),
     ],
 )  # fmt: skip
 def test_how_high_a_plate_is_in_the_models_view(content: Content, size: Size, low: int, high: int) -> None:
