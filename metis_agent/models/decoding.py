@@ -88,7 +88,9 @@ def decode(
     log_probs_BT2 = torch.zeros(B, steps, 2, device=ids_BP.device)
     rows, last, position = torch.arange(B, device=ids_BP.device), ids_BP[:, -1:], mask_BP.sum(dim=1, keepdim=True) - 1
     step = 0
-    with getattr(model, "_optimize_model_for_decode", nullcontext)():
+    # Of no use on a CPU, where it takes its time at every token.
+    optimized = nullcontext if model.device.type == "cpu" else getattr(model, "_optimize_model_for_decode", nullcontext)
+    with optimized():
         for step in range(1, steps + 1):
             logits = model(
                 input_ids=last, attention_mask=mask[:, : width + step - 1], position_ids=position,

@@ -70,15 +70,12 @@ class Engine:
         self._interrupted = interrupted
         self.eos_ids = _eos_ids(model, tokenizer)
         self._pad_id = _pad_id(tokenizer, self.eos_ids)
+        self.context_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        """How many positions the model has, prompt and completion together."""
         # Vision models count positions in ways of their own, and other caches than full attention's can't be
         # taken apart row by row.
         layers = getattr(model.config, "layer_types", None) or ()
         self._by_row = set(layers) == {"full_attention"}
-
-    @property
-    def context_length(self) -> int | None:
-        """How many positions the model has, prompt and completion together."""
-        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """Complete the prompts together.
