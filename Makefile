@@ -28,7 +28,7 @@ install: $(VENV)/installed ## the virtual environment in .venv
 demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (about 4 minutes)
 	$(RUN)/metis demo
 
-demo-vision: $(VENV)/installed ## the same about pictures: the sign read at a glance, the tiny one cropped, then read
+demo-vision: $(VENV)/installed ## the same about pictures: the sign read at a glance, the tiny one cropped, then read (3 minutes)
 	$(RUN)/metis demo --world gallery
 
 test: format lint types unit ## everything that CI runs
@@ -60,7 +60,7 @@ wheel-test: $(VENV)/installed ## wheel and sdist in clean environments, alone an
 world: $(VENV)/installed ## train the shipped cold start again from nothing (about 12 minutes)
 	$(RUN)/python -m metis_agent.worlds.almanac.cold_start
 
-gallery: $(VENV)/installed ## train the tiny Qwen3-VL that the vision world ships again from nothing
+gallery: $(VENV)/installed ## train the tiny Qwen3-VL that the vision world ships again from nothing (about 25 minutes)
 	$(RUN)/python -m metis_agent.worlds.gallery.cold_start
 
 bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)
