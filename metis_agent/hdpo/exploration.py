@@ -38,7 +38,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "rollout_weights", "decisions_of"]
+__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decisions_of", "rollout_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
