@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from metis_agent.cli.ask import ask_command
 from metis_agent.cli.benchmark import evaluate_benchmark_command
 from metis_agent.cli.calibrate import calibrate_command
 from metis_agent.cli.curate import curate_app
+from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld
 from metis_agent.cli.doctor import doctor as doctor_command
 from metis_agent.cli.drift import drift_command
 from metis_agent.cli.evaluate import evaluate_app
@@ -53,6 +55,11 @@ app = typer.Typer(
 )
 
 
+def _by_world(default: Callable[[DemoWorld], object]) -> str:
+    """A default of the demo as its help shows it."""
+    return ", ".join(f"{name} {default(world)}" for name, world in DEMO_WORLDS.items())
+
+
 @app.command(rich_help_panel=_TRY)
 def demo(
     world: Annotated[
@@ -62,7 +69,7 @@ def demo(
         Path | None,
         typer.Option(
             help="Where the run is written: records, checkpoints, figures.",
-            show_default="runs/demo or runs/demo-vision",
+            show_default=_by_world(lambda world: world.folder),
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
@@ -70,12 +77,15 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Training steps, of 16 questions (gallery: 10) times 16 rollouts.",
-            show_default="60, gallery 20",
+            help="Training steps, of 16 questions (gallery: 14) times 16 rollouts.",
+            show_default=_by_world(lambda world: world.steps),
         ),
     ] = None,
     questions: Annotated[
-        int | None, typer.Option(min=5, help="Held-out questions to measure on.", show_default="500, gallery 200")
+        int | None,
+        typer.Option(
+            min=5, help="Held-out questions to measure on.", show_default=_by_world(lambda world: world.questions)
+        ),
     ] = None,
     fresh: FreshOption = False,
 ) -> None:
