@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metis_agent.recording import formats
+from metis_agent.recording.whole import write_whole
 
-__all__ = ["JsonOption", "progress_bars", "screen", "write_json", "write_whole"]
+__all__ = ["JsonOption", "progress_bars", "screen", "write_json"]
 
 JsonOption = Annotated[
     Path | None,
@@ -50,14 +51,7 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
         print(text, flush=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: some say by their being there that a run began, or is finished."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(text)
-    draft.replace(path)
+    write_whole(path, f"{text}\n".encode())
 
 
 def _no_nan(value: Any) -> Any:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.output import write_whole
 from metis_agent.errors import ConfigurationError
 from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text
+from metis_agent.recording.whole import write_whole
 
 __all__ = ["FreshOption", "prepare_folder"]
 
@@ -52,7 +52,7 @@ def prepare_folder(
     for part in parts:
         _clear(folder / part)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(note, settings_text(settings))
+    write_whole(note, settings_text(settings).encode())
 
 
 def _clear(path: Path) -> None:

@@ -6,7 +6,6 @@ What the trajectory store and the image store have in common: list, read in bloc
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
+from metis_agent.recording.whole import write_whole
 
 __all__ = ["Place"]
 
@@ -111,7 +111,7 @@ class Place:
         try:
             self.fs.makedirs(self.root, exist_ok=True)
             if self.is_local:
-                _replace(Path(self.root) / name, content)
+                write_whole(Path(self.root) / name, content)
             else:
                 self.fs.pipe_file(f"{self.root}/{name}", content)  # object stores put whole or not at all
         except Exception as error:
@@ -124,14 +124,3 @@ class Place:
         """Remove a file, where the rights to it allow that."""
         with suppress(Exception):
             self.fs.rm_file(f"{self.root}/{name}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: the name never stands for half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance
 
+from metis_agent.recording.whole import write_whole
 from metis_agent.worlds.gallery.pictures import CANVAS
 
 __all__ = ["COLLECTION", "FIRST", "LAST", "Painting", "paint", "photograph", "write_collection"]
@@ -94,7 +95,6 @@ def write_collection(folder: Path) -> Path:
     every = [Painting(number=number) for number in range(COLLECTION)]
     for it in every:
         paint(it).save(folder / it.file)
-    draft = notes.with_suffix(".draft")
-    draft.write_text("".join(json.dumps({"file_name": it.file, "caption": it.caption}) + "\n" for it in every))
-    draft.replace(notes)
+    lines = (json.dumps({"file_name": it.file, "caption": it.caption}) + "\n" for it in every)
+    write_whole(notes, "".join(lines).encode())
     return folder
