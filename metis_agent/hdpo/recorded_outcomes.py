@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
+from metis_agent.gates.drafts import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
 from metis_agent.hdpo.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.hdpo.question_files import CONTEXT
@@ -230,9 +231,9 @@ class OutcomePool:
         # One run, not a mean: a deployed gate sees one draft. The smallest id, so that the order does not matter.
         if row in self._drafts and self._drafts[row][0] <= run.id:
             return
-        # As `gates.drafts.log_probs_of` gives them to a deployed gate.
-        log_probs = (run.calls[-1].allowed_log_probs or run.calls[-1].log_probs) if run.calls else None
-        numbers = {**draft_text_features(self._texts[row], run.answer), **draft_log_prob_features(log_probs or ())}
+        call = run.calls[-1] if run.calls else None
+        log_probs = read_log_probs(call.log_probs, call.allowed_log_probs, call.forced) if call else ()
+        numbers = {**draft_text_features(self._texts[row], run.answer), **draft_log_prob_features(log_probs)}
         if len(numbers) > len(self._draft_names):
             self._draft_names = tuple(numbers)
         self._drafts[row] = run.id, array("d", numbers.values())
