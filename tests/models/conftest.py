@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import string
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from metis_agent.models.local import LocalChatModel
+from tests.one_thread import one_thread as one_thread
 
 WORDS = ("Hello", " world", " is", " the", " answer", " tool", "python", '", "', '{"', '":', ' {"')
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>")
@@ -103,15 +103,6 @@ def biased(policy: Any, token: int) -> Any:
     extra[token] = 60.0
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + extra)
     return model
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A tiny model is slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,11 @@ import random
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from langchain_core.messages import HumanMessage
@@ -39,6 +37,7 @@ from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.worlds.gallery.cold_start import build_model
 from metis_agent.worlds.gallery.tokens import build_processor
+from tests.servers import wait_for
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.timeout(600)]
 
@@ -100,17 +99,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     finally:
         server.kill()
         server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    while server.poll() is None:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(log.read_text())
 
 
 def chat_on(served: Served, **options: Any) -> ServedChatModel:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
@@ -17,6 +15,7 @@ from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy
 from metis_agent.hdpo.policies.encoder import EncoderPolicy
 from metis_agent.hdpo.policies.gradient import GradientTraining
 from tests.hdpo.policies.tiny import DESCRIPTIONS, planted, save_bert, save_qwen
+from tests.one_thread import one_thread as one_thread
 
 # A price above what the estimates of a small table are off by.
 TRAINING = GateTraining(beta=0.2, folds=2)
@@ -27,15 +26,6 @@ class Trained:
     table: OutcomeTable
     gate: TrainedGate
     folder: Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A tiny model is slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -29,6 +28,7 @@ from metis_agent.hdpo.policies.gradient import GradientTraining
 from metis_agent.types import GateRequest, ToolSpec
 from tests.hdpo.policies.conftest import TRAINING, Trained
 from tests.hdpo.policies.tiny import DESCRIPTIONS, planted
+from tests.servers import wait_for
 
 QUESTIONS = ("Compute the sum of q", "Find the river of q", "Say hello to the team of q", "Compute the note of q and z")
 TOOLS = tuple(ToolSpec(name=name, description=text) for name, text in DESCRIPTIONS.items())
@@ -119,17 +119,6 @@ def test_transformers_serve_gives_the_same_probabilities(decision_lm: Trained, g
         server.wait()
     assert response.status_code == 200, response.text
     assert pipeline_accuracy(response.json()["answers"]) == pytest.approx(gate.score(QUESTIONS[0])[0], abs=1e-5)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    while server.poll() is None:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(f"the server ended with {server.returncode}")
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])

@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.tools.sandboxes import Execution, SandboxLimits
+from metis_agent.tools.sandboxes.closing import Closing
 from metis_agent.tools.sandboxes.inside import wire
 from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter, remove_folder
 from metis_agent.tools.sandboxes.inside.screen import Screen, read_screen, screen_size
@@ -204,7 +204,7 @@ class TestReport:
         assert unwrap_fence(written) == code
 
 
-class FakeSession:
+class FakeSession(Closing):
     """Counts."""
 
     def __init__(self) -> None:
@@ -215,14 +215,6 @@ class FakeSession:
 
     def close(self) -> None:
         self.closed += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TestPool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
 from metis_agent.recording.store import TrajectoryStore
@@ -23,14 +22,6 @@ from metis_agent.worlds.gallery.questions import KINDS, PAINTING, questions
 
 LARGE = [kind for kind in KINDS if kind.startswith("large")]
 TINY = [kind for kind in KINDS if kind.startswith("tiny")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Gallery:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -40,14 +39,6 @@ SMALL = replace(
     fresh=0,
     warmup=4,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_few_steps_lower_the_loss_and_the_folder_loads(tmp_path: Path) -> None:

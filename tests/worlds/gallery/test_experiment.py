@@ -18,14 +18,6 @@ from metis_agent.worlds.gallery.questions import KINDS, LEGIBLE, PAINTING
 QUESTIONS, G = 5, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
     it = Experiment(

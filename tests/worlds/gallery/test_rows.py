@@ -29,14 +29,6 @@ from metis_agent.worlds.gallery.rows import Row, Rows, call_pieces, patches_of
 from metis_agent.worlds.gallery.tokens import SEARCH, SHOWN, build_processor, crop_code
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def chat() -> LocalChatModel:
     torch.manual_seed(0)
