@@ -3,9 +3,11 @@
 Each pair runs in turn in one process on one model, so that whatever else the machine does hits both. Prints JSON:
 `update_ratio`, tokens a second of HDPO's update (forward, both surrogates, backward) over GRPO's, at least 0.95 wanted;
 `rollout_ratio`, rollouts a second through the graph over TRL's own tool loop with the same model and tools, at least
-1.0 wanted. On a CPU both are by the process's own CPU time, which another program's load does not enter; wall-clock
-ratios stand beside them. On a GPU they are by the wall clock, and a 2B-shaped and an 8B-shaped model with random
-weights are measured too, with the share of the chip's peak.
+1.0 wanted; `continuous_ratio`, how many times faster agents of several turns are answered by batches that others join
+than by whole ones, with a model so large that a token costs the same for one row as for eight. On a CPU all are by the
+process's own CPU time, which another program's load does not enter; wall-clock ratios stand beside them. On a GPU they
+are by the wall clock, and a 2B-shaped and an 8B-shaped model with random weights are measured too, with the share of
+the chip's peak.
 
     python benchmarks/trainer.py --rounds 15
 """
@@ -13,9 +15,11 @@ weights are measured too, with the share of the chip's peak.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -50,6 +54,7 @@ CUDA = torch.cuda.is_available()
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 """Dense bfloat16 operations a second, from the makers' data sheets."""
 SHAPES = {
+    "0.1B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8, "num_attention_heads": 16},
     "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
     "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
 }
@@ -220,17 +225,45 @@ def rollout(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shaped(name: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """The update of a model of this shape with random weights, on a GPU."""
+def model_of(name: str, vocabulary: int) -> Qwen3ForCausalLM:
+    """Of this shape, with random weights; in bfloat16 on a GPU."""
     tokenizer = build_tokenizer()
     config = Qwen3Config(
-        vocab_size=151_936, num_key_value_heads=8, head_dim=128, max_position_embeddings=8192,
-        tie_word_embeddings=name == "2B", eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        dtype="bfloat16", **SHAPES[name],
+        vocab_size=vocabulary, num_key_value_heads=8, head_dim=128, max_position_embeddings=8192,
+        tie_word_embeddings=name != "8B", eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **SHAPES[name],
     )  # fmt: skip
-    with torch.device("cuda"):
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    chat = LocalChatModel(model=model, tokenizer=tokenizer, temperature=1.0)
+    with torch.device("cuda" if CUDA else "cpu"):
+        return Qwen3ForCausalLM(config).to(torch.bfloat16 if CUDA else torch.float32)
+
+
+def continuous(rounds: int) -> dict[str, Any]:
+    """Three times as many agents as a batch has rows, of three turns each, whose replies are 4 to 64 tokens long."""
+    tokenizer = build_tokenizer()
+    model, rows = model_of("2B" if CUDA else "0.1B", len(tokenizer)), 64 if CUDA else 8
+
+    async def agent(chat: LocalChatModel, number: int) -> None:
+        lengths = random.Random(number)
+        for turn in range(3):
+            text = "What is 2 plus 3" + " plus 4" * lengths.randint(0, 9)
+            await chat.ainvoke(text, seed=3 * number + turn, max_tokens=lengths.choice((4, 8, 8, 8, 16, 32, 64)))
+
+    async def agents(chat: LocalChatModel) -> None:
+        await asyncio.gather(*[agent(chat, number) for number in range(3 * rows)])
+
+    def work(joining: bool) -> Callable[[], None]:
+        chat = LocalChatModel(
+            model=model, tokenizer=tokenizer, temperature=1.0, max_batch=rows, continuous=joining
+        )  # fmt: skip
+        return lambda: asyncio.run(agents(chat))
+
+    return in_turn(work(True), work(False), rounds)[0]
+
+
+def shaped(name: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """The update of a model of this shape with random weights, on a GPU."""
+    model = model_of(name, 151_936)
+    chat = LocalChatModel(model=model, tokenizer=build_tokenizer(), temperature=1.0)
     trainer = hdpo_trainer(chat, folder, bf16=True, activation_checkpointing=True)
     figures = update(trainer, 8, 1024, 3072, rounds)
     parameters = sum(p.numel() for p in model.parameters())
@@ -248,21 +281,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--questions", type=int, default=8, help="of 16 rollouts each")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", choices=("update", "rollout"))
+    parser.add_argument("--only", choices=("update", "rollout", "continuous"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if CUDA else "cpu", "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if chosen.only != "rollout":
+        if chosen.only in (None, "update"):
             chat = LocalChatModel.load(COLD_START, device="cuda" if CUDA else "cpu")
             found["update"] = update(hdpo_trainer(chat, folder / "update"), chosen.rows, 20, 60, chosen.rounds)
             found["update_ratio"] = found["update"]["ratio"]
-        if chosen.only != "update":
+        if chosen.only in (None, "rollout"):
             found["rollout"] = rollout(folder / "rollout", chosen.questions, chosen.rounds)
             found["rollout_ratio"] = found["rollout"]["ratio"]
+        if chosen.only in (None, "continuous"):
+            found["continuous"] = continuous(min(3, chosen.rounds))
+            found["continuous_ratio"] = found["continuous"]["ratio"]
         if CUDA:
-            found["shapes"] = {shape: shaped(shape, folder / shape, 5) for shape in SHAPES}
+            found["shapes"] = {shape: shaped(shape, folder / shape, 5) for shape in ("2B", "8B")}
     print(json.dumps(found, indent=2))
 
 

@@ -1,7 +1,8 @@
 """Micro-batching: many callers wait, one worker runs their requests together.
 
 Hundreds of graph runs call the model at once, each for one completion; a model is only fast on batches. A
-batch starts when it is full, or when arrivals have paused for a moment; while one runs, the next gathers.
+batch starts when it is full, or when arrivals have paused for a moment; while one runs, the next gathers. Where
+batches are continuous, who waits joins the running batch, and who is done need not wait for the others.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import count
 from typing import Generic, TypeVar
 
 from metis_agent.errors import ConfigurationError
@@ -31,6 +33,11 @@ _QUIET_ROUNDS = 16
 """Rounds of an event loop without a new request after which its tasks are taken to have asked what they have to ask:
 about as many as a graph takes from one node to the next."""
 _CLOSE_SECONDS = 10.0
+_JOINING = 4
+"""Who waits joins a running batch once they are one to so many: each time costs a run of their prompts and a copy of
+the cache, which a few must not ask of many."""
+
+Run = Callable[[Sequence[RequestT], Callable[[int], Sequence[RequestT]]], Iterator[Mapping[int, ResultT]]]
 
 
 class MicroBatcher(Generic[RequestT, ResultT]):
@@ -40,14 +47,18 @@ class MicroBatcher(Generic[RequestT, ResultT]):
     thread. At interpreter exit waiting requests are cancelled and the running batch is given a few seconds.
 
     Args:
-        run: Turns a batch of requests into as many results, in order. Called on the worker thread only.
-        max_batch: The most requests that one call of `run` gets.
+        run: Runs requests together and yields results as they come, by the requests' places. From time to time it may
+            ask its second argument, with the number of requests that still run, for more: their places come after.
+            Called on the worker thread only; see `metis_agent.models.engine.Engine.run`.
+        max_batch: The most requests that run at once.
         linger: Seconds without a new request after which a batch starts though it is not full. It grows to
             5% of the last batch's run time (25 ms at most): waiting for stragglers pays when a batch is long.
+        continuous: Whether requests join a running batch, and are answered while others run. If not, a batch runs
+            whole and answers all at its end, which keeps waves of callers together.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[RequestT]], Sequence[ResultT]], *, max_batch: int, linger: float = 0.002
+        self, run: Run[RequestT, ResultT], *, max_batch: int, linger: float = 0.002, continuous: bool = False
     ) -> None:
         if max_batch < 1 or linger < 0:
             raise ConfigurationError(
@@ -57,6 +68,7 @@ class MicroBatcher(Generic[RequestT, ResultT]):
         self._run = run
         self._max_batch = max_batch
         self._linger = linger
+        self._continuous = continuous
         self._changed = threading.Condition()
         self._waiting: deque[tuple[RequestT, Future[ResultT]]] = deque()
         self._last_arrival = 0.0
@@ -90,7 +102,7 @@ class MicroBatcher(Generic[RequestT, ResultT]):
     async def ask(self, request: RequestT) -> ResultT:
         """Queue a request and await its result; cancelling the task withdraws it.
 
-        All results of a batch wake their event loop in one go. One by one, the first caller would be back
+        All results that come together wake their event loop in one go. One by one, the first caller would be back
         with its next request while the others still wait to be woken, and would get a batch of its own. For the
         same reason the requests of a loop's tasks are gathered until the others have had their turn: on a busy
         machine the first would else run alone while a hundred tasks are about to ask.
@@ -151,13 +163,12 @@ class MicroBatcher(Generic[RequestT, ResultT]):
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
-            live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
-            if live:
+            if batch:
                 began = time.monotonic()
-                self._run_batch(live)
+                self._run_batch(batch)
                 self._last_run_seconds = time.monotonic() - began
             # Idle, the worker must not keep the last results alive.
-            del batch, live
+            del batch
 
     def _wake(self, loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
         if threading.current_thread() is self._worker:
@@ -166,21 +177,50 @@ class MicroBatcher(Generic[RequestT, ResultT]):
             _wake_all(loop, [woken])
 
     def _run_batch(self, batch: Sequence[tuple[RequestT, Future[ResultT]]]) -> None:
-        self._settle(batch)
+        running = {place: future for place, (_, future) in enumerate(batch)}
+        places = count(len(batch))
+
+        def joining(still: int) -> list[RequestT]:
+            joined = self._joining(still)
+            running.update({next(places): future for _, future in joined})
+            return [request for request, _ in joined]
+
+        results: dict[int, ResultT] = {}
+        try:
+            for more in self._run([request for request, _ in batch], joining):
+                results |= more
+                if self._continuous or len(results) == len(running):
+                    self._settle({running.pop(place): result for place, result in results.items()})
+                    results = {}
+            if running:
+                raise ValueError(f"{len(running)} requests of a batch got no result.")
+        except BaseException as error:  # every waiting caller must hear of it, whatever it is
+            for future in running.values():
+                future.set_exception(error)
+            self._wake_up()
+
+    def _settle(self, results: Mapping[Future[ResultT], ResultT]) -> None:
+        for future, result in results.items():
+            future.set_result(result)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         for loop, woken in self._to_wake.items():
             _wake_all(loop, woken)
         self._to_wake.clear()
 
-    def _settle(self, batch: Sequence[tuple[RequestT, Future[ResultT]]]) -> None:
-        try:
-            results = self._run([request for request, _ in batch])
-            paired = list(zip(batch, results, strict=True))
-        except BaseException as error:  # every waiting caller must hear of it, whatever it is
-            for _, future in batch:
-                future.set_exception(error)
-            return
-        for (_, future), result in paired:
-            future.set_result(result)
+    def _joining(self, running: int) -> list[tuple[RequestT, Future[ResultT]]]:
+        """Those who wait and join so many."""
+        if not self._continuous:
+            return []
+        with self._changed:
+            room = min(len(self._waiting), self._max_batch - running)
+            return self._take(room) if room * _JOINING >= running else []
+
+    def _take(self, most: int) -> list[tuple[RequestT, Future[ResultT]]]:
+        """So many of those who wait, without those who no longer do."""
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        return [(request, future) for request, future in taken if future.set_running_or_notify_cancel()]
 
     def _next_batch(self) -> list[tuple[RequestT, Future[ResultT]]] | None:
         """Wait for a batch; `None` when the worker should end."""
@@ -196,7 +236,7 @@ class MicroBatcher(Generic[RequestT, ResultT]):
                 if remaining <= 0:
                     break
                 self._changed.wait(timeout=remaining)
-            return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+            return self._take(self._max_batch)
 
 
 def _wake_all(loop: asyncio.AbstractEventLoop, woken: Sequence[asyncio.Future[None]]) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
 from langchain_core.messages.ai import UsageMetadata
 
-from metis_agent.models.engine import Completion, GenerationRequest
+from metis_agent.models.completions import Completion, GenerationRequest
 from metis_agent.models.prompt import Prompt
 from metis_agent.models.wire import Reply, parse_reply
 from metis_agent.types import TOKEN_RECORD

@@ -1,6 +1,6 @@
 """Choosing each token: temperature, seed, forcing and banning for each row, with its log-probability.
 
-In `decoding` the chooser is asked directly. In `generate` it is the one logits processor, which leaves only its
+In `decoding` the chooser is asked directly. In `generating` it is the one logits processor, which leaves only its
 choice finite, so that greedy mode picks it: transformers keeps the cache, the stopping and the model's other inputs,
 and the choice is ours. Sampling is by inverse CDF with one uniform a token from a generator of the row's own: the same
 seed gives the same tokens whatever else is in the batch.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class RowSampling:
 
 
 class TokenChooser(LogitsProcessor):
-    """Chooses a token for each row and gives (in `generate`: remembers) its log-probabilities. For one batch.
+    """Chooses a token for each row of a batch and gives its log-probabilities; rows may join and leave.
 
     There are two, both log-softmax of the logits at the row's temperature (1 where it is greedy), before top-k, top-p
     and forcing. Among all tokens it is the policy's own, so that a trainer's ratio starts at 1. Among the tokens that
@@ -61,12 +61,29 @@ class TokenChooser(LogitsProcessor):
 
     def __init__(self, rows: Sequence[RowSampling], device: torch.device) -> None:
         self._generators = [random.Random(row.seed) for row in rows]
-        self._step = 0
-        self._log_probs: list[Tensor] = []
-        self._lay_out(rows, device)
+        self._device = device
+        self.log_probs_B2 = torch.zeros(len(rows), 2, device=device)
+        """Of the tokens that were chosen last."""
+        self._lay_out(rows)
 
-    def _lay_out(self, rows: Sequence[RowSampling], device: torch.device) -> None:
-        self._rows, self._device = rows, device
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._generators = [self._generators[row] for row in rows]
+        left = self._left()
+        self._lay_out([left[row] for row in rows])
+
+    def join(self, other: TokenChooser) -> None:
+        """Take another's rows in, behind those that are there."""
+        self._generators += other._generators
+        self._lay_out([*self._left(), *other._left()])
+
+    def _left(self) -> list[RowSampling]:
+        """The rows from the next token on."""
+        return [replace(row, forced=row.forced[self._step :]) if row.forced else row for row in self._rows]
+
+    def _lay_out(self, rows: Sequence[RowSampling]) -> None:
+        device = self._device
+        self._rows, self._step = rows, 0
         temperatures = torch.tensor([row.temperature or 1.0 for row in rows], device=device)
         self._temperature_B1 = None if bool((temperatures == 1.0).all()) else temperatures[:, None]
         sampled = torch.tensor([row.temperature > 0 for row in rows], device=device)
@@ -79,15 +96,9 @@ class TokenChooser(LogitsProcessor):
         self._top_k_B1 = torch.tensor([[row.top_k] for row in rows], device=device) if truncated else None
         self._top_p_B1 = torch.tensor([[row.top_p] for row in rows], device=device) if truncated else None
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        self._generators = [self._generators[row] for row in rows]
-        self._lay_out([self._rows[row] for row in rows], self._device)
-
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) in float32; returned with all but the chosen token at minus infinity."""
-        chosen_B, log_probs_B2 = self.choose(scores)
-        self._log_probs.append(log_probs_B2)
+        chosen_B, self.log_probs_B2 = self.choose(scores)
         return scores.fill_(-torch.inf).scatter_(1, chosen_B[:, None], 0.0)
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +120,6 @@ class TokenChooser(LogitsProcessor):
             chosen_B = torch.where(forced_B >= 0, forced_B, chosen_B)
         self._step += 1
         return chosen_B, logits.gather(1, chosen_B[:, None]) - log_z_B2
-
-    def log_probs(self) -> Tensor:
-        """The log-probabilities of the tokens chosen in `generate` so far, (B, T, 2)."""
-        return torch.stack(self._log_probs, dim=1)
 
     def _without_banned(self, logits: Tensor) -> Tensor:
         """The logits with banned tokens at minus infinity."""

@@ -6,8 +6,8 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
 
@@ -26,13 +26,13 @@ class Recorder:
         if not held:
             self.released.set()
 
-    def __call__(self, requests: Sequence[int]) -> list[int]:
+    def __call__(self, requests: Sequence[int], joining: Callable[[int], Sequence[int]]) -> Iterator[Mapping[int, int]]:
         self.batches.append(list(requests))
         self.started.set()
         assert self.released.wait(10)
         if -1 in requests:
             raise ValueError("a bad request")
-        return [2 * request for request in requests]
+        yield {place: 2 * request for place, request in enumerate(requests)}
 
 
 def test_concurrent_requests_run_together_and_keep_their_results() -> None:
@@ -71,8 +71,8 @@ def test_an_error_reaches_everyone_in_the_batch_and_nobody_else() -> None:
 
 
 def test_a_wrong_number_of_results_is_an_error_for_all() -> None:
-    batcher: MicroBatcher[int, int] = MicroBatcher(lambda requests: [], max_batch=2)
-    with pytest.raises(ValueError, match="shorter"):
+    batcher: MicroBatcher[int, int] = MicroBatcher(lambda requests, joining: iter([{}]), max_batch=2)
+    with pytest.raises(ValueError, match="1 requests of a batch got no result"):
         batcher.submit(1).result(10)
 
 
@@ -202,10 +202,10 @@ def test_interpreter_exit_with_a_batch_running_is_quick_and_clean() -> None:
     program = """
         import time
         from metis_agent.models.batching import MicroBatcher
-        def run(requests):
+        def run(requests, joining):
             while not batcher.closed:
                 time.sleep(0.01)
-            return requests
+            yield dict(enumerate(requests))
         batcher = MicroBatcher(run, max_batch=1)
         batcher.submit(1)
         time.sleep(0.1)
@@ -258,3 +258,121 @@ async def test_what_tasks_ask_of_a_closed_batcher_is_refused() -> None:
         await asked
     with pytest.raises(RuntimeError, match="closed"):
         await batcher.ask(2)
+
+
+class Stepper:
+    """Doubles each number after as many steps as it says, and lets others join; a step waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.steps = threading.Semaphore(0)
+        self.running: list[list[int]] = []
+        """At each step."""
+
+    def __call__(self, requests: Sequence[int], joining: Callable[[int], Sequence[int]]) -> Iterator[Mapping[int, int]]:
+        asked, left = list(requests), dict(enumerate(requests))
+        while left:
+            assert self.steps.acquire(timeout=10)
+            self.running.append([asked[place] for place in left])
+            if -1 in left.values():
+                raise ValueError("a bad request")
+            left = {place: number - 1 for place, number in left.items()}
+            ended = [place for place, number in left.items() if not number]
+            yield {place: 2 * asked[place] for place in ended}
+            for place in ended:
+                del left[place]
+            for number in joining(len(left)):
+                left[len(asked)] = number
+                asked.append(number)
+
+    def go(self, steps: int) -> None:
+        for _ in range(steps):
+            self.steps.release()
+
+
+def continuous(stepper: Stepper, *numbers: int, most: int = 100) -> tuple[MicroBatcher[int, int], list[Future[int]]]:
+    """A batcher in whose batch these run."""
+    batcher = MicroBatcher(stepper, max_batch=most, linger=0.05, continuous=True)
+    futures = [batcher.submit(number) for number in numbers]
+    stepper.go(1)
+    wait_until(lambda: len(stepper.running) == 1)
+    return batcher, futures
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_who_is_done_need_not_wait_for_the_others() -> None:
+    stepper = Stepper()
+    _, (short, long) = continuous(stepper, 1, 3)
+    assert short.result(10) == 2
+    assert not long.done()
+    stepper.go(2)
+    assert long.result(10) == 6
+
+
+def test_who_waits_joins_the_running_batch() -> None:
+    stepper = Stepper()
+    batcher, (first, *_) = continuous(stepper, 9, 9, 9)
+    joined = batcher.submit(2)
+    stepper.go(4)
+    assert joined.result(10) == 4
+    assert not first.done()
+    assert stepper.running.count([9, 9, 9, 2]) == 2
+    stepper.go(9)
+    assert first.result(10) == 18
+
+
+def test_a_few_who_wait_do_not_stop_many() -> None:
+    stepper = Stepper()
+    batcher, (*_, last) = continuous(stepper, *[4] * 20)
+    late = batcher.submit(1)
+    stepper.go(9)
+    assert (last.result(10), late.result(10)) == (8, 2)
+    assert stepper.running == [[4] * 20] * 4 + [[1]]
+
+
+def test_no_more_run_at_once_than_may() -> None:
+    stepper = Stepper()
+    batcher, _ = continuous(stepper, 1, 5, 5, most=3)
+    futures = [batcher.submit(5) for _ in range(6)]
+    stepper.go(60)
+    assert [future.result(10) for future in futures] == [10] * 6
+    assert max(map(len, stepper.running)) == 3
+
+
+def test_an_error_reaches_those_who_joined_and_not_those_who_are_done() -> None:
+    stepper = Stepper()
+    batcher, (done, running) = continuous(stepper, 1, 9)
+    assert done.result(10) == 2
+    joined = batcher.submit(-1)
+    stepper.go(3)
+    for future in (running, joined):
+        with pytest.raises(ValueError, match="bad request"):
+            future.result(10)
+    assert batcher.submit(1).result(10) == 2
+
+
+def test_who_has_withdrawn_does_not_join() -> None:
+    stepper = Stepper()
+    batcher, (running,) = continuous(stepper, 5)
+    withdrawn = batcher.submit(7)
+    assert withdrawn.cancel()
+    stepper.go(9)
+    assert running.result(10) == 10
+    assert 7 not in {number for numbers in stepper.running for number in numbers}
+
+
+async def test_tasks_are_answered_as_their_requests_end() -> None:
+    stepper = Stepper()
+    batcher = MicroBatcher(stepper, max_batch=10, linger=0.0, continuous=True)
+    short, long = (asyncio.create_task(batcher.ask(number)) for number in (1, 4))
+    await asyncio.sleep(0)
+    stepper.go(1)
+    assert await asyncio.wait_for(short, 10) == 2
+    assert not long.done()
+    stepper.go(3)
+    assert await asyncio.wait_for(long, 10) == 8

@@ -1,6 +1,6 @@
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 from metis_agent.errors import InfrastructureError
-from metis_agent.models.engine import Engine, GenerationRequest
+from metis_agent.models.completions import Completion, GenerationRequest
+from metis_agent.models.engine import Engine
 from metis_agent.models.sampler import RowSampling
 
 from .teacher import teacher_forced
@@ -28,6 +29,12 @@ def requests(count: int, *, limit: int = 16, groups: int | None = None, **sampli
     ]
 
 
+def completed(engine: Engine, batch: Sequence[GenerationRequest]) -> list[Completion]:
+    """Completions of a batch that nobody joins, in order."""
+    found = {place: completion for part in engine.run(batch) for place, completion in part.items()}
+    return [found[place] for place in range(len(batch))]
+
+
 @pytest.fixture(scope="module")
 def engine(policy: Any, tokenizer: Any) -> Engine:
     return Engine(policy, tokenizer)
@@ -39,14 +46,14 @@ def test_log_probs_are_those_of_a_plain_forward_pass(
     engine: Engine, policy: Any, groups: int | None, temperature: float
 ) -> None:
     batch = requests(20, groups=groups, temperature=temperature)
-    for request, completion in zip(batch, engine.run(batch), strict=True):
+    for request, completion in zip(batch, completed(engine, batch), strict=True):
         expected = teacher_forced(policy, request.prompt_ids, completion.ids, temperature)
         assert completion.log_probs == pytest.approx(expected, abs=1e-4)
 
 
 def test_greedy_is_the_argmax_of_a_plain_forward_pass(engine: Engine, policy: Any) -> None:
     batch = requests(8, temperature=0.0)
-    for request, completion in zip(batch, engine.run(batch), strict=True):
+    for request, completion in zip(batch, completed(engine, batch), strict=True):
         ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
         with torch.no_grad():
             best = policy(ids).logits[0, len(request.prompt_ids) - 1 : -1].argmax(dim=-1)
@@ -59,9 +66,9 @@ def test_greedy_is_the_argmax_of_a_plain_forward_pass(engine: Engine, policy: An
 @pytest.mark.parametrize("groups", [None, 4])
 def test_same_tokens_alone_and_in_a_batch_of_64(engine: Engine, groups: int | None) -> None:
     batch = requests(64, groups=groups)
-    together = engine.run(batch)
+    together = completed(engine, batch)
     for index in range(0, 64, 7):
-        (alone,) = engine.run([batch[index]])
+        (alone,) = completed(engine, [batch[index]])
         assert alone.ids == together[index].ids
         assert alone.log_probs == pytest.approx(together[index].log_probs, abs=1e-4)
 
@@ -81,7 +88,7 @@ def rows_run(policy: Any) -> Iterator[list[tuple[int, int]]]:
 
 def test_equal_prompts_are_run_once(engine: Engine, rows_run: list[tuple[int, int]]) -> None:
     batch = requests(24, groups=6)
-    engine.run(batch)
+    completed(engine, batch)
     assert rows_run[:2] == [(6, max(len(request.prompt_ids) for request in batch) - 1), (24, 1)]
 
 
@@ -98,7 +105,7 @@ def mixed() -> list[GenerationRequest]:
 
 def test_rows_that_have_ended_leave_the_batch(engine: Engine, rows_run: list[tuple[int, int]]) -> None:
     batch = mixed()
-    completions = engine.run(batch)
+    completions = completed(engine, batch)
     steps = [rows for rows, width in rows_run if width == 1]
     assert len(steps) == max(len(completion.ids) for completion in completions) == 24
     assert steps[0] == len(batch)
@@ -109,9 +116,9 @@ def test_rows_that_have_ended_leave_the_batch(engine: Engine, rows_run: list[tup
 
 def test_leaving_rows_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = mixed()
-    left = engine.run(batch)
+    left = completed(engine, batch)
     monkeypatch.setattr(engine, "_by_row", False)
-    stayed = engine.run(batch)
+    stayed = completed(engine, batch)
     assert [(c.ids, c.finish) for c in left] == [(c.ids, c.finish) for c in stayed]
     for ours, theirs in zip(left, stayed, strict=True):
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
@@ -124,13 +131,13 @@ def test_a_trainers_switches_on_the_live_model_change_nothing(policy: Any, token
     model.config.use_cache = model.generation_config.use_cache = False
     model.train()
     batch = requests(12, groups=4)
-    plain = Engine(policy, tokenizer).run(batch)
-    assert [c.ids for c in Engine(model, tokenizer).run(batch)] == [c.ids for c in plain]
+    plain = completed(Engine(policy, tokenizer), batch)
+    assert [c.ids for c in completed(Engine(model, tokenizer), batch)] == [c.ids for c in plain]
 
 
 def test_every_row_has_its_own_limit(engine: Engine) -> None:
     batch = [request for limit in (1, 5, 9) for request in requests(6, limit=limit, banned=tuple(engine.eos_ids))]
-    completions = engine.run(batch)
+    completions = completed(engine, batch)
     assert [len(completion.ids) for completion in completions] == [1] * 6 + [5] * 6 + [9] * 6
     assert {completion.finish for completion in completions} == {"length"}
     assert all(len(completion.log_probs) == len(completion.ids) for completion in completions)
@@ -143,7 +150,7 @@ def test_end_of_turn_is_kept_and_stops(engine: Engine, tokenizer: Any) -> None:
         *requests(1, limit=3, forced=(7, 8, end)),
         *requests(1, limit=2, forced=(7, 8, end)),
     ]
-    assert [(c.ids, c.finish) for c in engine.run(batch)] == [
+    assert [(c.ids, c.finish) for c in completed(engine, batch)] == [
         ([7, 8, end], "stop"), ([7, 8, end], "stop"), ([7, 8], "length")
     ]  # fmt: skip
 
@@ -153,7 +160,7 @@ def test_stop_text_ends_its_row_with_the_token_that_completes_it(engine: Engine,
     common: dict[str, Any] = {
         "prompt_ids": (5, 6), "max_new_tokens": 8, "sampling": RowSampling(forced=said)
     }  # fmt: skip
-    stopped, free = engine.run([GenerationRequest(**common, stop=("absent", ". ")), GenerationRequest(**common)])
+    stopped, free = completed(engine, [GenerationRequest(**common, stop=("absent", ". ")), GenerationRequest(**common)])
     assert tokenizer.decode(stopped.ids) == "one. "
     assert stopped.finish == "stop"
     assert free.ids[: len(said)] == list(said[:8])
@@ -167,7 +174,7 @@ def test_a_checkpoints_own_generation_settings_change_nothing(policy: Any, token
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     batch = requests(8)
-    plain, other = Engine(policy, tokenizer).run(batch), Engine(altered, tokenizer).run(batch)
+    plain, other = completed(Engine(policy, tokenizer), batch), completed(Engine(altered, tokenizer), batch)
     assert [completion.ids for completion in other] == [completion.ids for completion in plain]
 
 
@@ -176,7 +183,7 @@ def test_every_end_token_of_the_checkpoint_counts(policy: Any, tokenizer: Any) -
     altered.generation_config.eos_token_id = [8, 9]
     engine = Engine(altered, tokenizer)
     assert engine.eos_ids == {8, 9, tokenizer.eos_token_id}
-    (completion,) = engine.run(requests(1, forced=(20, 9, 21)))
+    (completion,) = completed(engine, requests(1, forced=(20, 9, 21)))
     assert completion.ids == [20, 9]
 
 
@@ -187,7 +194,9 @@ def test_training_mode_is_put_back_and_dropout_is_off(policy: Any, tokenizer: An
         layer.self_attn.attention_dropout = 0.9
     model.train()
     batch = requests(4)
-    assert [c.ids for c in Engine(model, tokenizer).run(batch)] == [c.ids for c in Engine(policy, tokenizer).run(batch)]
+    assert [c.ids for c in completed(Engine(model, tokenizer), batch)] == [
+        c.ids for c in completed(Engine(policy, tokenizer), batch)
+    ]
     assert model.training
 
 
@@ -195,11 +204,11 @@ def test_new_weights_are_used_at_once(policy: Any, tokenizer: Any) -> None:
     model = copy.deepcopy(policy)
     engine = Engine(model, tokenizer)
     batch = requests(4)
-    before = [completion.ids for completion in engine.run(batch)]
+    before = [completion.ids for completion in completed(engine, batch)]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    after = engine.run(batch)
+    after = completed(engine, batch)
     assert [completion.ids for completion in after] != before
     assert after[0].log_probs == pytest.approx(teacher_forced(model, batch[0].prompt_ids, after[0].ids), abs=1e-4)
 
@@ -209,11 +218,55 @@ def test_diverged_weights_are_an_infrastructure_failure(policy: Any, tokenizer: 
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(InfrastructureError, match="NaN"):
-        Engine(model, tokenizer).run(requests(2))
+        completed(Engine(model, tokenizer), requests(2))
 
 
 def test_interruption_ends_a_running_batch(policy: Any, tokenizer: Any) -> None:
     asked = iter([False, False, True])
     engine = Engine(policy, tokenizer, interrupted=lambda: next(asked))
-    (completion,) = engine.run(requests(1, limit=500, banned=tuple(Engine(policy, tokenizer).eos_ids)))
+    (completion,) = completed(engine, requests(1, limit=500, banned=tuple(Engine(policy, tokenizer).eos_ids)))
     assert len(completion.ids) == 3
+
+
+def test_completions_are_given_as_they_end(engine: Engine) -> None:
+    batch = [request for limit in (9, 2, 5) for request in requests(1, limit=limit, banned=tuple(engine.eos_ids))]
+    assert [list(part) for part in engine.run(batch)] == [[1], [2], [0]]
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_requests_that_join_are_completed_as_they_would_be_alone(engine: Engine, at_once: int) -> None:
+    every = mixed()
+    waiting = every[12:]
+
+    def joining(running: int) -> list[GenerationRequest]:
+        room = at_once if running < 20 else 0
+        joined, waiting[:room] = waiting[:room], []
+        return joined
+
+    parts = list(engine.run(every[:12], joining))
+    assert len(parts) > 5
+    found = {place: completion for part in parts for place, completion in part.items()}
+    assert sorted(found) == list(range(len(every)))
+    for place, request in enumerate(every):
+        (alone,) = completed(engine, [request])
+        assert (found[place].ids, found[place].finish) == (alone.ids, alone.finish)
+        assert found[place].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+        assert found[place].allowed_log_probs == pytest.approx(alone.allowed_log_probs, abs=1e-4)
+
+
+def test_a_batch_that_has_ended_goes_on_with_those_who_join(engine: Engine) -> None:
+    later = iter([requests(1, limit=1), requests(2, limit=3), ()])
+    found = [place for part in engine.run(requests(1, limit=1), lambda running: next(later, ())) for place in part]
+    assert sorted(found) == [0, 1, 2, 3]
+
+
+def test_a_stop_text_of_one_who_joined_is_met(engine: Engine, tokenizer: Any) -> None:
+    said = tuple(tokenizer("one. two")["input_ids"])
+    stopped = GenerationRequest(
+        prompt_ids=(5, 6), max_new_tokens=8, sampling=RowSampling(forced=said), stop=(". ",)
+    )  # fmt: skip
+    later = iter([(), (stopped,)])
+    plain = requests(1, limit=6, banned=tuple(engine.eos_ids))
+    found = {place: it for part in engine.run(plain, lambda running: next(later, ())) for place, it in part.items()}
+    assert tokenizer.decode(found[1].ids) == "one. "
+    assert (found[1].finish, len(found[0].ids)) == ("stop", 6)

@@ -216,9 +216,9 @@ async def test_concurrent_calls_share_a_batch(chat: LocalChatModel, monkeypatch:
     sizes: list[int] = []
     run = chat._engine.run
 
-    def counting(requests: Any) -> Any:
+    def counting(requests: Any, joining: Any) -> Any:
         sizes.append(len(requests))
-        return run(requests)
+        return run(requests, joining)
 
     monkeypatch.setattr(chat._batcher, "_run", counting)
     replies = await asyncio.gather(*[chat.ainvoke(f"Hello {number}") for number in range(64)])
@@ -251,7 +251,7 @@ async def test_one_cancelled_call_leaves_the_others_alone(chat: LocalChatModel) 
 
 
 async def test_a_failing_batch_reaches_every_caller(chat: LocalChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(requests: Any) -> Any:
+    def fail(requests: Any, joining: Any) -> Any:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(chat._batcher, "_run", fail)
@@ -306,3 +306,21 @@ def test_repr_and_parameters_do_not_spill_the_model(chat: LocalChatModel) -> Non
 def test_streaming_gives_the_whole_reply(chat: LocalChatModel) -> None:
     (chunk,) = [chunk for chunk in chat.stream("Hello", seed=1) if chunk.response_metadata]
     assert record_of(chunk)["completion_ids"] == record_of(chat.invoke("Hello", seed=1))["completion_ids"]
+
+
+async def test_calls_that_join_a_running_batch_get_the_replies_they_get_alone(chat: LocalChatModel) -> None:
+    joining = LocalChatModel(
+        model=chat.model, tokenizer=chat.tokenizer, temperature=1.0, linger=0.0, max_batch=8, continuous=True
+    )
+
+    async def two_turns(number: int) -> list[AIMessage]:
+        limit = 1 + 5 * (number % 7)
+        first = await joining.ainvoke(f"Hello {number}", seed=number, max_tokens=limit)
+        return [first, await joining.ainvoke(f"Again {number}", seed=number, max_tokens=limit)]
+
+    replies = await asyncio.gather(*[two_turns(number) for number in range(24)])
+    for number in range(0, 24, 5):
+        for text, reply in zip(("Hello", "Again"), replies[number], strict=True):
+            alone = await joining.ainvoke(f"{text} {number}", seed=number, max_tokens=1 + 5 * (number % 7))
+            assert record_of(reply)["completion_ids"] == record_of(alone)["completion_ids"]
+            assert record_of(reply)["log_probs"] == pytest.approx(record_of(alone)["log_probs"], abs=1e-4)

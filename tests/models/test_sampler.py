@@ -28,13 +28,14 @@ def choose_both(
 ) -> tuple[list[list[int]], Tensor]:
     """The same with both log-probabilities: among all tokens, among those that are not banned."""
     chooser = TokenChooser(rows, CPU)
-    tokens = []
+    tokens, log_probs = [], []
     for _ in range(steps):
         scores = torch.tensor(probabilities).log().repeat(len(rows), 1) + 7.0  # logits have no fixed zero
         scores = chooser(torch.zeros(len(rows), 1, dtype=torch.long), scores)
         assert (scores > -torch.inf).sum(dim=1).tolist() == [1] * len(rows)
         tokens.append(scores.argmax(dim=1).tolist())
-    return [list(row) for row in zip(*tokens, strict=True)], chooser.log_probs()
+        log_probs.append(chooser.log_probs_B2)
+    return [list(row) for row in zip(*tokens, strict=True)], torch.stack(log_probs, dim=1)
 
 
 class FixedUniform:

@@ -1,0 +1,168 @@
+"""Prompts to complete, their completions, and the completions of a running batch as they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from metis_agent.errors import InfrastructureError
+from metis_agent.models.sampler import RowSampling
+from metis_agent.models.vision import SeenImage
+
+__all__ = ["Completion", "Completions", "GenerationRequest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One prompt to complete."""
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: RowSampling
+    stop: tuple[str, ...] = ()
+    """Texts after which the completion ends."""
+    images: tuple[SeenImage, ...] = ()
+    """Those that the prompt has places for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What came out: ids with the end-of-turn token, where the model wrote one."""
+
+    ids: list[int]
+    log_probs: list[float]
+    """Among all tokens."""
+    allowed_log_probs: list[float]
+    """Among the tokens that were not banned."""
+    finish: Literal["stop", "length"]
+
+
+class Completions:
+    """The completions of A rows as they grow, token by token, until each has ended.
+
+    A row ends at an end token, at one of its stop texts or at its own limit; what is chosen for it after that is not
+    its own. All is kept on the device, which is asked what has ended only when somebody wants to know.
+
+    Args:
+        requests: One a row.
+        eos_ids: Tokens that end a row.
+        tokenizer: Reads the last tokens of a row that has stop texts.
+        device: Where the tokens are chosen.
+    """
+
+    def __init__(
+        self, requests: Sequence[GenerationRequest], eos_ids: Collection[int], tokenizer: Any, device: torch.device
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._requests = list(requests)
+        self._eos_E = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
+        self._limits_A = torch.tensor([request.max_new_tokens for request in requests], device=device)
+        self._rows_A = torch.arange(len(requests), device=device)
+        self._lengths_A = torch.zeros_like(self._limits_A)
+        self._stopped_A = torch.zeros_like(self._limits_A, dtype=torch.bool)
+        self.ended_A = self._limits_A <= 0
+        """Which rows have ended."""
+        # One column more than tokens: there goes what is chosen for rows that have ended.
+        width = max((request.max_new_tokens for request in requests), default=0) + 1
+        self._tokens_AT = torch.zeros(len(requests), width, dtype=torch.long, device=device)
+        self._log_probs_AT2 = torch.zeros(len(requests), width, 2, device=device)
+        self._steps = 0
+        self._last_steps = [request.max_new_tokens for request in requests]
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def steps_left(self) -> int:
+        """After so many more tokens every row has met its limit."""
+        return max(self._last_steps, default=0) - self._steps
+
+    @property
+    def has_stop_texts(self) -> bool:
+        """Whether any row may end at a text, which is seen only by looking at every token."""
+        return any(request.stop for request in self._requests)
+
+    def take(self, chosen_A: Tensor, log_probs_A2: Tensor) -> None:
+        """Give each row that has not ended its next token, with its two log-probabilities."""
+        self._tokens_AT[self._rows_A, self._lengths_A] = chosen_A
+        self._log_probs_AT2[self._rows_A, self._lengths_A] = log_probs_A2
+        going_A = ~self.ended_A
+        self._lengths_A = self._lengths_A + going_A
+        self._stopped_A = self._stopped_A | (going_A & torch.isin(chosen_A, self._eos_E))
+        if self.has_stop_texts:
+            self._stop_at_texts()
+        self.ended_A = self._stopped_A | (self._lengths_A >= self._limits_A)
+        self._steps += 1
+
+    def cut(self) -> None:
+        """End all rows here, whatever is missing."""
+        self._limits_A = self._lengths_A
+        self.ended_A = torch.ones_like(self.ended_A)
+
+    def of(self, rows: Sequence[int]) -> list[Completion]:
+        """What these rows have come to.
+
+        Raises:
+            InfrastructureError: The model gave logits that are not numbers.
+        """
+        chosen_R = torch.tensor(rows, device=self._rows_A.device)
+        lengths = self._lengths_A[chosen_R].tolist()
+        stopped = self._stopped_A[chosen_R].tolist()
+        longest = max(lengths, default=0)
+        log_probs_RT2 = self._log_probs_AT2[chosen_R, :longest]
+        if bool(log_probs_RT2.isnan().any()):
+            raise InfrastructureError(
+                "The model's logits are not numbers (NaN): its weights have diverged, or its dtype overflows. Load an "
+                "earlier checkpoint, or use float32."
+            )
+        columns = (self._tokens_AT[chosen_R, :longest], *log_probs_RT2.unbind(-1))
+        return [
+            Completion(
+                ids=ids[:length], log_probs=own[:length], allowed_log_probs=allowed[:length],
+                finish="stop" if stop else "length",
+            )
+            for length, stop, ids, own, allowed in zip(lengths, stopped, *(it.tolist() for it in columns), strict=True)
+        ]  # fmt: skip
+
+    def keep(self, rows_A: Tensor) -> None:
+        """Go on with these rows only."""
+        rows = rows_A.tolist()
+        self._requests = [self._requests[row] for row in rows]
+        self._last_steps = [self._last_steps[row] for row in rows]
+        self._rows_A = self._rows_A[: len(rows)]
+        self._limits_A, self._lengths_A = self._limits_A[rows_A], self._lengths_A[rows_A]
+        self._stopped_A, self.ended_A = self._stopped_A[rows_A], self.ended_A[rows_A]
+        self._tokens_AT, self._log_probs_AT2 = self._tokens_AT[rows_A], self._log_probs_AT2[rows_A]
+
+    def join(self, other: Completions) -> None:
+        """Take another batch's rows in, behind those that are there."""
+        self._requests += other._requests
+        self._last_steps += [self._steps + last - other._steps for last in other._last_steps]
+        self._rows_A = torch.arange(len(self._requests), device=self._rows_A.device)
+        self._limits_A = torch.cat([self._limits_A, other._limits_A])
+        self._lengths_A = torch.cat([self._lengths_A, other._lengths_A])
+        self._stopped_A = torch.cat([self._stopped_A, other._stopped_A])
+        self.ended_A = torch.cat([self.ended_A, other.ended_A])
+        width = max(self._tokens_AT.shape[1], other._tokens_AT.shape[1])
+        both = (self, other)
+        self._tokens_AT = torch.cat([pad(it._tokens_AT, (0, width - it._tokens_AT.shape[1])) for it in both])
+        self._log_probs_AT2 = torch.cat(
+            [pad(it._log_probs_AT2, (0, 0, 0, width - it._log_probs_AT2.shape[1])) for it in both]
+        )
+
+    def _stop_at_texts(self) -> None:
+        going = (~self.ended_A).tolist()
+        for row, (request, length) in enumerate(zip(self._requests, self._lengths_A.tolist(), strict=True)):
+            if going[row] and request.stop and self._meets(request.stop, self._tokens_AT[row, :length]):
+                self._stopped_A[row] = True
+
+    def _meets(self, stops: tuple[str, ...], tokens_T: Tensor) -> bool:
+        # A stop text spans at most as many tokens as it has characters, bytes of one character included.
+        tail = max(len(stop.encode()) for stop in stops)
+        text = self._tokenizer.decode(tokens_T[-tail:].tolist())
+        return any(stop in text for stop in stops)
