@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld, WorldName, training_stack
+from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld, WorldName, prepare_training
 from metis_agent.cli.output import progress_bars, write_json
 from metis_agent.cli.run_folder import prepare_folder
 from metis_agent.types import Trajectory
@@ -41,7 +41,7 @@ def run_demo(
         MissingDependencyError: the `train` extra is not installed.
         ConfigurationError: the folder holds a stopped run with other settings, or other files.
     """
-    training_stack()
+    prepare_training()
     started = time.perf_counter()
     its = DEMO_WORLDS[world]
     folder, steps, questions = folder or its.folder, steps or its.steps, questions or its.questions

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metis_agent.cli.training_stack import quiet_libraries
-from metis_agent.errors import MissingDependencyError
+from metis_agent.cli.training_stack import quiet_libraries, training_libraries
 from metis_agent.types import Question
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.measure import Measurement
     from metis_agent.worlds.experiment import WorldExperiment
 
-__all__ = ["DEMO_WORLDS", "DemoWorld", "WorldName", "training_stack"]
+__all__ = ["DEMO_WORLDS", "DemoWorld", "WorldName", "prepare_training"]
 
 WorldName = Literal["almanac", "gallery"]
 
@@ -43,7 +42,7 @@ class DemoWorld:
     """Writes what the world shows beside the figures to the folder, and says where."""
 
 
-def training_stack() -> None:
+def prepare_training() -> None:
     """Set the training stack up, quiet and on one thread: these settings are read when it is imported.
 
     Raises:
@@ -51,14 +50,10 @@ def training_stack() -> None:
     """
     quiet_libraries()
     warnings.simplefilter("ignore", FutureWarning)
-    try:
+    with training_libraries():
         from transformers.utils import logging as transformers_logging
 
         import metis_agent.worlds.experiment  # noqa: F401
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"the demo trains a model and needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
-        ) from missing
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # TRL warns of each rollout without a reward; those are counted in the metrics as excluded.
     logging.getLogger("trl").setLevel(logging.ERROR)

@@ -24,6 +24,8 @@ def training_libraries() -> Iterator[None]:
     except MissingDependencyError:
         raise
     except ImportError as missing:
+        if (missing.name or "").partition(".")[0] == "metis_agent":
+            raise  # a fault of ours, which nothing that one can install would mend
         raise MissingDependencyError(
             f"this command needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
         ) from missing
