@@ -22,7 +22,6 @@ from metis_agent.hdpo.branch_recording import BranchRecorder, RecordingReport
 from metis_agent.hdpo.evaluation import Estimate, Evaluation, evaluate, share_right
 from metis_agent.hdpo.rewards import Verify, judge
 from metis_agent.hdpo.rollouts import Rollout
-from metis_agent.recording.set_aside import PictureStore
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.sendable import sendable_image
 from metis_agent.types import Branch, Question, Trajectory
@@ -131,7 +130,7 @@ class BenchmarkRun:
             free = isinstance(branch, BranchGate) and branch.branch == "free"
             return build(deployed if free else branch)
 
-        with PictureStore(store) as kept:
+        with TrajectoryStore(store) as kept:
             recorder = BranchRecorder(around, kept, metadata={**(metadata or {}), _NAME: self.name}, **options)
             finished = kept.ids()
             report = recorder.record(self._missing(finished, progress), progress=progress)

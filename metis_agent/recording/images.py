@@ -1,7 +1,7 @@
 """Images of trajectories, kept by the hash of their bytes.
 
-A trajectory holds the reference `sha256:<hex>`, never the image: the same picture in a thousand rollouts of
-one question is one file, and lines stay short. Written by the recorder, read by training and reports.
+The same picture in a thousand rollouts of one question is one file, and lines stay short. Written and read by the
+store of trajectories; whoever has pictures of their own may keep them here, and record `sha256:<hex>` as their URL.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class ImageStore:
 
     def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
         self._place = Place(f"{os.fspath(url).rstrip('/')}/images", storage_options)
+
+    def reconnect(self) -> None:
+        """In a forked child: connections are the parent's."""
+        self._place.reconnect()
 
     def put_image(self, content: bytes) -> str:
         """Keep an image, once, and return its reference `sha256:<hex>`.

@@ -1,4 +1,4 @@
-"""Trajectories on disk, or on any fsspec file system: a folder of append-only JSONL segments.
+"""Trajectories on disk, or on any fsspec file system: a folder of append-only JSONL segments, images once beside them.
 
 Written by the recorder, from many threads and processes at once; read by curation and training, and by a
 resumed run that asks which questions are done. Bad lines are data too: a write that a crash cut short must
@@ -7,25 +7,31 @@ not stop a training run, nor go unnoticed: such lines are skipped, counted and l
 
 from __future__ import annotations
 
+import base64
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from metis_agent.errors import InputError, SchemaVersionError, StorageError
 from metis_agent.recording import schema
+from metis_agent.recording.images import ImageStore
 from metis_agent.recording.places import Place
 from metis_agent.recording.report import StoreReport, Tally
 from metis_agent.recording.segments import LocalSegments, RemoteSegments, SegmentWriter, is_segment
+from metis_agent.recording.set_aside import put_back, set_aside
 from metis_agent.types import Trajectory
 
 __all__ = ["TrajectoryStore"]
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _MAX_LINE = 256 * 2**20
+_RECENT_IMAGES = 32
 _TOO_LONG = b"line over the limit: "
 
 
@@ -39,6 +45,7 @@ class TrajectoryStore:
         fsync: wait for the disk at each append, so that power loss loses nothing (local folders only).
         storage_options: keywords for the fsspec file system, such as credentials.
 
+    An image is one file in the folder `images`, however often it stands in records; `read` puts it back.
     Local appends are safe once they return. On other file systems lines wait in memory for `flush`, a full
     segment or `close`: use the store in a `with` block there.
 
@@ -57,6 +64,7 @@ class TrajectoryStore:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._place = Place(url, storage_options)
+        self._images = ImageStore(url, storage_options=storage_options)
         self._lock = threading.Lock()
         self._tally = Tally()
         self._writer: SegmentWriter | None = None
@@ -95,14 +103,15 @@ class TrajectoryStore:
             InputError: it holds a value that JSON has no form for.
             StorageError: it could not be written; nothing of it is left in the store.
         """
-        line = schema.dumps(trajectory).encode() + b"\n"
+        writer = self._require_writer()
+        line = set_aside(schema.dumps(trajectory).encode() + b"\n", self._images.put_image)
         if len(line) > _MAX_LINE:
             raise InputError(
                 f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}. "
-                "Keep images in the image store and record their references."
+                "Record what is so large elsewhere, and its place here."
             )
         with self._lock:
-            self._require_writer().append(line)
+            writer.append(line)
 
     def flush(self) -> None:
         """Upload what still waits in memory; nothing to do for a local folder."""
@@ -133,7 +142,10 @@ class TrajectoryStore:
         """
         self._tally = Tally()
         names = [name for name in self.segments() if from_segment is None or name >= from_segment]
-        return self._parsed(names, schema.loads if whole else schema.loads_outcome, self._tally)
+        loads = schema.loads if whole else schema.loads_outcome
+        # One picture stands in many records that follow each other.
+        encoded = lru_cache(maxsize=_RECENT_IMAGES)(self._encoded)
+        return self._parsed(names, lambda line: loads(put_back(line, encoded)), self._tally)
 
     def ids(self) -> set[str]:
         """Return the ids of the finished trajectories: what a resumed run may leave out."""
@@ -161,6 +173,13 @@ class TrajectoryStore:
             raise StorageError(f"{self.url!r} was opened with read_only=True; open it without to append.")
         return self._writer
 
+    def _encoded(self, reference: str) -> bytes | None:
+        try:
+            return base64.b64encode(self._images.get_image(reference))
+        except StorageError as error:
+            _log.warning("an image of %s is not put back: %s", self.url, error)
+            return None
+
     def _parsed(self, names: list[str], parse: Callable[[bytes], _T], tally: Tally) -> Iterator[_T]:
         for name in names:
             for number, (line, last) in enumerate(_lines(self._place.blocks(name)), start=1):
@@ -180,6 +199,7 @@ class TrajectoryStore:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._place.reconnect()
+        self._images.reconnect()
         if self._writer is not None:
             self._writer.forget()
 

@@ -138,7 +138,7 @@ def test_a_line_over_the_limit_is_bad_and_the_next_one_is_read(tmp_path, monkeyp
     reader = TrajectoryStore(tmp_path)
     assert [trajectory.id for trajectory in reader.read()] == ["1", "3"]
     assert reader.report.corrupt == 1
-    with pytest.raises(InputError, match=r"'4' takes \d+ bytes; .* image store"):
+    with pytest.raises(InputError, match=r"'4' takes \d+ bytes; .* elsewhere"):
         reader.append(make(4, answer="x" * 2**20))
 
 
