@@ -74,9 +74,6 @@ class Completions:
         self._steps = 0
         self._last_steps = [request.max_new_tokens for request in requests]
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
     @property
     def steps_left(self) -> int:
         """After so many more tokens every row has met its limit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from metis_agent.models.completions import Completion, Completions, GenerationRequest
@@ -72,12 +72,11 @@ class Engine:
         self._model.eval()
         try:
             # Equal ids may stand for different pictures.
-            if self._by_row and not any(request.images for request in requests):
-                yield from self._decode(requests, joining)
-            else:
-                yield self._generate(requests)
+            by_row = self._by_row and not any(request.images for request in requests)
+            last = (yield from self._decode(requests, joining)) if by_row else self._generate(requests)
         finally:
             self._model.train(was_training)
+        yield last  # who waits for the last may be a trainer, which wants the mode back
 
     def _generate(self, requests: Sequence[GenerationRequest]) -> Mapping[int, Completion]:
         completions = self._completions(requests)
@@ -89,21 +88,23 @@ class Engine:
 
     def _decode(
         self, requests: Sequence[GenerationRequest], joining: Callable[[int], Sequence[GenerationRequest]]
-    ) -> Iterator[Mapping[int, Completion]]:
+    ) -> Generator[Mapping[int, Completion], None, Mapping[int, Completion]]:
+        """Yields completions as they end, and returns the last."""
         batch, completions = self._batch(requests), self._completions(requests)
         asked = len(requests)
         places: list[int | None] = list(range(asked))  # of each row's request; `None` once its completion is given
         while True:
             self._advance(batch, completions)
             ended = completions.ended_A.tolist()
-            given = {row: place for row, place in enumerate(places) if ended[row] and place is not None}
-            if given:
-                yield dict(zip(given.values(), completions.of(list(given)), strict=True))
+            new = {row: place for row, place in enumerate(places) if ended[row] and place is not None}
+            given = dict(zip(new.values(), completions.of(list(new)), strict=True)) if new else {}
             places = [None if end else place for place, end in zip(places, ended, strict=True)]
             going = len(ended) - sum(ended)
             joined = joining(going)
             if not going and not joined:
-                return
+                return given
+            if given:
+                yield given
             if not going:
                 batch, completions, places = self._batch(joined), self._completions(joined), []
             elif joined or _LEAVING * going <= (_LEAVING - 1) * len(ended):

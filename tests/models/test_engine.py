@@ -200,6 +200,19 @@ def test_training_mode_is_put_back_and_dropout_is_off(policy: Any, tokenizer: An
     assert model.training
 
 
+@pytest.mark.parametrize("by_row", [True, False])
+def test_training_mode_is_back_before_the_last_completion_is_given(
+    policy: Any, tokenizer: Any, by_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who waits for it may be a trainer, whose forward pass comes next.
+    model = copy.deepcopy(policy).train()
+    engine = Engine(model, tokenizer)
+    monkeypatch.setattr(engine, "_by_row", by_row)
+    batch = [request for limit in (2, 5) for request in requests(1, limit=limit, banned=tuple(engine.eos_ids))]
+    modes = [model.training for _ in engine.run(batch)]
+    assert modes == ([False, True] if by_row else [True])
+
+
 def test_new_weights_are_used_at_once(policy: Any, tokenizer: Any) -> None:
     model = copy.deepcopy(policy)
     engine = Engine(model, tokenizer)
