@@ -91,7 +91,7 @@ DEMO_WORLDS: Mapping[WorldName, DemoWorld] = {
     ),
     "gallery": DemoWorld(
         folder=Path("runs/demo-vision"),
-        steps=40,
+        steps=150,
         questions=210,
         introduction="A Qwen3-VL of 0.6M parameters looks at signs, labels, charts and paintings. It reads large "
         "text at a glance, and crops and enlarges it all the same; tiny text it can read only so.",
