@@ -70,23 +70,34 @@ def tables(folder: Path) -> dict[str, OutcomeTable]:
     }
 
 
-def out_of_fold(table: OutcomeTable, seed: int, groups: bool) -> dict[str, Scored]:
+def with_a_draft_first(table: OutcomeTable) -> OutcomeTable:
+    return table.take(np.argsort(np.isnan(table.draft["draft_perplexity"]), kind="stable"))
+
+
+def out_of_fold(table: OutcomeTable, seed: int, groups: bool, whole: OutcomeTable | None) -> dict[str, Scored]:
+    """Each method's scores; `whole` is the table and behind it questions without a draft, to learn about the tools."""
     policy = FeaturesPolicy()
     prepared = policy.prepare(table)
+    read = None if whole is None else policy.prepare(whole)
     fold = table.folds(5, seed)
     parts = []
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
-        gate = train_gate(table, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
-        accuracy, probabilities = gate.score(test)
+        plain = train_gate(table, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
+        accuracy, probabilities = plain.score(test)
         x, z = prepared.inputs(train, train), prepared.inputs(train, test)
         found = {
             "gate": Scored(direct_right=accuracy[:, 0], probabilities=probabilities),
             **supervised_baselines(table.take(train), table.take(test)),
             **feature_baselines(x, z, table.take(train)),
         }
+        if whole is not None:
+            rows = np.append(train, np.arange(len(table), len(whole)))
+            gate = train_gate(whole, GateTraining(seed=seed, drafted=True), policy=policy, prepared=read, rows=rows)
+            accuracy, probabilities = gate.score(test)
+            found["gate, --drafted"] = Scored(direct_right=accuracy[:, 0], probabilities=probabilities)
         for name in GROUPS if groups else ():
-            found[name] = group_trained(name, x, z, table.take(train), gate, seed)
+            found[name] = group_trained(name, x, z, table.take(train), plain, seed)
         parts.append((test, found))
     return merge_folds(len(table), parts)
 
@@ -104,10 +115,12 @@ def group_trained(name: str, x: Any, z: Any, train: OutcomeTable, gate: TrainedG
     return Scored(direct_right=1 - pi.max(axis=1), probabilities=pi)
 
 
-def measure(table: OutcomeTable, seeds: int, resamples: int, group_seeds: int) -> dict[str, Any]:
+def measure(
+    table: OutcomeTable, seeds: int, resamples: int, group_seeds: int, whole: OutcomeTable | None
+) -> dict[str, Any]:
     runs: dict[str, list[Scored]] = {}
     for seed in range(seeds):
-        for name, one in out_of_fold(table, seed, seed < group_seeds).items():
+        for name, one in out_of_fold(table, seed, seed < group_seeds, whole).items():
             runs.setdefault(name, []).append(one)
         print(f"  seed {seed}", file=sys.stderr)
     methods = compare_rankings(runs, table, Resamples(table, resamples, 0), reference="gate")
@@ -181,7 +194,8 @@ def main() -> None:
     for name, table in sets.items():
         if arguments.only in (None, name):
             print(name, file=sys.stderr)
-            report[name] = measure(table, arguments.seeds, arguments.resamples, arguments.group_seeds)
+            whole = with_a_draft_first(sets["search_qa"]) if name == "search_qa with a draft" else None
+            report[name] = measure(table, arguments.seeds, arguments.resamples, arguments.group_seeds, whole)
             # What is done so far, should the run be stopped.
             arguments.scratch.mkdir(parents=True, exist_ok=True)
             (arguments.scratch / "partial.json").write_text(json.dumps(report, indent=2))

@@ -54,6 +54,13 @@ def train_gate_command(
         float, typer.Option(help="Accuracy that may be given up on a question to save a call, at most.")
     ] = 0.02,
     folds: Annotated[int, typer.Option(min=2, help="Folds for the held-out estimates: so many fits and one more.")] = 5,
+    drafted: Annotated[
+        bool,
+        typer.Option(
+            "--drafted",
+            help="The gate will read a draft of every question: of those without, learn about the tools only.",
+        ),
+    ] = False,
     describe: Annotated[
         list[str] | None, typer.Option("--describe", help="NAME=TEXT: a tool's description, kept with the gate.")
     ] = None,
@@ -92,12 +99,12 @@ def train_gate_command(
         fit = bars.add_task("fit", total=None)
         gate = train_gate(
             table,
-            GateTraining(beta=beta, folds=folds, seed=seed),
+            GateTraining(beta=beta, drafted=drafted, folds=folds, seed=seed),
             policy=reader,
             progress=lambda _, done, total: bars.update(fit, completed=done, total=total),
         )
-    scored = Scored(direct_right=gate.accuracy[:, 0], probabilities=gate.probabilities)
-    figures = evaluate_gate(scored, table, 0.5, resamples=200, seed=seed)
+    scored = Scored(direct_right=gate.accuracy[gate.judged, 0], probabilities=gate.probabilities[gate.judged])
+    figures = evaluate_gate(scored, table.take(gate.judged), 0.5, resamples=200, seed=seed)
     write_artefact(gate, out, table=table, metrics=figures, descriptions=descriptions)
     forget_training(out)
     show_figures(console, figures, "Held-out folds of the training table")

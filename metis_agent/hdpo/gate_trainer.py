@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from metis_agent.errors import ConfigurationError
+from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
@@ -50,6 +50,9 @@ class GateTraining:
     trust: float | None = None
     """How far the *differences between questions* in a tool's estimated accuracy count, in [0, 1]; by default
     1, and 0.5 where every question has a draft: then the direct accuracy is known much better than the tool's."""
+    drafted: bool = False
+    """The gate will read a draft of every question. Questions that were recorded without one then teach how often the
+    tools are right, and nothing about the direct answer: without a draft their words have to explain too much of it."""
     folds: int = 5
     strengths: Sequence[float] = STRENGTHS
     """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch."""
@@ -110,6 +113,8 @@ class TrainedGate:
     """[N, A]: cross-fitted estimates for the training questions."""
     keys: tuple[str, ...]
     """Of the training questions, to recognise them again."""
+    judged: NDArray[np.int64]
+    """[m], the training questions that are like those that the gate will meet: all, or those with a draft."""
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -149,10 +154,11 @@ def train_gate(
     chosen = np.arange(len(table)) if rows is None else rows
     part = table if rows is None else table.take(rows)
     part.check_trainable()
+    traits = traits_of(reader)
+    judged, targets = _judged(part, traits, drafted=training.drafted)
     prepared = prepared or reader.prepare(table)
     many = len(part) >= MANY
     fold = part.folds(2 if many else training.folds, training.seed)
-    traits = traits_of(reader)
     strengths = [1.0] if many or not traits.searches_strength else list(training.strengths)
 
     logits = np.empty((len(strengths), *part.correct.shape))
@@ -160,15 +166,15 @@ def train_gate(
     for index, value in enumerate(strengths):
         for held_out in range(int(fold.max()) + 1):
             kept = fold != held_out
-            fitted = prepared.fit(chosen[kept], part.correct[kept], np.full(len(part.actions), value))
+            fitted = prepared.fit(chosen[kept], targets[kept], np.full(len(part.actions), value))
             logits[index, ~kept] = fitted.logits(chosen[~kept])
             progress("fit", index * (int(fold.max()) + 1) + held_out + 1, total)
-    losses = np.stack([_log_losses(part.correct, held_out_logits) for held_out_logits in logits])
+    losses = np.stack([_log_losses(part.correct[judged], held_out[judged]) for held_out in logits])
     best = losses.argmin(axis=0)
     cross_fitted = np.stack([logits[choice, :, head] for head, choice in enumerate(best)], axis=1)
     strength = np.array([strengths[choice] for choice in best])
-    contrast = _contrast(part, cross_fitted, training, traits)
-    final = prepared.fit(chosen, part.correct, strength)
+    contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits)
+    final = prepared.fit(chosen, targets, strength)
     progress("fit", total, total)
     return TrainedGate(
         kind=reader.kind,
@@ -178,7 +184,24 @@ def train_gate(
         strength=strength,
         accuracy=contrast.accuracy(cross_fitted),
         keys=part.keys,
+        judged=judged,
     )
+
+
+def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows [m] that are like those that the gate will meet, and what each row teaches each head [n, A]."""
+    if not drafted:
+        return np.arange(len(table)), table.correct
+    if not traits.reads_drafts:
+        raise ConfigurationError("drafted=True with a policy that reads no drafts: train policy='features'.")
+    columns = [~np.isnan(column) for column in table.draft.values()]
+    has = np.logical_and.reduce(columns) if columns else np.zeros(len(table), dtype=bool)
+    rows = np.flatnonzero(has)
+    try:
+        table.take(rows).check_trainable()
+    except InputError as error:
+        raise InputError(f"Of the {len(rows)} questions with a whole draft: {error}") from error
+    return rows, np.where(has[:, None] | (np.arange(len(table.actions)) > 0), table.correct, np.nan)
 
 
 def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from metis_agent.errors import CheckpointError, ConfigurationError, GateError, SchemaVersionError
+from metis_agent.errors import CheckpointError, ConfigurationError, GateError, InputError, SchemaVersionError
 from metis_agent.gates.artefact import load_artefact
 from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
@@ -192,3 +192,57 @@ def test_serving_needs_neither_numpy_nor_torch(folder: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def half_drafted(n: int = 900) -> OutcomeTable:
+    """Whether the model is right shows in its draft alone, whether the tool is in the question; a third has drafts."""
+    rng = np.random.default_rng(3)
+    known, easy = rng.random(n) < 0.5, rng.random(n) < 0.5
+    found = [f"{'Find the town' if it else 'Name the ghost'} of {rng.integers(10_000)}" for it in easy]
+    p = np.stack([np.where(known, 0.9, 0.1), np.where(easy, 0.9, 0.1)], axis=1)
+    entropy = np.where(known, 0.2, 2.0) + 0.1 * rng.normal(size=n)
+    return OutcomeTable(
+        questions=tuple(found), actions=("direct", "search"), correct=(rng.random((n, 2)) < p).astype(float),
+        cost=np.tile([0.0, 1.0], (n, 1)), seconds=np.full((n, 2), np.nan),
+        draft={"draft_entropy": np.where(np.arange(n) % 3 == 0, entropy, np.nan)},
+    )  # fmt: skip
+
+
+def test_questions_without_a_draft_teach_only_about_the_tools() -> None:
+    table = half_drafted()
+    training = GateTraining(strengths=(1.0,), drafted=True)
+    gate = train_gate(table, training)
+    assert gate.judged.tolist() == list(range(0, 900, 3))
+    # What the model gets right without a draft changes no head, what the tool gets right does.
+    undrafted = np.isnan(table.draft["draft_entropy"])
+    for column, same in ((0, True), (1, False)):
+        correct = table.correct.copy()
+        correct[undrafted, column] = 1 - correct[undrafted, column]
+        other = train_gate(OutcomeTable(**{**table.__dict__, "correct": correct}), training)
+        assert np.allclose(other.policy.logits(gate.judged), gate.policy.logits(gate.judged)) == same
+        assert (other.contrast.mean_accuracy == gate.contrast.mean_accuracy).all()
+
+
+def test_questions_without_a_draft_help_a_gate_that_reads_drafts() -> None:
+    table = half_drafted()
+    undrafted = np.flatnonzero(np.isnan(table.draft["draft_entropy"]))
+    few, rest = np.split(np.arange(0, 900, 3), [60])
+    alone = train_gate(table, rows=few)
+    helped = train_gate(table, GateTraining(drafted=True), rows=np.append(few, undrafted))
+
+    truth = np.array([0.9 if "town" in table.questions[row] else 0.1 for row in rest])
+
+    def error(trained: TrainedGate) -> float:
+        """Of the tool's estimated accuracy."""
+        return float(np.mean((trained.score(rest)[0][:, 1] - truth) ** 2))
+
+    assert error(helped) < error(alone) / 2
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [(world(), "Of the 0 questions with a whole draft"), (half_drafted(60), "Of the 20 questions with a whole draft")],
+)
+def test_a_gate_for_drafts_needs_questions_with_drafts(table: OutcomeTable, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_gate(table, GateTraining(drafted=True))

@@ -105,11 +105,12 @@ class _Prepared:
         # Most buckets are empty: their weights stay 0 and need no place in the optimiser.
         used = np.flatnonzero(np.bincount(x.indices, minlength=width))
         x = x[:, used]
-        transposed, text = x.T.tocsr(), used < BUCKETS
+        text = used < BUCKETS
         weights = np.zeros((targets.shape[1], width + 1))
         for head, (target, c) in enumerate(zip(targets.T, strength, strict=True)):
             prior = np.where(text, 1 / float(c), 1.0)
-            solution = _solve(x, transposed, target, prior, self.policy.iterations)
+            told = ~np.isnan(target)
+            solution = _solve(x[told], target[told], prior, self.policy.iterations)
             weights[head, used], weights[head, -1] = solution[:-1], solution[-1]
         return _Fitted(prepared=self, scaling=scaling, weights=weights)
 
@@ -213,14 +214,13 @@ def _weighed(counts: Any, idf: NDArray[np.float64], weight: float) -> Any:
     return matrix
 
 
-def _solve(
-    x: Any, transposed: Any, target: NDArray[np.float64], prior: NDArray[np.float64], iterations: int
-) -> NDArray[np.float64]:
+def _solve(x: Any, target: NDArray[np.float64], prior: NDArray[np.float64], iterations: int) -> NDArray[np.float64]:
     """argmin_w sum_i CE(y_i, sigmoid(x_i w + b)) + sum_j prior_j w_j^2 / 2; returns [w, b].
 
     Solved for v = sqrt(prior) w, in which all inputs are held back alike, so that L-BFGS needs fewer steps.
     """
     root = np.sqrt(prior)
+    transposed = x.T.tocsr()
 
     def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = x @ (v[:-1] / root) + v[-1]
