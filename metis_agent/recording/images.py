@@ -31,10 +31,6 @@ class ImageStore:
     def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
         self._place = Place(f"{os.fspath(url).rstrip('/')}/images", storage_options)
 
-    def reconnect(self) -> None:
-        """In a forked child: connections are the parent's."""
-        self._place.reconnect()
-
     def put_image(self, content: bytes) -> str:
         """Keep an image, once, and return its reference `sha256:<hex>`.
 

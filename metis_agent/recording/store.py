@@ -64,7 +64,8 @@ class TrajectoryStore:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._place = Place(url, storage_options)
-        self._images = ImageStore(url, storage_options=storage_options)
+        self._open_images = partial(ImageStore, url, storage_options=storage_options)
+        self._images = self._open_images()
         self._lock = threading.Lock()
         self._tally = Tally()
         self._writer: SegmentWriter | None = None
@@ -199,7 +200,7 @@ class TrajectoryStore:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._place.reconnect()
-        self._images.reconnect()
+        self._images = self._open_images()
         if self._writer is not None:
             self._writer.forget()
 
