@@ -105,12 +105,11 @@ class _Prepared:
         # Most buckets are empty: their weights stay 0 and need no place in the optimiser.
         used = np.flatnonzero(np.bincount(x.indices, minlength=width))
         x = x[:, used]
-        text = used < BUCKETS
+        transposed, text = x.T.tocsr(), used < BUCKETS
         weights = np.zeros((targets.shape[1], width + 1))
         for head, (target, c) in enumerate(zip(targets.T, strength, strict=True)):
             prior = np.where(text, 1 / float(c), 1.0)
-            told = ~np.isnan(target)
-            solution = _solve(x[told], target[told], prior, self.policy.iterations)
+            solution = _solve(x, transposed, target, prior, self.policy.iterations)
             weights[head, used], weights[head, -1] = solution[:-1], solution[-1]
         return _Fitted(prepared=self, scaling=scaling, weights=weights)
 
@@ -214,22 +213,25 @@ def _weighed(counts: Any, idf: NDArray[np.float64], weight: float) -> Any:
     return matrix
 
 
-def _solve(x: Any, target: NDArray[np.float64], prior: NDArray[np.float64], iterations: int) -> NDArray[np.float64]:
-    """argmin_w sum_i CE(y_i, sigmoid(x_i w + b)) + sum_j prior_j w_j^2 / 2; returns [w, b].
+def _solve(
+    x: Any, transposed: Any, target: NDArray[np.float64], prior: NDArray[np.float64], iterations: int
+) -> NDArray[np.float64]:
+    """argmin_w sum_i CE(y_i, sigmoid(x_i w + b)) + sum_j prior_j w_j^2 / 2, over y_i that are known; returns [w, b].
 
     Solved for v = sqrt(prior) w, in which all inputs are held back alike, so that L-BFGS needs fewer steps.
     """
     root = np.sqrt(prior)
-    transposed = x.T.tocsr()
+    known = ~np.isnan(target)
+    target = np.where(known, target, 0.0)
 
     def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = x @ (v[:-1] / root) + v[-1]
-        residual = 1 / (1 + np.exp(-z)) - target
-        value = float(np.sum(np.logaddexp(0.0, z) - target * z)) + 0.5 * float(v[:-1] @ v[:-1])
+        residual = known * (1 / (1 + np.exp(-z)) - target)
+        value = float(np.sum(known * (np.logaddexp(0.0, z) - target * z))) + 0.5 * float(v[:-1] @ v[:-1])
         return value, np.append((transposed @ residual) / root + v[:-1], residual.sum())
 
     start = np.zeros(x.shape[1] + 1)
-    mean = min(max(float(target.mean()), 1e-6), 1 - 1e-6)
+    mean = min(max(float(target.sum() / known.sum()), 1e-6), 1 - 1e-6)
     start[-1] = np.log(mean / (1 - mean))
     options = {"maxiter": iterations, "maxcor": 10, "gtol": 1e-4, "ftol": 1e-7}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
