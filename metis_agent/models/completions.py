@@ -58,31 +58,32 @@ class Completions:
     def __init__(
         self, requests: Sequence[GenerationRequest], eos_ids: Collection[int], tokenizer: Any, device: torch.device
     ) -> None:
-        self._tokenizer = tokenizer
-        self._requests = list(requests)
+        self._tokenizer, self._device = tokenizer, device
         self._eos_E = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-        self._limits_A = torch.tensor([request.max_new_tokens for request in requests], device=device)
-        self._rows_A = torch.arange(len(requests), device=device)
+        limits = [request.max_new_tokens for request in requests]
+        self._limits_A = torch.tensor(limits, device=device)
         self._lengths_A = torch.zeros_like(self._limits_A)
         self._stopped_A = torch.zeros_like(self._limits_A, dtype=torch.bool)
         self.ended_A = self._limits_A <= 0
         """Which rows have ended."""
         # One column more than tokens: there goes what is chosen for rows that have ended.
-        width = max((request.max_new_tokens for request in requests), default=0) + 1
+        width = max(limits, default=0) + 1
         self._tokens_AT = torch.zeros(len(requests), width, dtype=torch.long, device=device)
         self._log_probs_AT2 = torch.zeros(len(requests), width, 2, device=device)
         self._steps = 0
-        self._last_steps = [request.max_new_tokens for request in requests]
+        self._lay_out(list(requests), limits)
+
+    def _lay_out(self, requests: list[GenerationRequest], last_steps: list[int]) -> None:
+        self._requests, self._last_steps = requests, last_steps
+        self._rows_A = torch.arange(len(requests), device=self._device)
+        self._until = max(last_steps, default=0)
+        self.has_stop_texts = any(request.stop for request in requests)
+        """Whether any row may end at a text, which is seen only by looking at every token."""
 
     @property
     def steps_left(self) -> int:
         """After so many more tokens every row has met its limit."""
-        return max(self._last_steps, default=0) - self._steps
-
-    @property
-    def has_stop_texts(self) -> bool:
-        """Whether any row may end at a text, which is seen only by looking at every token."""
-        return any(request.stop for request in self._requests)
+        return self._until - self._steps
 
     def take(self, chosen_A: Tensor, log_probs_A2: Tensor) -> None:
         """Give each row that has not ended its next token, with its two log-probabilities."""
@@ -107,7 +108,7 @@ class Completions:
         Raises:
             InfrastructureError: The model gave logits that are not numbers.
         """
-        chosen_R = torch.tensor(rows, device=self._rows_A.device)
+        chosen_R = torch.tensor(rows, device=self._device)
         lengths = self._lengths_A[chosen_R].tolist()
         stopped = self._stopped_A[chosen_R].tolist()
         longest = max(lengths, default=0)
@@ -129,18 +130,15 @@ class Completions:
     def keep(self, rows_A: Tensor) -> None:
         """Go on with these rows only."""
         rows = rows_A.tolist()
-        self._requests = [self._requests[row] for row in rows]
-        self._last_steps = [self._last_steps[row] for row in rows]
-        self._rows_A = self._rows_A[: len(rows)]
+        self._lay_out([self._requests[row] for row in rows], [self._last_steps[row] for row in rows])
         self._limits_A, self._lengths_A = self._limits_A[rows_A], self._lengths_A[rows_A]
         self._stopped_A, self.ended_A = self._stopped_A[rows_A], self.ended_A[rows_A]
         self._tokens_AT, self._log_probs_AT2 = self._tokens_AT[rows_A], self._log_probs_AT2[rows_A]
 
     def join(self, other: Completions) -> None:
         """Take another batch's rows in, behind those that are there."""
-        self._requests += other._requests
-        self._last_steps += [self._steps + last - other._steps for last in other._last_steps]
-        self._rows_A = torch.arange(len(self._requests), device=self._rows_A.device)
+        theirs = [self._steps + last - other._steps for last in other._last_steps]
+        self._lay_out(self._requests + other._requests, self._last_steps + theirs)
         self._limits_A = torch.cat([self._limits_A, other._limits_A])
         self._lengths_A = torch.cat([self._lengths_A, other._lengths_A])
         self._stopped_A = torch.cat([self._stopped_A, other._stopped_A])
