@@ -15,9 +15,10 @@ from typing import Any
 from metis_agent.errors import InputError, StorageError
 from metis_agent.recording.places import Place
 
-__all__ = ["ImageStore"]
+__all__ = ["ImageStore", "is_image"]
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 
 
 class ImageStore:
@@ -57,3 +58,8 @@ class ImageStore:
         if hashlib.sha256(content).hexdigest() != match[1]:
             raise StorageError(f"image {reference!r} in {self._place.url!r} is damaged; put it again.")
         return content
+
+
+def is_image(content: bytes) -> bool:
+    """Whether it begins as a PNG, JPEG, GIF, WebP, BMP or TIFF does."""
+    return content.startswith(_STARTS)

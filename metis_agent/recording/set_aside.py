@@ -13,6 +13,8 @@ import binascii
 import re
 from collections.abc import Callable
 
+from metis_agent.recording.images import is_image
+
 __all__ = ["put_back", "set_aside"]
 
 _WORTH = 80
@@ -20,7 +22,6 @@ _WORTH = 80
 _PREFIX = rb'"(data:image/[\w.+-]+;base64,)?'
 _IMAGE = re.compile(_PREFIX + rb'([A-Za-z0-9+/]{%d,}={0,2})"' % _WORTH)
 _MARK = re.compile(_PREFIX + rb'image:(sha256:[0-9a-f]{64})"')
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 
 
 def set_aside(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
@@ -39,7 +40,7 @@ def set_aside(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
             content = base64.b64decode(found[2], validate=True)
         except binascii.Error:
             return found[0]
-        if not content.startswith(_STARTS) or base64.b64encode(content) != found[2]:
+        if not is_image(content) or base64.b64encode(content) != found[2]:
             return found[0]
         return b'"%simage:%s"' % (found[1] or b"", put_image(content).encode())
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from metis_agent.errors import InputError, StorageError
 from metis_agent.hdpo.curation.similarity import images_of
-from metis_agent.recording.images import ImageStore
+from metis_agent.recording.images import ImageStore, is_image
 from metis_agent.types import Question
 
 __all__ = ["image_fault"]
-
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 
 _MAX_BYTES, _MAX_PIXELS = 60_000_000, 89_000_000
 """A question's image is the user's own: wider limits than for what strangers send."""
@@ -57,7 +55,7 @@ def _file(path: Path) -> bytes:
 
 
 def _decodes(content: bytes) -> str:
-    if not content.startswith(_STARTS):
+    if not is_image(content):
         return "no image" if content else "empty"
     try:
         from PIL import Image
