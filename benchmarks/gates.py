@@ -84,22 +84,25 @@ def out_of_fold(table: OutcomeTable, seed: int, groups: bool, whole: OutcomeTabl
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
         plain = train_gate(table, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
-        accuracy, probabilities = plain.score(test)
         x, z = prepared.inputs(train, train), prepared.inputs(train, test)
         found = {
-            "gate": Scored(direct_right=accuracy[:, 0], probabilities=probabilities),
+            "gate": scored(plain, test),
             **supervised_baselines(table.take(train), table.take(test)),
             **feature_baselines(x, z, table.take(train)),
         }
         if whole is not None:
             rows = np.append(train, np.arange(len(table), len(whole)))
             gate = train_gate(whole, GateTraining(seed=seed, drafted=True), policy=policy, prepared=read, rows=rows)
-            accuracy, probabilities = gate.score(test)
-            found["gate, --drafted"] = Scored(direct_right=accuracy[:, 0], probabilities=probabilities)
+            found["gate, --drafted"] = scored(gate, test)
         for name in GROUPS if groups else ():
             found[name] = group_trained(name, x, z, table.take(train), plain, seed)
         parts.append((test, found))
     return merge_folds(len(table), parts)
+
+
+def scored(gate: TrainedGate, rows: Any) -> Scored:
+    accuracy, probabilities = gate.score(rows)
+    return Scored(direct_right=accuracy[:, 0], probabilities=probabilities)
 
 
 def group_trained(name: str, x: Any, z: Any, train: OutcomeTable, gate: TrainedGate, seed: int) -> Scored:

@@ -252,9 +252,7 @@ def continuous(rounds: int) -> dict[str, Any]:
         await asyncio.gather(*[agent(chat, number) for number in range(3 * rows)])
 
     def work(joining: bool) -> Callable[[], None]:
-        chat = LocalChatModel(
-            model=model, tokenizer=tokenizer, temperature=1.0, max_batch=rows, continuous=joining
-        )  # fmt: skip
+        chat = LocalChatModel(model=model, tokenizer=tokenizer, temperature=1.0, max_batch=rows, continuous=joining)
         return lambda: asyncio.run(agents(chat))
 
     return in_turn(work(True), work(False), rounds)[0]
