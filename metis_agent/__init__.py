@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
             from metis_agent.hdpo import policy_trainer
         except ImportError as missing:
             raise MissingDependencyError(
-                f"{name} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+                f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
             ) from missing
         return getattr(policy_trainer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

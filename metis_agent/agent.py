@@ -254,7 +254,7 @@ def _chat_model(model: str | BaseChatModel) -> Runnable[Any, Any]:
     except ImportError as error:
         raise MissingDependencyError(
             f"The model is named by a string, {model!r}, which needs LangChain's init_chat_model. "
-            "Install it with `pip install 'metis-agent[langchain]'`, or pass a chat model."
+            "Install it with `pip install 'langgraph-metis[langchain]'`, or pass a chat model."
         ) from error
     named: Runnable[Any, Any] = init_chat_model(model)
     return named

@@ -69,7 +69,7 @@ def test_a_model_that_takes_no_tools_is_refused_with_tools():
 
 def test_a_model_by_name_needs_langchain(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "langchain.chat_models", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'metis-agent\[langchain\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'langgraph-metis\[langchain\]'"):
         create_metis_agent("openai:gpt-5")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # HDPO on verl (0.9): the paper's run, Qwen3-VL-8B after its cold start, on one node with 8 GPUs.
 #
-#   pip install metis-agent verl                   # into the environment that verl runs in
+#   pip install langgraph-metis verl                   # into the environment that verl runs in
 #   MODEL=runs/cold-start TRAIN=train.parquet VAL=val.parquet TOOLS=tools.yaml bash train_hdpo.sh
 #
 # Rows as verl has them: prompt, reward_model.ground_truth, and in extra_info what the reward reads: question, and

@@ -173,6 +173,6 @@ def _library() -> Any:
         import datasets
     except ImportError as missing:
         raise MissingDependencyError(
-            f"benchmarks need {missing.name!r}; install it with: pip install 'metis-agent[train,images]'"
+            f"benchmarks need {missing.name!r}; install it with: pip install 'langgraph-metis[train,images]'"
         ) from missing
     return datasets

@@ -177,7 +177,7 @@ def load_chat_model(name: str, temperature: float | None = None) -> Any:
         from langchain.chat_models import init_chat_model
     except ImportError as missing:
         raise MissingDependencyError(
-            f"the model {name!r} needs LangChain; install it with: pip install 'metis-agent[langchain]'"
+            f"the model {name!r} needs LangChain; install it with: pip install 'langgraph-metis[langchain]'"
         ) from missing
     return init_chat_model(found)
 
@@ -221,7 +221,7 @@ def _endpoint(name: str, base_url: str, options: dict[str, Any]) -> Any:
         from langchain_openai import ChatOpenAI
     except ImportError as missing:
         raise MissingDependencyError(
-            "--base-url needs langchain-openai; install it with: pip install 'metis-agent[vllm]'"
+            "--base-url needs langchain-openai; install it with: pip install 'langgraph-metis[vllm]'"
         ) from missing
     # Servers of one's own mostly want no key, and the client refuses to be without.
     key = os.environ.get("OPENAI_API_KEY") or "none"

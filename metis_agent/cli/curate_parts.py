@@ -108,7 +108,7 @@ def open_base(name: str) -> BaseChatModel:
         from metis_agent.models.local import LocalChatModel
     except ImportError as missing:
         raise MissingDependencyError(
-            f"the local model {name!r} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            f"the local model {name!r} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     return LocalChatModel.load(name, temperature=1.0, device="cuda" if torch.cuda.is_available() else "cpu")
 

@@ -150,7 +150,9 @@ def _torch() -> Check:
     try:
         import torch
     except ImportError:
-        return Check(name="torch", status="absent", detail="not installed", remedy="pip install 'metis-agent[train]'")
+        return Check(
+            name="torch", status="absent", detail="not installed", remedy="pip install 'langgraph-metis[train]'"
+        )
     threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
     if not torch.cuda.is_available():
         return Check(name="torch", status="ok", detail=f"{torch.__version__}, {threads}, no GPU")

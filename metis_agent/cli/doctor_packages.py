@@ -9,7 +9,7 @@ from metis_agent.cli.doctor_check import Check
 
 __all__ = ["EXTRAS", "extra", "packages", "unmet"]
 
-_DISTRIBUTION = "metis-agent"
+_DISTRIBUTION = "langgraph-metis"
 EXTRAS = {
     "images": "images that users send, and image search",
     "search": "search of the web",
@@ -29,7 +29,7 @@ def packages() -> Check:
     wrong = unmet(extra="")
     found = ", ".join(f"{name} {_version(name)}" for name in (_DISTRIBUTION, "langgraph", "langchain-core"))
     if wrong:
-        remedy = "Install them with: pip install --upgrade metis-agent"
+        remedy = "Install them with: pip install --upgrade langgraph-metis"
         return Check(name="packages", status="broken", detail="; ".join(wrong), remedy=remedy, core=True)
     return Check(name="packages", status="ok", detail=found, core=True)
 
@@ -38,7 +38,7 @@ def extra(name: str) -> Check:
     """Those of an extra, and the key of one that needs a key."""
     wrong = unmet(extra=name)
     if wrong:
-        remedy = f"pip install 'metis-agent[{name}]'"
+        remedy = f"pip install 'langgraph-metis[{name}]'"
         detail = f"for {EXTRAS[name]}: {'; '.join(wrong)}"
         return Check(name=f"extra {name}", status="absent", detail=detail, remedy=remedy)
     detail = f"for {EXTRAS[name]}"

@@ -81,5 +81,5 @@ def _python_images(backend: str) -> Check:
     if execution.images and not lacking:
         return Check(name="python images", status="ok", detail=f"{detail}; images go in and come back")
     why = "; ".join((*execution.notes, *(f"{name} is missing" for name in sorted(lacking))))
-    remedy = "pip install 'metis-agent[images]' numpy matplotlib"
+    remedy = "pip install 'langgraph-metis[images]' numpy matplotlib"
     return Check(name="python images", status="absent", detail=f"{detail}; {why}", remedy=remedy)

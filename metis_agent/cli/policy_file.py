@@ -61,7 +61,7 @@ def _parse(text: str, place: str) -> Any:
         import yaml
     except ImportError as missing:
         raise MissingDependencyError(
-            "a configuration needs 'yaml'; install it with: pip install 'metis-agent[train]'"
+            "a configuration needs 'yaml'; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     try:
         return yaml.safe_load(text)

@@ -121,7 +121,8 @@ class PolicyChoice:
             return self._torch_policy(progress, _state_folder(out), descriptions, seed)
         except ModuleNotFoundError as missing:
             raise MissingDependencyError(
-                f"--policy {self.policy!r} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+                f"--policy {self.policy!r} needs {missing.name!r}; "
+                "install it with: pip install 'langgraph-metis[train]'"
             ) from missing
 
     def _torch_policy(self, progress: Any, state: Path, descriptions: Mapping[str, str], seed: int) -> Policy:

@@ -27,7 +27,7 @@ def training_libraries() -> Iterator[None]:
         if (missing.name or "").partition(".")[0] == "metis_agent":
             raise  # a fault of ours, which nothing that one can install would mend
         raise MissingDependencyError(
-            f"this command needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            f"this command needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
 
 

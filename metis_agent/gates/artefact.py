@@ -124,7 +124,7 @@ def _description(folder: Path) -> dict[str, Any]:
         )
     if format_ > FORMAT:
         raise SchemaVersionError(
-            f"{str(path)!r} has format {format_!r}; this Metis reads up to {FORMAT}. Upgrade metis-agent."
+            f"{str(path)!r} has format {format_!r}; this Metis reads up to {FORMAT}. Upgrade langgraph-metis."
         )
     if missing := [key for key in _NEEDED if key not in description]:
         raise CheckpointError(f"{str(path)!r} lacks {missing!r}; export the gate again.")

@@ -54,7 +54,7 @@ class MathVerifier:
         if importlib.util.find_spec("math_verify") is None:
             raise MissingDependencyError(
                 f"question {question.id!r} asks for the verifier 'math', which needs math-verify; install it with: "
-                "pip install 'metis-agent[math]'"
+                "pip install 'langgraph-metis[math]'"
             )
         with self._lock:
             # Read alone first: a reference that can't be read is no fault of the answer.

@@ -77,7 +77,7 @@ def _read(path: Path) -> Any:
         import pyarrow.parquet as pq
     except ImportError as missing:
         raise MissingDependencyError(
-            f"Reading outcome tables needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            f"Reading outcome tables needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     readers = {
         ".parquet": pq.read_table,

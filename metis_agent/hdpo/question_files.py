@@ -127,7 +127,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         import pyarrow.parquet as pq
     except ImportError as missing:
         raise MissingDependencyError(
-            f"Reading {path.name!r} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            f"Reading {path.name!r} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     try:
         for batch in pq.ParquetFile(path).iter_batches():

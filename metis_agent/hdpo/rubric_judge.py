@@ -243,7 +243,7 @@ def open_chat_model(name: str, **options: Any) -> BaseChatModel:
         return chat
     except ImportError as missing:
         raise MissingDependencyError(
-            f"the model {name!r} can't be opened: {missing}. Install pip install 'metis-agent[langchain]' and the "
+            f"the model {name!r} can't be opened: {missing}. Install pip install 'langgraph-metis[langchain]' and the "
             "provider's package, such as langchain-openai."
         ) from missing
     except ValueError as error:

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         f"MetisGateMiddleware needs LangChain's create_agent, which can't be imported: {error}. "
-        "Install it with `pip install 'metis-agent[langchain]'`, or use metis_agent.create_metis_agent."
+        "Install it with `pip install 'langgraph-metis[langchain]'`, or use metis_agent.create_metis_agent."
     ) from error
 
 from metis_agent.middleware.gate import MetisGateMiddleware

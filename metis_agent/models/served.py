@@ -31,7 +31,7 @@ try:
     from langchain_openai.chat_models.base import BaseChatOpenAI
 except ImportError as missing:
     raise MissingDependencyError(
-        f"A served chat model needs {missing.name!r}; install it with: pip install 'metis-agent[vllm]'"
+        f"A served chat model needs {missing.name!r}; install it with: pip install 'langgraph-metis[vllm]'"
     ) from missing
 
 __all__ = ["ServedChatModel"]

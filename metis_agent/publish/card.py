@@ -84,7 +84,7 @@ def _metadata(license_: str | None, base: str | None, tags: Sequence[str]) -> st
             "A model card needs huggingface_hub; install it with: pip install huggingface_hub"
         ) from missing
     data = ModelCardData(
-        license=license_, base_model=base, library_name="metis-agent", tags=["metis", "hdpo", "tool-use", *tags]
+        license=license_, base_model=base, library_name="langgraph-metis", tags=["metis", "hdpo", "tool-use", *tags]
     )
     return str(data.to_yaml())
 
@@ -101,7 +101,7 @@ def _gate(folder: Path, repo: str, facts: CardFacts) -> tuple[str, str | None, l
     measured_on = facts.measured_on or ("" if facts.figures else "Held-out folds of the training records.")
     body = [
         f"# {inert(repo)}",
-        "A gate for agents, trained by metis-agent: before the model answers it decides whether a tool is worth "
+        "A gate for agents, trained by langgraph-metis: before the model answers it decides whether a tool is worth "
         f"calling, and which. Kind {inert(about['kind'])}, version {inert(about['version'])}.",
         "## What is promised",
         _promise(about["threshold"]),
@@ -124,7 +124,7 @@ def _gate(folder: Path, repo: str, facts: CardFacts) -> tuple[str, str | None, l
 def _policy(repo: str, facts: CardFacts) -> str:
     body = [
         f"# {inert(repo)}",
-        "A chat model trained by HDPO (arXiv:2604.08545) with metis-agent to call a tool only where that helps.",
+        "A chat model trained by HDPO (arXiv:2604.08545) with langgraph-metis to call a tool only where that helps.",
         "## What is promised",
         "Nothing: a policy has no threshold to set for a promise. A gate in front of it has.",
         "## What was measured",

@@ -63,7 +63,7 @@ def push_to_hub(
     facts: CardFacts = CardFacts(),
     private: bool = True,
     revision: str | None = None,
-    message: str = "Add a model trained with metis-agent",
+    message: str = "Add a model trained with langgraph-metis",
     token: str | None = None,
     dry_run: bool = False,
 ) -> Publication:

@@ -51,6 +51,6 @@ def check_number(version: object, newest: int, place: str) -> None:
         raise InputError(f"{place} has the format {version!r}; a version is an integer from 1. It is no file of ours.")
     if version > newest:
         raise SchemaVersionError(
-            f"{place} has format {version!r}; this Metis reads up to {newest}. Upgrade metis-agent, or use the version "
-            "that wrote it."
+            f"{place} has format {version!r}; this Metis reads up to {newest}. Upgrade langgraph-metis, or use "
+            "the version that wrote it."
         )

@@ -195,7 +195,7 @@ def _migrate(record: dict[str, Any]) -> dict[str, Any]:
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
             f"record {record.get('id')!r} has schema {version!r}; this Metis reads up to {SCHEMA_VERSION}. "
-            "Upgrade metis-agent, or read it with the version that wrote it."
+            "Upgrade langgraph-metis, or read it with the version that wrote it."
         )
     while version < SCHEMA_VERSION:
         record = MIGRATIONS[version](record)

@@ -93,7 +93,7 @@ def _follow(pool: httpcore.ConnectionPool, url: str, rules: DownloadRules) -> by
             ("Host", target.netloc),
             ("Accept", "*/*"),
             ("Accept-Encoding", "identity"),
-            ("User-Agent", "metis-agent"),
+            ("User-Agent", "langgraph-metis"),
         ]
         where = httpcore.URL(scheme=scheme, host=host, port=port, target=path)
         with pool.stream("GET", where, headers=headers) as reply:

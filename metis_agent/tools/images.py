@@ -229,7 +229,7 @@ def _pillow() -> tuple[Any, Any]:
         from PIL import Image, ImageOps
     except ImportError as missing:
         raise MissingDependencyError(
-            "images need Pillow; install it with: pip install 'metis-agent[images]'"
+            "images need Pillow; install it with: pip install 'langgraph-metis[images]'"
         ) from missing
     return Image, ImageOps.exif_transpose
 

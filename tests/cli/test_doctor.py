@@ -64,7 +64,7 @@ def test_images_are_searched_and_drawn(tmp_path, monkeypatch):
     assert (check.status, "images go in and come back" in check.detail) == ("ok", True)
     monkeypatch.setattr(doctor_sandboxes, "_DRAWS", "print('numpy')")
     check = doctor_sandboxes._python_images(local[0].backend)
-    assert (check.status, check.remedy) == ("absent", "pip install 'metis-agent[images]' numpy matplotlib")
+    assert (check.status, check.remedy) == ("absent", "pip install 'langgraph-metis[images]' numpy matplotlib")
     assert "PIL is missing; matplotlib is missing" in check.detail
 
 
@@ -133,7 +133,7 @@ def test_missing_and_old_packages_are_named(tmp_path, monkeypatch):
         name="extra search",
         status="absent",
         detail="for search of the web: ddgs is missing",
-        remedy="pip install 'metis-agent[search]'",
+        remedy="pip install 'langgraph-metis[search]'",
     )
     assert run("--store", str(tmp_path)).exit_code == 1
 

@@ -10,10 +10,10 @@ def test_brackets_in_an_error_are_not_taken_for_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
-        raise ConfigurationError("install it with: pip install 'metis-agent[train]' [/bold]")
+        raise ConfigurationError("install it with: pip install 'langgraph-metis[train]' [/bold]")
 
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 1
-    assert "'metis-agent[train]' [/bold]" in " ".join(capsys.readouterr().err.split())
+    assert "'langgraph-metis[train]' [/bold]" in " ".join(capsys.readouterr().err.split())

@@ -5,7 +5,7 @@ from metis_agent.errors import MissingDependencyError
 
 
 def test_a_missing_library_is_named_with_what_installs_it() -> None:
-    with pytest.raises(MissingDependencyError, match=r"'torch'.*metis-agent\[train\]"), training_libraries():
+    with pytest.raises(MissingDependencyError, match=r"'torch'.*langgraph-metis\[train\]"), training_libraries():
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 

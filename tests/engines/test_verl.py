@@ -267,7 +267,7 @@ class TestInsideVerl:
 @needs_verl
 def test_verl_has_the_estimator_as_soon_as_it_is_imported() -> None:
     if not any(found.value == "metis_agent.engines.verl" for found in entry_points(group="verl.plugins")):
-        pytest.skip("metis-agent was installed before it had the entry point")
+        pytest.skip("langgraph-metis was installed before it had the entry point")
     code = "import verl; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as f; print(f('hdpo').__module__)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "metis_agent.engines.verl"

@@ -26,7 +26,7 @@ from metis_agent.types import ModelCall, Question, Trajectory
 from tests.formats.freeze import FAILED, MAKERS, MARKED, QUESTION, SAMPLES, WHOLE, unpack
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
-NEWER = pytest.raises(SchemaVersionError, match="Upgrade metis-agent")
+NEWER = pytest.raises(SchemaVersionError, match="Upgrade langgraph-metis")
 
 
 def samples(pattern: str) -> list[Path]:

@@ -129,4 +129,4 @@ def test_a_gate_whose_library_is_missing_says_what_to_install(tmp_path: Path) ->
         "except MissingDependencyError as error: print(error)\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "metis-agent[train]" in found.stdout
+    assert "langgraph-metis[train]" in found.stdout

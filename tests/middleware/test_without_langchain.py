@@ -31,7 +31,7 @@ def run(code):
 
 
 def test_the_error_names_the_extra():
-    assert "pip install 'metis-agent[langchain]'" in run(HIDDEN)
+    assert "pip install 'langgraph-metis[langchain]'" in run(HIDDEN)
 
 
 def test_importing_metis_does_not_import_langchain():

@@ -45,13 +45,13 @@ ROOMS: dict[str, frozenset[str]] = {
 }
 """Extra -> what it brings: `torch` is installed first, `train` and `langchain` are those extras."""
 
-_INSTALL_TRAIN = "pip install 'metis-agent[train]'"
+_INSTALL_TRAIN = "pip install 'langgraph-metis[train]'"
 _ROW = re.compile(r"^\| (accuracy|redundant|necessary|calls a question)\b[^|]*\|([^|]*)\|([^|]*)\|", re.MULTILINE)
 _README = """
 import contextlib, io, re, sys
 from importlib.metadata import metadata
 
-text = metadata("metis-agent").get_payload()
+text = metadata("langgraph-metis").get_payload()
 found = re.findall(r"```python\\n(.*?)```(?:\\n+```text\\n(.*?)```)?", text, re.DOTALL)
 wanted = [pair for pair in found if any(name in pair[0] for name in sys.argv[1:])]
 assert len(wanted) == len(sys.argv[1:]), [pair[0] for pair in found]

@@ -55,7 +55,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(built: tuple[Path, P
     package = {name for name in names if name.startswith("metis_agent/")}
     assert package >= OPENED
     assert package == wanted_in_wheel(ROOT / "metis_agent")
-    information = f"metis_agent-{metis_agent.__version__}.dist-info"
+    information = f"langgraph_metis-{metis_agent.__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"metis_agent", information}
     assert f"{information}/licenses/LICENSE" in names
     assert strays(names) == []
@@ -76,11 +76,11 @@ def test_the_sdist_can_be_tested_and_built(built: tuple[Path, Path], tmp_path: P
 
 def test_the_metadata_says_what_the_project_says(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as file:
-        text = file.read(f"metis_agent-{metis_agent.__version__}.dist-info/METADATA").decode()
-        points = file.read(f"metis_agent-{metis_agent.__version__}.dist-info/entry_points.txt").decode()
+        text = file.read(f"langgraph_metis-{metis_agent.__version__}.dist-info/METADATA").decode()
+        points = file.read(f"langgraph_metis-{metis_agent.__version__}.dist-info/entry_points.txt").decode()
     said = Parser().parsestr(text)
     assert (said["Name"], said["Version"], said["License-Expression"]) == (
-        "metis-agent", metis_agent.__version__, "Apache-2.0",
+        "langgraph-metis", metis_agent.__version__, "Apache-2.0",
     )  # fmt: skip
     assert set(said.get_all("Provides-Extra") or ()) == set(PROJECT["optional-dependencies"])
     assert "metis = metis_agent.cli:main" in points

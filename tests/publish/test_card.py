@@ -40,7 +40,7 @@ def read(card: str) -> tuple[dict[str, Any], str]:
 def test_the_card_says_what_is_known(gate: Path) -> None:
     metadata, body = read(model_card(gate, repo="me/gate", facts=CardFacts(license="apache-2.0")))
     assert metadata == {
-        "library_name": "metis-agent", "license": "apache-2.0",
+        "library_name": "langgraph-metis", "license": "apache-2.0",
         "tags": ["metis", "hdpo", "tool-use", "gate", "features"],
     }  # fmt: skip
     assert "| this gate | 0.912 (0.880 to 0.940) | 0.950 | 0.930 | 0.410 |" in body

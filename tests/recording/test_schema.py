@@ -207,7 +207,7 @@ def test_what_is_no_trajectory_is_refused(line, message):
 
 
 def test_a_newer_version_is_refused_with_the_remedy():
-    with pytest.raises(SchemaVersionError, match=r"'t1' has schema 2; .* reads up to 1\. Upgrade metis-agent"):
+    with pytest.raises(SchemaVersionError, match=r"'t1' has schema 2; .* reads up to 1\. Upgrade langgraph-metis"):
         loads(json.dumps(a_record(schema=2)))
 
 

@@ -26,7 +26,7 @@ def import_transformers(what: str) -> Any:
         import transformers
     except ImportError as missing:
         raise MissingDependencyError(
-            f"{what} needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+            f"{what} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     return transformers
 

@@ -55,7 +55,7 @@ class Lora:
             from peft import LoraConfig, get_peft_model
         except ImportError as missing:
             raise MissingDependencyError(
-                f"LoRA needs {missing.name!r}; install it with: pip install 'metis-agent[train]'"
+                f"LoRA needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
             ) from missing
         sees = any(re.fullmatch(_EYES, name) for name, _ in model.named_modules())
         config = LoraConfig(

@@ -97,6 +97,6 @@ def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("metis-agent")
+        return version("langgraph-metis")
     except PackageNotFoundError:
         return ""

@@ -37,7 +37,7 @@ _CONTAINED: dict[str, Callable[[SandboxLimits | None], Sandbox]] = {
 _REMEDY = (
     "Install bubblewrap (`apt-get install bubblewrap`, `dnf install bubblewrap`), or use a Linux kernel 5.13 or "
     "newer with Landlock switched on; in a container, allow user namespaces or Landlock in its seccomp profile. "
-    "Or use E2B's cloud: set E2B_API_KEY and `pip install 'metis-agent[e2b]'`. "
+    "Or use E2B's cloud: set E2B_API_KEY and `pip install 'langgraph-metis[e2b]'`. "
     "To run code without containment, on your own risk, pass allow_unsafe=True."
 )
 

@@ -23,7 +23,7 @@ __all__ = ["InputImage", "ShownImage", "encode_image", "encode_pixels", "load_or
 _MAX_BYTES = 2_000_000
 _QUALITIES = (95, 90, 75, 50)
 _MANY_COLOURS = 1 << 16
-_REMEDY = "images need Pillow; install it with: pip install 'metis-agent[images]'"
+_REMEDY = "images need Pillow; install it with: pip install 'langgraph-metis[images]'"
 
 
 @dataclass(frozen=True, kw_only=True)

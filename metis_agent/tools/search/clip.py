@@ -70,7 +70,7 @@ def _loaded(model: str, device: str) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoProcessor
     except ImportError as missing:
         raise MissingDependencyError(
-            "search by meaning needs transformers; install it with: pip install 'metis-agent[train]'"
+            "search by meaning needs transformers; install it with: pip install 'langgraph-metis[train]'"
         ) from missing
     model_type: Any = AutoModel
     processor_type: Any = AutoProcessor

@@ -175,7 +175,7 @@ def _default_client(category: str, engine: str, timeout: int, proxy: str | None)
         from ddgs.engines import ENGINES
     except ImportError as missing:
         raise MissingDependencyError(
-            f"web search needs {missing.name!r}; install it with: pip install 'metis-agent[search]'"
+            f"web search needs {missing.name!r}; install it with: pip install 'langgraph-metis[search]'"
         ) from missing
     if engine not in ENGINES[category]:  # ddgs would ask all of them instead
         raise ConfigurationError(f"engine={engine!r}: for {category} it must be one of {sorted(ENGINES[category])}.")

@@ -126,7 +126,7 @@ def _import() -> Any:
         import tantivy
     except ImportError as missing:
         raise MissingDependencyError(
-            "TantivySearch needs 'tantivy'; install it with: pip install 'metis-agent[tantivy]'. "
+            "TantivySearch needs 'tantivy'; install it with: pip install 'langgraph-metis[tantivy]'. "
             "CorpusSearch needs nothing."
         ) from missing
     return tantivy

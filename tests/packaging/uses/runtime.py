@@ -53,4 +53,4 @@ for name, extra in {"MetisGateMiddleware": "langchain", "HDPOTrainer": "train"}.
         getattr(metis_agent, name)
     except MissingDependencyError as error:
         said = str(error)
-    assert f"pip install 'metis-agent[{extra}]'" in said, (name, said)
+    assert f"pip install 'langgraph-metis[{extra}]'" in said, (name, said)

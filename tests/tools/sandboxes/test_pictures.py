@@ -265,7 +265,7 @@ def test_a_file_has_its_limit() -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(MissingDependencyError, match="metis-agent"):
+    with pytest.raises(MissingDependencyError, match="langgraph-metis"):
         pictures.encode_pixels(1, 1, b"abc")
 
 

@@ -84,5 +84,5 @@ def test_settings_and_the_extra(monkeypatch):
     with pytest.raises(ConfigurationError, match="title_weight"):
         TantivySearch.build([], title_weight=0)
     monkeypatch.setitem(sys.modules, "tantivy", None)
-    with pytest.raises(MissingDependencyError, match=r"metis-agent\[tantivy\]"):
+    with pytest.raises(MissingDependencyError, match=r"langgraph-metis\[tantivy\]"):
         TantivySearch.build([])

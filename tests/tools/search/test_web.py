@@ -276,7 +276,7 @@ def test_without_ddgs_the_remedy_is_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'metis-agent\[search\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'langgraph-metis\[search\]'"):
         web_search()
 
 

@@ -59,7 +59,7 @@ class E2BSandbox(Closing):
             from metis_agent.tools.sandboxes.e2b.service import Service, Settings
         except ImportError as missing:
             raise MissingDependencyError(
-                f"E2B's SDK is not installed ({missing}). Install it with: pip install 'metis-agent[e2b]'"
+                f"E2B's SDK is not installed ({missing}). Install it with: pip install 'langgraph-metis[e2b]'"
             ) from missing
         self._limits = limits or SandboxLimits()
         self._lifetime = lifetime

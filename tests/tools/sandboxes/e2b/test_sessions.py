@@ -161,7 +161,7 @@ def test_no_key_and_no_sdk(server: E2BServer, monkeypatch: pytest.MonkeyPatch) -
         sandbox.open()
     monkeypatch.delitem(sys.modules, "metis_agent.tools.sandboxes.e2b.service")
     monkeypatch.setitem(sys.modules, "e2b", None)
-    with pytest.raises(MissingDependencyError, match=r"metis-agent\[e2b\]"):
+    with pytest.raises(MissingDependencyError, match=r"langgraph-metis\[e2b\]"):
         E2BSandbox(api_key=KEY)
 
 
