@@ -163,6 +163,11 @@ class ModelCall:
     weights_version: str = ""
     template_hash: str = ""
     usage: Mapping[str, int] = field(default_factory=dict)
+    """Tokens as LangChain counts them (`input_tokens`, `output_tokens`), details flat: `input_cache_read`."""
+    model: str = ""
+    """The model's name as its provider gives it, where that was recorded."""
+    seconds: float = 0.0
+    """How long the call took, where that was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +190,14 @@ class Trajectory:
     started_at: float = 0.0
     """Unix time in seconds."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+    """LangChain messages that the model had read before this turn, as dicts: system prompt, earlier turns."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The definitions of the tools that were offered, as OpenAI's API takes them."""
+    conversation: str = ""
+    """The conversation that this turn belongs to; the unit of intervals and of cross-fitting."""
+    user: str = ""
+    """Who asked, as the application names them."""
 
     @property
     def tool_calls(self) -> int:

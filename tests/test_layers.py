@@ -23,6 +23,7 @@ ALLOWED = {
     "tools": {"deadline"},
     "models": {"tools"},
     "recording": {"turns"},
+    "traces": {"recording", "tools", "turns"},
     "graphs": {"gates", "budget", "deadline", "recording", "turns"},
     "middleware": {"agent", "graphs", "gates", "budget", "deadline", "recording", "turns"},
     "agent": {"graphs", "gates", "budget", "recording"},
@@ -31,7 +32,19 @@ ALLOWED = {
     "publish": {"gates"},
     "worlds": {"agent", "gates", "budget", "recording", "models", "tools", "hdpo"},
     "benchmarks": {"agent", "gates", "recording", "tools", "hdpo"},
-    "cli": {"agent", "benchmarks", "gates", "budget", "recording", "models", "tools", "hdpo", "worlds", "publish"},
+    "cli": {
+        "agent",
+        "benchmarks",
+        "gates",
+        "budget",
+        "recording",
+        "models",
+        "tools",
+        "hdpo",
+        "worlds",
+        "publish",
+        "traces",
+    },
     # What langgraph.json names: a whole agent, made when it is asked for.
     "graphs/metis": {"agent", "gates", "tools", "worlds"},
 }

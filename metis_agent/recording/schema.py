@@ -75,7 +75,7 @@ def loads(line: str | bytes) -> Trajectory:
 
 
 def loads_outcome(line: str | bytes) -> Trajectory:
-    """Return the trajectory without its messages and model calls: what scoring needs, several times as fast.
+    """Return the trajectory without messages, model calls and tools: what scoring needs, several times as fast.
 
     Raises:
         InputError, SchemaVersionError: as `loads`.
@@ -85,7 +85,7 @@ def loads_outcome(line: str | bytes) -> Trajectory:
             return Trajectory(**vars(_outcome().validate_json(line)))
         except ValidationError:
             pass
-    return replace(loads(line), messages=(), calls=())
+    return replace(loads(line), messages=(), calls=(), history=(), tools=())
 
 
 def identity(line: str | bytes) -> tuple[str, TrajectoryStatus]:
@@ -122,7 +122,7 @@ class _Head:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """A trajectory's fields but for `messages` and `calls`; `TrajectoryStore` tests compare the two."""
+    """A trajectory's fields but for messages, model calls and tools; `TrajectoryStore` tests compare the two."""
 
     id: str
     question: Question
@@ -135,6 +135,8 @@ class _Outcome:
     seconds: float = 0.0
     started_at: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    conversation: str = ""
+    user: str = ""
 
 
 @cache

@@ -135,7 +135,7 @@ class TrajectoryStore:
 
         Args:
             from_segment: the segment to begin with (see `segments`); earlier ones are left out.
-            whole: without it they come without messages and model calls, several times as fast.
+            whole: without it they come without messages, model calls and tools, several times as fast.
 
         Raises:
             StorageError: a segment can't be read.

@@ -69,6 +69,8 @@ calls = st.builds(
     weights_version=texts,
     template_hash=texts,
     usage=st.dictionaries(texts, st.integers(), max_size=2),
+    model=texts,
+    seconds=seconds,
 )
 trajectories = st.builds(
     Trajectory,
@@ -85,6 +87,10 @@ trajectories = st.builds(
     seconds=seconds,
     started_at=seconds,
     metadata=objects,
+    history=st.lists(objects, max_size=2).map(tuple),
+    tools=st.lists(objects, max_size=2).map(tuple),
+    conversation=texts,
+    user=texts,
 )
 
 
