@@ -1,0 +1,1 @@
+"""How good are an agent and its gate: figures with intervals, thresholds with guarantees, drift, benchmarks."""
