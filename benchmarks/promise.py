@@ -23,9 +23,9 @@ import numpy as np
 from gates import tables
 
 from metis_agent.errors import InputError
-from metis_agent.hdpo.calibration import Promise, choose_threshold
+from metis_agent.evaluation.calibration import Promise, choose_threshold
 from metis_agent.hdpo.gate_trainer import train_gate
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 PROMISES = (
     *(Promise(kind="accuracy_loss", limit=limit, delta=delta) for limit in (0.01, 0.02, 0.05) for delta in (0.05, 0.2)),

@@ -28,8 +28,8 @@ from benchmarks.store import write
 
 def page_of(store: Path, page: Path) -> dict[str, Any]:
     """What this process needs to write the page."""
-    from metis_agent.hdpo.report.facts import ReportInputs
-    from metis_agent.hdpo.report.page import write_report
+    from metis_agent.report.facts import ReportInputs
+    from metis_agent.report.page import write_report
 
     started = time.perf_counter()
     facts = write_report(ReportInputs(store=str(store)), page)
@@ -45,7 +45,7 @@ def page_of(store: Path, page: Path) -> dict[str, Any]:
 
 def paints(page: Path, profile: Path, loads: int) -> dict[str, Any]:
     """Milliseconds to the first paint, and until the runs are there; of each load."""
-    from tests.hdpo.report.browser import CHROMIUM, DRIVER, browser, show
+    from tests.report.browser import CHROMIUM, DRIVER, browser, show
 
     if not (CHROMIUM and DRIVER):
         return {"skipped": "no Chromium with its driver on PATH"}

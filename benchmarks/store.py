@@ -23,9 +23,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from metis_agent.hdpo.recorded_outcomes import OutcomePool
 from metis_agent.recording import schema
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.recorded import OutcomePool
 from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
 
 BRANCHES = ("direct", "direct", "python", "text_search")

@@ -39,11 +39,11 @@ from trl.chat_template_utils import qwen3_template
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.budget import Budget
-from metis_agent.hdpo.policy_config import HDPOConfig
+from metis_agent.hdpo.config import HDPOConfig
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
-from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.worlds.almanac.experiment import COLD_START
 from metis_agent.worlds.almanac.questions import questions
 from metis_agent.worlds.almanac.tokens import build_tokenizer

@@ -27,9 +27,9 @@ from trl import GRPOConfig, GRPOTrainer
 from metis_agent.agent import create_metis_agent
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
-from metis_agent.hdpo.rollouts import Rollouts
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts
 from metis_agent.worlds.almanac.experiment import COLD_START
 from metis_agent.worlds.almanac.questions import questions
 

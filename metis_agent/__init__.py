@@ -27,7 +27,7 @@ from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.policy_config import HDPOConfig
+    from metis_agent.hdpo.config import HDPOConfig
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
     from metis_agent.middleware import MetisGateMiddleware
 

@@ -18,15 +18,15 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from PIL import Image
 
 from metis_agent.agent import create_metis_agent
+from metis_agent.curation.rl import image_fault
 from metis_agent.errors import GateError, InputError
 from metis_agent.gates.scorers.base import Asked
 from metis_agent.gates.scorers.decision_model import DecisionModel
-from metis_agent.hdpo.curation.images import image_fault
-from metis_agent.hdpo.question_files import read_questions
-from metis_agent.hdpo.report.pictures import Pictures
-from metis_agent.hdpo.rollouts import question_message
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.images import ImageStore
+from metis_agent.report.transcript import Pictures
+from metis_agent.rollouts.questions import read_questions
+from metis_agent.rollouts.runner import question_message
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.images import load_image
 from metis_agent.tools.python import PythonTool
@@ -286,7 +286,7 @@ def test_curation(name: str, tmp_path: Path) -> None:
 
 def test_curation_reads_no_device_and_no_end_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "large.png").write_bytes(good() + b"\x00" * 1000)
-    monkeypatch.setattr("metis_agent.hdpo.curation.images._MAX_BYTES", 1000)
+    monkeypatch.setattr("metis_agent.curation.rl._MAX_BYTES", 1000)
     for image, reason in (("/dev/zero", "is no file"), (str(tmp_path / "large.png"), "more than 1,000 bytes")):
         assert reason in image_fault(Question(id="q", text="?", metadata={"images": [image]}), None)
 

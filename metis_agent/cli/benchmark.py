@@ -28,8 +28,8 @@ from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.training_stack import training_libraries
 
 if TYPE_CHECKING:
-    from metis_agent.benchmarks.run import BenchmarkResult, BenchmarkRun
-    from metis_agent.hdpo.branch_recording import RecordingReport
+    from metis_agent.evaluation.benchmarks.run import BenchmarkResult, BenchmarkRun
+    from metis_agent.rollouts.branches import RecordingReport
     from metis_agent.types import Trajectory
 
 __all__ = ["evaluate_benchmark_command"]
@@ -133,9 +133,9 @@ def evaluate_benchmark_command(
     console = screen(json)
     started = time.perf_counter()
     with training_libraries():
-        from metis_agent.benchmarks import benchmark_named
-        from metis_agent.benchmarks.rows import open_rows
-        from metis_agent.benchmarks.run import BenchmarkRun, Runs, chosen_items
+        from metis_agent.evaluation.benchmarks import benchmark_named
+        from metis_agent.evaluation.benchmarks.rows import open_rows
+        from metis_agent.evaluation.benchmarks.run import BenchmarkRun, Runs, chosen_items
 
         scoring = _scoring(name, extractor, judge)
         benchmark = benchmark_named(name, **scoring.options)
@@ -218,13 +218,13 @@ def _scoring(name: str, extractor: str | None, judge: str | None) -> _Scoring:
     if extractor is not None:
         if name != "mathvista":
             raise ConfigurationError(f"--extractor {extractor!r} is for mathvista alone; {name!r} needs none.")
-        from metis_agent.benchmarks.extraction import ModelExtractor
+        from metis_agent.evaluation.benchmarks.mathvista import ModelExtractor
 
         reads = ModelExtractor(load_chat_model(extractor), name=extractor)
         scoring.options["extract"] = reads
         scoring.before(reads.read)
     if judge is not None:
-        from metis_agent.hdpo.judge import AnswerJudge
+        from metis_agent.judging.judge import AnswerJudge
 
         scoring.judge = AnswerJudge(load_chat_model(judge), name=judge)
     return scoring

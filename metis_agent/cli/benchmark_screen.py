@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from metis_agent.benchmarks.run import BenchmarkResult, BenchmarkRun
-    from metis_agent.hdpo.branch_recording import RecordingReport
-    from metis_agent.hdpo.evaluation import Estimate
+    from metis_agent.evaluation.agents import Estimate
+    from metis_agent.evaluation.benchmarks.run import BenchmarkResult, BenchmarkRun
+    from metis_agent.rollouts.branches import RecordingReport
 
 __all__ = ["announce", "show"]
 

@@ -58,8 +58,8 @@ def calibrate_command(
 
     gate = PolicyGate(folder)
     table = records.load(console, tools=gate.artefact.tools)
-    from metis_agent.hdpo.calibration import Promise, choose_threshold
-    from metis_agent.hdpo.drift import reference_note
+    from metis_agent.evaluation.calibration import Promise, choose_threshold
+    from metis_agent.evaluation.drift import reference_note
     from metis_agent.hdpo.export import set_threshold
 
     delta = round(1 - confidence, 12)

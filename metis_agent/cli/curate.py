@@ -15,7 +15,7 @@ from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.run_folder import FreshOption
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.curation.report import CurationReport
+    from metis_agent.curation.stage import CurationReport
 
 __all__ = ["curate_app", "curate_rl_command", "curate_sft_command", "rubric_command"]
 
@@ -103,7 +103,7 @@ def curate_sft_command(
     A run that was stopped goes on where it was with the same command. Next: metis train sft --data OUT/kept ...
     What could not be decided (a judge was down) is a store, too: metis curate sft --store OUT/quarantine/undecided.
     """
-    from metis_agent.hdpo.curation.sft import curate_sft
+    from metis_agent.curation.sft import curate_sft
 
     console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
@@ -156,8 +156,8 @@ def curate_rl_command(
     The outcome is JSONL, one question a line, with the counts of its rollouts in the metadata. A run that was
     stopped goes on where it was with the same command.
     """
-    from metis_agent.hdpo.curation.rl import curate_rl
-    from metis_agent.hdpo.verifiers import VERIFIERS, verify
+    from metis_agent.curation.rl import curate_rl
+    from metis_agent.judging.verifiers import VERIFIERS, verify
 
     console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
@@ -192,7 +192,7 @@ def rubric_command(
     Example: metis curate rubric strategy --out my-rubric.md
     """
     from metis_agent.errors import ConfigurationError
-    from metis_agent.hdpo.rubric_judge import load_rubric
+    from metis_agent.judging.rubric import load_rubric
 
     text = load_rubric(name) + "\n"
     if out is None:
@@ -213,7 +213,7 @@ def _count(store: str) -> int:
 
 
 def _chunking(rows: int) -> Any:
-    from metis_agent.hdpo.curation.pipeline import Chunking
+    from metis_agent.curation.pipeline import Chunking
 
     return Chunking(rows=rows)
 

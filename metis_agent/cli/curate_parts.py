@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
     from metis_agent.agent import MetisAgent
+    from metis_agent.curation.stage import CurationReport
     from metis_agent.gates.base import Gate
-    from metis_agent.hdpo.curation.report import CurationReport
 
 __all__ = ["agent_builder", "open_base", "open_model", "open_tools", "show_report", "work_folder"]
 
@@ -78,7 +78,7 @@ def open_model(name: str, **options: Any) -> BaseChatModel:
         ConfigurationError, MissingDependencyError: there is no such model, or its package is not installed.
     """
     if ".py:" not in name:
-        from metis_agent.hdpo.rubric_judge import open_chat_model
+        from metis_agent.judging.rubric import open_chat_model
 
         return open_chat_model(name, **options)
     from langchain_core.language_models import BaseChatModel

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.curation.stage import Stage
-    from metis_agent.hdpo.judge import AnswerJudge
+    from metis_agent.curation.stage import Stage
+    from metis_agent.judging.judge import AnswerJudge
     from metis_agent.types import Trajectory
 
 __all__ = ["rl_stages", "sft_stages"]
@@ -20,16 +20,15 @@ def sft_stages(
     judge: str | None, rubric: str, unverified: Literal["keep", "drop"], test: str | None, concurrency: int, seed: int,
 ) -> tuple[list[Stage[Trajectory]], list[str]]:  # fmt: skip
     """The stages, and what was left out for want of an option."""
-    from metis_agent.hdpo.curation.answers import AnswersStage
-    from metis_agent.hdpo.curation.direct import DirectStage, GraphProbe
-    from metis_agent.hdpo.curation.leaks import LeaksStage
-    from metis_agent.hdpo.curation.prompts import read_questions
-    from metis_agent.hdpo.curation.replay import ReplayStage
-    from metis_agent.hdpo.curation.sound import SoundStage, UniqueStage
-    from metis_agent.hdpo.curation.strategy import StrategyStage
-    from metis_agent.hdpo.disk_cache import DiskCache
-    from metis_agent.hdpo.rubric_judge import Asking
-    from metis_agent.hdpo.verifiers import VERIFIERS, verify
+    from metis_agent.curation.direct import DirectStage, GraphProbe
+    from metis_agent.curation.leaks import LeaksStage
+    from metis_agent.curation.prompts import read_questions
+    from metis_agent.curation.replay import ReplayStage
+    from metis_agent.curation.sft import AnswersStage, SoundStage, UniqueStage
+    from metis_agent.curation.strategy import StrategyStage
+    from metis_agent.judging.cache import DiskCache
+    from metis_agent.judging.rubric import Asking
+    from metis_agent.judging.verifiers import VERIFIERS, verify
 
     cache, asking = DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency)
     judging = _answer_judge(judge, "answer", cache, asking)
@@ -65,11 +64,11 @@ def rl_stages(
     test: str | None, concurrency: int,
 ) -> tuple[list[Any], list[str], AnswerJudge | None]:  # fmt: skip
     """The stages, what was left out for want of an option, and the judge of answers."""
-    from metis_agent.hdpo.curation.leaks import LeaksStage
-    from metis_agent.hdpo.curation.prompts import read_questions
-    from metis_agent.hdpo.curation.rl_stages import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage
-    from metis_agent.hdpo.disk_cache import DiskCache
-    from metis_agent.hdpo.rubric_judge import Asking
+    from metis_agent.curation.leaks import LeaksStage
+    from metis_agent.curation.prompts import read_questions
+    from metis_agent.curation.rl import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage
+    from metis_agent.judging.cache import DiskCache
+    from metis_agent.judging.rubric import Asking
     from metis_agent.recording.images import ImageStore
 
     least_rollouts, lowest, highest = mix
@@ -92,7 +91,7 @@ def rl_stages(
 
 
 def _answer_judge(judge: str | None, rubric: str, cache: Any, asking: Any) -> AnswerJudge | None:
-    from metis_agent.hdpo.judge import AnswerJudge
+    from metis_agent.judging.judge import AnswerJudge
 
     if judge is None:
         return None

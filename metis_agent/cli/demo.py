@@ -18,8 +18,7 @@ from metis_agent.cli.run_folder import prepare_folder
 from metis_agent.types import Trajectory
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.evaluation import Estimate
-    from metis_agent.hdpo.measure import Measurement
+    from metis_agent.evaluation.agents import Estimate, Measurement
     from metis_agent.worlds.experiment import WorldExperiment
 
 __all__ = ["run_demo"]

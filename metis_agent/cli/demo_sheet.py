@@ -13,7 +13,7 @@ from metis_agent.tools.images import image_source, load_image
 from metis_agent.types import Question, Trajectory
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.measure import Measurement
+    from metis_agent.evaluation.agents import Measurement
 
 __all__ = ["write_sheet"]
 

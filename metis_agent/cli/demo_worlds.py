@@ -13,7 +13,7 @@ from metis_agent.cli.training_stack import quiet_libraries, training_libraries
 from metis_agent.types import Question
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.measure import Measurement
+    from metis_agent.evaluation.agents import Measurement
     from metis_agent.worlds.experiment import WorldExperiment
 
 __all__ = ["DEMO_WORLDS", "DemoWorld", "WorldName", "prepare_training"]

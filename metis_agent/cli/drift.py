@@ -16,9 +16,9 @@ from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
+    from metis_agent.evaluation.gates import Scored
     from metis_agent.gates.artefact import Artefact
     from metis_agent.gates.policy import PolicyGate
-    from metis_agent.hdpo.gate_evaluation import Scored
 
 __all__ = ["drift_command", "report_drift"]
 
@@ -72,7 +72,7 @@ def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level:
     """Say it in a line, and return it for JSON; `None` where it can't be told: too few
     questions, or a gate that was not calibrated.
     """
-    from metis_agent.hdpo.drift import drift_since_calibration
+    from metis_agent.evaluation.drift import drift_since_calibration
 
     try:
         found = drift_since_calibration(artefact, scored, level=level)
@@ -93,7 +93,7 @@ def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level:
 
 def _asked(questions: Path | None, store: str | None, console: Console) -> Iterator[tuple[str, str]]:
     """(question, context), as they come."""
-    from metis_agent.hdpo.question_files import CONTEXT, read_questions
+    from metis_agent.rollouts.questions import CONTEXT, read_questions
 
     asked = (
         read_questions(questions) if questions is not None else (run.question for run in runs_of(str(store), console))
@@ -106,7 +106,7 @@ def _asked(questions: Path | None, store: str | None, console: Console) -> Itera
 def _score(gate: PolicyGate, asked: list[tuple[str, str]], console: Console) -> Scored:
     import numpy as np
 
-    from metis_agent.hdpo.gate_evaluation import Scored
+    from metis_agent.evaluation.gates import Scored
 
     direct, tools = np.empty(len(asked)), np.empty((len(asked), len(gate.artefact.tools)))
     with progress_bars(console) as bars:

@@ -19,8 +19,8 @@ from metis_agent.cli.train import show_figures
 from metis_agent.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.gate_evaluation import Scored
-    from metis_agent.hdpo.outcomes import OutcomeTable
+    from metis_agent.evaluation.gates import Scored
+    from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["evaluate_app", "evaluate_gate_command"]
 
@@ -83,7 +83,7 @@ def evaluate_gate_command(
 
     gate = PolicyGate(folder, threshold=threshold)
     table = records.load(console, tools=gate.artefact.tools)
-    from metis_agent.hdpo.gate_evaluation import evaluate_gate
+    from metis_agent.evaluation.gates import evaluate_gate
 
     table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
     try:
@@ -103,8 +103,8 @@ def _baselines(table: OutcomeTable, train: OutcomeTable | None, seed: int) -> di
     """Fitted on `train`, or on four fifths of the table to score the fifth."""
     import numpy as np
 
-    from metis_agent.hdpo.gate_baselines import supervised_baselines
-    from metis_agent.hdpo.gate_evaluation import merge_folds
+    from metis_agent.evaluation.comparison import supervised_baselines
+    from metis_agent.evaluation.gates import merge_folds
 
     if train is not None:
         return supervised_baselines(train, table)

@@ -11,9 +11,9 @@ from metis_agent.cli.output import progress_bars
 from metis_agent.errors import InputError
 
 if TYPE_CHECKING:
+    from metis_agent.evaluation.gates import Scored
     from metis_agent.gates.policy import PolicyGate
-    from metis_agent.hdpo.gate_evaluation import Scored
-    from metis_agent.hdpo.outcomes import OutcomeTable
+    from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["DropSeenOption", "ask_gate"]
 
@@ -30,7 +30,7 @@ def ask_gate(
     Raises:
         InputError: it was trained on some, and `drop_seen` is false; or there is nothing else.
     """
-    from metis_agent.hdpo.gate_evaluation import score_table
+    from metis_agent.evaluation.gates import score_table
 
     unseen = _unseen(table, gate, drop_seen=drop_seen)
     with progress_bars(console) as bars:
@@ -42,7 +42,7 @@ def _unseen(table: OutcomeTable, gate: PolicyGate, *, drop_seen: bool) -> Outcom
     import numpy as np
 
     from metis_agent.hdpo.export import trained_keys
-    from metis_agent.hdpo.outcomes import check_unseen
+    from metis_agent.rollouts.outcomes import check_unseen
 
     unseen = check_unseen(table, trained_keys(gate.artefact))
     if unseen.all():

@@ -21,7 +21,7 @@ from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.outcomes import OutcomeTable
+    from metis_agent.rollouts.outcomes import OutcomeTable
     from metis_agent.types import Trajectory
 
 __all__ = ["Records", "SeedOption", "runs_of", "takes_records"]
@@ -112,7 +112,7 @@ class Records:
             )
         with training_libraries():
             if self.outcomes is not None:
-                from metis_agent.hdpo.outcome_files import read_outcomes
+                from metis_agent.rollouts.outcome_files import read_outcomes
 
                 return read_outcomes(
                     self.outcomes, direct=self.direct, tools=self._branches(), context=self.context or None,
@@ -136,7 +136,7 @@ class Records:
         return branches
 
     def _pool(self, console: Console, tools: Sequence[str] | None) -> OutcomeTable:
-        from metis_agent.hdpo.recorded_outcomes import OutcomePool
+        from metis_agent.rollouts.recorded import OutcomePool
 
         names = self.tool or tools
         if names and (bad := [name for name in names if "=" in name or names.count(name) > 1]):

@@ -34,11 +34,11 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
     """
     from transformers import PrinterCallback
 
-    from metis_agent.hdpo.measure import Probes
+    from metis_agent.evaluation.agents import Probes
     from metis_agent.hdpo.policy_metrics import Validation
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
-    from metis_agent.hdpo.rollouts import Rollouts
     from metis_agent.recording.store import TrajectoryStore
+    from metis_agent.rollouts.runner import Rollouts
 
     tools, _ = open_tools(
         run.agent.tools, python=run.agent.python, corpus=Path(run.agent.corpus) if run.agent.corpus else None,
@@ -79,7 +79,7 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
 def _arguments(run: PolicyRun, out: Path) -> Any:
     import torch
 
-    from metis_agent.hdpo.policy_config import HDPOConfig
+    from metis_agent.hdpo.config import HDPOConfig
 
     training, sampling = run.training, run.sampling
     generation, accumulated = run.batches(processes())
@@ -162,12 +162,12 @@ def _agent(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], Meti
 
 
 def _verify(run: PolicyRun, out: Path) -> Any:
-    from metis_agent.hdpo.verifiers import VERIFIERS, verify
+    from metis_agent.judging.verifiers import VERIFIERS, verify
 
     if run.judge is None:
         return verify
-    from metis_agent.hdpo.disk_cache import DiskCache
-    from metis_agent.hdpo.judge import AnswerJudge
+    from metis_agent.judging.cache import DiskCache
+    from metis_agent.judging.judge import AnswerJudge
 
     judge = AnswerJudge(run.judge, cache=DiskCache(out / "judge"))
     return partial(verify, verifiers={**VERIFIERS, "judge": judge})

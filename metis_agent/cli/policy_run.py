@@ -178,7 +178,7 @@ def read_questions_of(source: str | Call) -> list[Any]:
         ConfigurationError, InputError: there are none, or they are something else.
     """
     from metis_agent.cli.agent_options import load_attribute
-    from metis_agent.hdpo.question_files import read_questions
+    from metis_agent.rollouts.questions import read_questions
     from metis_agent.types import Question
 
     if isinstance(source, str):

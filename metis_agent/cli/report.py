@@ -55,8 +55,8 @@ def report_command(
     if json is not None and json.resolve() == out.resolve():
         raise ConfigurationError(f"--out and --json are both {str(out)!r}: give two names.")
     with training_libraries():
-        from metis_agent.hdpo.report.facts import ReportInputs
-        from metis_agent.hdpo.report.page import write_report
+        from metis_agent.report.facts import ReportInputs
+        from metis_agent.report.page import write_report
 
     inputs = ReportInputs(
         store=store, before=before, gate=gate, evaluation=evaluation, history=history, decisions=decisions

@@ -18,7 +18,7 @@ from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.training_stack import training_libraries
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.branch_recording import BranchPlan, RecordingReport
+    from metis_agent.rollouts.branches import BranchPlan, RecordingReport
     from metis_agent.types import Question, Trajectory
 
 __all__ = ["rollout_command"]
@@ -67,8 +67,8 @@ def rollout_command(
     Next: metis train gate --store runs --hold-out 0.4 --out my-gate
     """
     console = screen(json)
-    from metis_agent.hdpo.branch_recording import BranchPlan
-    from metis_agent.hdpo.question_files import read_questions
+    from metis_agent.rollouts.branches import BranchPlan
+    from metis_agent.rollouts.questions import read_questions
 
     plan = BranchPlan(direct=direct, tool=forced, free=free)
     asked = read_questions(questions)[:limit]
@@ -125,8 +125,8 @@ def _record(
     retries: int,
     concurrency: int,
 ) -> RecordingReport:
-    from metis_agent.hdpo.branch_recording import BranchRecorder, branch_rollouts
     from metis_agent.recording.store import TrajectoryStore
+    from metis_agent.rollouts.branches import BranchRecorder, branch_rollouts
 
     with TrajectoryStore(store) as kept, progress_bars(console) as bars:
         recorder = BranchRecorder(
@@ -146,7 +146,7 @@ def _record(
 
 def _figures_by_branch(store: str, name: str, console: Console) -> dict[str, dict[str, float]]:
     """Accuracy, calls, cost and seconds of each forced branch and of the free runs, over all runs of this name."""
-    from metis_agent.hdpo.rewards import judge
+    from metis_agent.judging.verifiers import judge
 
     totals: dict[str, dict[str, float]] = {}
     for run in runs_of(store, console):

@@ -23,7 +23,7 @@ from metis_agent.cli.policy_options import (
 )
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.outcomes import OutcomeTable
+    from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["train_app", "train_gate_command"]
 
@@ -87,8 +87,8 @@ def train_gate_command(
         device=device,
     )  # fmt: skip
     table = records.load(console)
+    from metis_agent.evaluation.gates import Scored, evaluate_gate
     from metis_agent.hdpo.export import write_artefact
-    from metis_agent.hdpo.gate_evaluation import Scored, evaluate_gate
     from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
 
     table = _kept(console, table, hold_out, seed)
@@ -118,7 +118,7 @@ def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> 
         return table
     import numpy as np
 
-    from metis_agent.hdpo.outcomes import held_out
+    from metis_agent.rollouts.outcomes import held_out
 
     left_out = held_out(table, hold_out, seed)
     console.print(f"{int(left_out.sum()):,} of {len(table):,} questions are held out of training.")

@@ -97,7 +97,7 @@ def train_policy_command(
 
 
 def _train(run: PolicyRun, console: Console, *, fresh: bool) -> dict[str, Any]:
-    from metis_agent.hdpo.checkpoints import last_checkpoint
+    from metis_agent.hdpo.config import last_checkpoint
     from metis_agent.models.checkpoint import load_checkpoint
 
     out = Path(run.output)

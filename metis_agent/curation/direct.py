@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metis_agent.agent import MetisAgent
+from metis_agent.curation.stage import KEEP, Row, Verdict, drop, keep, undecided
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates.base import Gate
-from metis_agent.hdpo.curation.stage import KEEP, Row, Verdict, drop, keep, undecided
-from metis_agent.hdpo.disk_cache import DiskCache, content_key
-from metis_agent.hdpo.rollouts import Rollouts, group_rollouts, groups_of
-from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.judging.cache import DiskCache, content_key
+from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.types import Branch, Question, Trajectory
 
 __all__ = ["DirectEvidence", "DirectProbe", "DirectStage", "GraphProbe"]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from metis_agent.curation.similarity import Fingerprint, SimilarityIndex, fingerprint, images_of
+from metis_agent.curation.stage import KEEP, Row, Verdict, drop
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.curation.similarity import Fingerprint, SimilarityIndex, fingerprint, images_of
-from metis_agent.hdpo.curation.stage import KEEP, Row, Verdict, drop
 from metis_agent.types import Question
 
 __all__ = ["LeaksStage", "leak_of"]

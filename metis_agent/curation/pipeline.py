@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
+from metis_agent.curation.stage import CurationReport, Row, Stage, Verdict
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
-from metis_agent.hdpo.curation.report import CurationReport
-from metis_agent.hdpo.curation.stage import Row, Stage, Verdict
 from metis_agent.recording import formats
 from metis_agent.recording.places import Place
 from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from metis_agent.curation.similarity import fingerprint
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
-from metis_agent.hdpo import question_files
-from metis_agent.hdpo.curation.similarity import fingerprint
-from metis_agent.hdpo.disk_cache import check_database, content_key
+from metis_agent.judging.cache import check_database, content_key
 from metis_agent.recording import formats
 from metis_agent.recording.places import Place
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts import questions
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Prompt", "PromptCounts", "question_line", "read_questions"]
@@ -221,7 +221,7 @@ def question_line(question: Question, **metadata: object) -> str:
 
 
 def read_questions(url: str) -> Iterator[Question]:
-    """Questions of a file (see `question_files`), of a folder as curation writes it, or of a store of trajectories.
+    """Questions of a file (see `rollouts.questions`), of a folder as curation writes it, or of a store of trajectories.
 
     Raises:
         InputError: a line is neither a question nor a trajectory.
@@ -233,7 +233,7 @@ def read_questions(url: str) -> Iterator[Question]:
         whole = (
             name.endswith(".jsonl") and b'"metadata":' in next(_lines(Place(folder or "."), [name]), ("", 0, b""))[2]
         )
-        yield from _questions(Place(folder or "."), [name]) if whole else question_files.read_questions(url)
+        yield from _questions(Place(folder or "."), [name]) if whole else questions.read_questions(url)
         return
     place = Place(url)
     place.check_exists()

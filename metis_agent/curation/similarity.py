@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metis_agent.hdpo.verifiers import normalise
+from metis_agent.judging.verifiers import normalise
 from metis_agent.types import Question
 
 __all__ = ["Fingerprint", "Match", "SimilarityIndex", "fingerprint", "images_of"]

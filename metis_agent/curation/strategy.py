@@ -14,9 +14,9 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel, Field
 
-from metis_agent.hdpo.curation.stage import KEEP, Row, Verdict, drop, keep, undecided
-from metis_agent.hdpo.disk_cache import DiskCache
-from metis_agent.hdpo.rubric_judge import Asking, RubricJudge, Ruling
+from metis_agent.curation.stage import KEEP, Row, Verdict, drop, keep, undecided
+from metis_agent.judging.cache import DiskCache
+from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
 from metis_agent.types import Trajectory
 
 __all__ = ["StrategyStage", "StrategyVerdict"]

@@ -26,7 +26,7 @@ from torch import Tensor
 from metis_agent.engines.packed import EXCLUDED, pack, unpack
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.hdpo.advantages import Objective, advantages
-from metis_agent.hdpo.verifiers import VERIFIERS, Verifier, verify
+from metis_agent.judging.verifiers import VERIFIERS, Verifier, verify
 from metis_agent.models.wire import parse_reply
 from metis_agent.types import Question
 
@@ -189,7 +189,7 @@ def _judged(references: Sequence[Any], question: str, answer: str, verifier: str
 def _verifiers(judge: str | None) -> Mapping[str, Verifier]:
     if judge is None:
         return VERIFIERS
-    from metis_agent.hdpo.judge import AnswerJudge
+    from metis_agent.judging.judge import AnswerJudge
 
     return {**VERIFIERS, "judge": AnswerJudge(judge)}
 

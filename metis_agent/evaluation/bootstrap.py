@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["Resamples", "interval_of"]
 

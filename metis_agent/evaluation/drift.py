@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metis_agent.evaluation.calibration import Drift, drift
+from metis_agent.evaluation.gates import Scored
 from metis_agent.gates.artefact import Artefact
-from metis_agent.hdpo.calibration import Drift, drift
-from metis_agent.hdpo.gate_evaluation import Scored
 
 __all__ = ["drift_since_calibration", "reference_note"]
 

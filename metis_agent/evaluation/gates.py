@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
+from metis_agent.evaluation.bootstrap import Resamples
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.hdpo.outcomes import OutcomeTable
-from metis_agent.hdpo.resamples import Resamples
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "RATES",

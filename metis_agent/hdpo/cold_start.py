@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.checkpoints import last_checkpoint
-from metis_agent.hdpo.sft_data import SftData, write_sft_data
-from metis_agent.hdpo.sft_rows import IGNORED, SftRow, sft_rows
+from metis_agent.hdpo.config import last_checkpoint
+from metis_agent.hdpo.sft_rows import IGNORED, SftData, SftRow, sft_rows, write_sft_data
 
 __all__ = ["IGNORED", "SftData", "SftRow", "SftSettings", "sft_rows", "train_sft", "write_sft_data"]
 

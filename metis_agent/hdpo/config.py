@@ -1,8 +1,14 @@
-"""`HDPOConfig`: TRL's `GRPOConfig` with what HDPO adds, checked before any work starts."""
+"""`HDPOConfig`: TRL's `GRPOConfig` with what HDPO adds, checked before any work starts.
+
+Which checkpoint a stopped run goes on from.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
@@ -11,7 +17,7 @@ from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.advantages import Objective
 from metis_agent.hdpo.exploration import StratifiedGroups
 
-__all__ = ["LOSS_TYPES", "HDPOConfig", "check_arguments"]
+__all__ = ["LOSS_TYPES", "HDPOConfig", "check_arguments", "last_checkpoint"]
 
 LOSS_TYPES = ("dapo", "grpo", "bnpo")
 """Those of TRL whose normaliser the tool channel can share."""
@@ -109,3 +115,23 @@ def check_arguments(args: GRPOConfig, groups: StratifiedGroups) -> None:
             f"save_steps={every!r}, but one set of rollouts serves {updates:g} updates: a checkpoint amid them can't "
             "be resumed exactly. Make it a multiple."
         )
+
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a kill may have left a torn one behind it.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint is whole where that can be read.
+    """
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return next((path for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and "global_step" in state

@@ -29,7 +29,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "branch_of", "count_branches", "decisions_of", "rollout_weights"]
+__all__ = ["BranchCounts", "StratifiedGroups", "count_branches", "decisions_of", "rollout_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +128,6 @@ def decisions_of(
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group in which none was forced is NaN
         probability = np.nanmean(np.array(forced).reshape(-1, groups.size), axis=1)
     return called, probability
-
-
-def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
-    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
-    return "tool" if trajectory.tool_calls else "direct"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["Contrast", "GateTraining", "TrainedGate", "fit_temperature", "train_gate"]
 

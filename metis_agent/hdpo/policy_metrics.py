@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.evaluation.agents import Probes, evaluate, share_right
 from metis_agent.hdpo.advantages import Channels
-from metis_agent.hdpo.evaluation import evaluate, share_right
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.measure import Probes
-from metis_agent.hdpo.rewards import Scores, Verify
-from metis_agent.hdpo.rollouts import Rollout, Rollouts, group_rollouts
+from metis_agent.hdpo.rewards import Scores
+from metis_agent.judging.verifiers import Verify
+from metis_agent.rollouts.runner import Rollout, Rollouts, group_rollouts
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Validation", "excluding", "pooled", "step_metrics", "validation_metrics", "without_tokens"]

@@ -10,6 +10,10 @@ update is TRL's own.
 
 What goes wrong is counted: a rollout that failed is left out, an update whose gradient is no number is skipped, and
 where nothing is left to learn from, or nothing can be saved, training ends with an error, to be resumed.
+
+The rollouts of one step in one process, as TRL takes them: rows of tokens, and an advantage for each row.
+
+Between `policy_rows`, `rewards` and `advantages`, which make the parts, and the trainer, which hands them to TRL.
 """
 
 from __future__ import annotations
@@ -18,22 +22,24 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
-from metis_agent.hdpo.advantages import Objective, advantages
+from metis_agent.hdpo.advantages import Channels, Objective, advantages
+from metis_agent.hdpo.config import HDPOConfig, check_arguments
 from metis_agent.hdpo.exploration import StratifiedGroups, decisions_of, rollout_weights
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
-from metis_agent.hdpo.policy_config import HDPOConfig, check_arguments
-from metis_agent.hdpo.policy_images import PIXELS, RowImages, SeesImages, images_of
 from metis_agent.hdpo.policy_metrics import (
     Validation,
     excluding,
@@ -42,16 +48,15 @@ from metis_agent.hdpo.policy_metrics import (
     validation_metrics,
     without_tokens,
 )
-from metis_agent.hdpo.policy_rows import Row, Rows, rows_of
-from metis_agent.hdpo.rewards import Scores, Verify, score
-from metis_agent.hdpo.rollouts import Rollouts, group_rollouts, groups_of
-from metis_agent.hdpo.segments import Segment
-from metis_agent.hdpo.step_batch import StepBatch
-from metis_agent.hdpo.verifiers import verify as default_verify
-from metis_agent.hdpo.whole_model import check_sampler, whole_model
+from metis_agent.hdpo.rewards import Scores, score
+from metis_agent.hdpo.token_sequences import PIXELS, Row, RowImages, Rows, SeesImages, Segment, images_of, rows_of
+from metis_agent.hdpo.unsharded_model import check_sampler, whole_model
+from metis_agent.judging.verifiers import Verify
+from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["HDPOConfig", "HDPOTrainer", "Validation"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "StepBatch", "Validation"]
 
 
 class HDPOTrainer(GRPOTrainer):
@@ -343,3 +348,36 @@ def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], 
 def _no_reward_is_no_news(record: logging.LogRecord) -> bool:
     """TRL warns of every row without a reward; here those are counted, and further segments of a rollout have none."""
     return "reward functions returned None" not in record.getMessage()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """P questions with G rollouts each, in R rows."""
+
+    layout: Sequence[Row]
+    """The R rows: the first segments of the rollouts, in their order, what they have beyond that, and blank ones."""
+    scores: Scores
+    channels: Channels
+    weights: NDArray[np.float64]
+    """[P, G], see `exploration.rollout_weights`."""
+
+    def rollouts(self) -> dict[str, list[Any]]:
+        """What TRL's `rollout_func` returns."""
+        r_acc = self.scores.r_acc.flatten()
+        return {
+            "prompt_ids": [list(row.segment.prompt_ids) for row in self.layout],
+            "completion_ids": [list(row.segment.completion_ids) for row in self.layout],
+            "logprobs": [list(row.segment.log_probs) for row in self.layout],
+            "env_mask": [list(row.segment.mask) if row.weight else [0] * len(row.segment.mask) for row in self.layout],
+            # A rollout's reward is logged once, with its first segment.
+            "r_acc": [
+                float(r_acc[place]) if place < len(r_acc) and not np.isnan(r_acc[place]) else None
+                for place in range(len(self.layout))
+            ],
+        }
+
+    def by_row(self, advantages_P_G: Tensor) -> Tensor:
+        """Advantages of the rows as TRL takes them: [R]."""
+        weighted = advantages_P_G.flatten() * torch.as_tensor(self.weights, dtype=advantages_P_G.dtype).flatten()
+        rollouts = torch.tensor([max(row.rollout, 0) for row in self.layout])
+        return weighted[rollouts] * torch.tensor([row.weight for row in self.layout])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from metis_agent.hdpo.advantages import Objective, advantages
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.rewards import Scores
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["GroupTraining", "train_on_groups"]
 

@@ -21,14 +21,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.errors import InfrastructureError, InputError
-from metis_agent.hdpo.verifiers import verify as default_verify
-from metis_agent.types import Group, Question, Trajectory
+from metis_agent.errors import InputError
+from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.types import Group, Trajectory
 
-__all__ = ["Scores", "Verify", "accuracy_reward", "format_reward", "judge", "score", "tool_reward"]
-
-Verify = Callable[[Question, str], bool | None]
-"""What judges an answer: `verifiers.verify`, or that with other verifiers bound to it."""
+__all__ = ["Scores", "accuracy_reward", "format_reward", "score", "tool_reward"]
 
 
 def accuracy_reward(
@@ -138,21 +136,6 @@ class Scores:
     def r_tool(self) -> NDArray[np.float64]:
         """[P, G], see `tool_reward`."""
         return tool_reward(self.cost, self.correct, self.excluded)
-
-
-def judge(trajectory: Trajectory, verify: Verify = default_verify) -> tuple[bool | None, str]:
-    """Judge one trajectory's final message.
-
-    Returns:
-        Right, wrong or `None` with the reason: "failed run", "judge unavailable" or "no reference".
-    """
-    if trajectory.status == "failed":
-        return None, "failed run"
-    try:
-        right = verify(trajectory.question, trajectory.answer)
-    except InfrastructureError:
-        return None, "judge unavailable"
-    return right, "" if right is not None else "no reference"
 
 
 def score(

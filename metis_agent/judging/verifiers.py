@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Protocol
 
-from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.math_verifier import math
-from metis_agent.types import Question
+from metis_agent.errors import ConfigurationError, InfrastructureError
+from metis_agent.judging.mathematics import math
+from metis_agent.types import Question, Trajectory
 
-__all__ = ["VERIFIERS", "Verifier", "choice", "exact", "normalise", "numeric", "verify"]
+__all__ = ["VERIFIERS", "Verifier", "Verify", "choice", "exact", "judge", "normalise", "numeric", "verify"]
+
+Verify = Callable[[Question, str], bool | None]
+"""What judges an answer: `verify`, or that with other verifiers bound to it."""
 
 
 class Verifier(Protocol):
@@ -260,3 +263,18 @@ def verify(question: Question, answer: str, *, verifiers: Mapping[str, Verifier]
             f"{sorted(verifiers)!r}. Pass it in `verifiers`, or change `Question.verifier`."
         )
     return verifiers[question.verifier](question, answer)
+
+
+def judge(trajectory: Trajectory, verify: Verify = verify) -> tuple[bool | None, str]:
+    """Judge one trajectory's final message.
+
+    Returns:
+        Right, wrong or `None` with the reason: "failed run", "judge unavailable" or "no reference".
+    """
+    if trajectory.status == "failed":
+        return None, "failed run"
+    try:
+        right = verify(trajectory.question, trajectory.answer)
+    except InfrastructureError:
+        return None, "judge unavailable"
+    return right, "" if right is not None else "no reference"

@@ -2,21 +2,23 @@
 
 Read from the folder itself (`gate.json` has most of it) and from figures that `metis evaluate --json` wrote. What is
 not known is said not to be known. Every word that comes from elsewhere, tool descriptions above all, is made inert.
+
+Words of others in Markdown: what a tool's description says must not become a heading, a link or a table's end.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metis_agent.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from metis_agent.gates.artefact import GATE_FILE, file_hash, load_artefact
-from metis_agent.publish.markdown import inert, number, table
 
-__all__ = ["CardFacts", "model_card"]
+__all__ = ["CardFacts", "inert", "model_card", "number", "table"]
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
@@ -196,3 +198,30 @@ def _data(files: Sequence[Path], rows: object, data_hash: object) -> str:
     if files:
         said.append(table(["file", "SHA-256"], [[inert(path.name), file_hash(path)] for path in files]))
     return "\n\n".join(said) or "Not stated."
+
+
+_MEANS_SOMETHING = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:=-])")
+_LONGEST = 500
+
+
+def inert(text: object, longest: int = _LONGEST) -> str:
+    """The text on one line, every character that Markdown or HTML gives a meaning escaped, cut to size."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
+    cut = line if len(line) <= longest else line[: longest - 1] + "…"
+    return _MEANS_SOMETHING.sub(r"\\\1", cut)
+
+
+def number(value: object, interval: object = None) -> str:
+    """A figure with its interval; empty for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    if isinstance(interval, Sequence) and len(interval) == 2 and all(isinstance(end, int | float) for end in interval):
+        shown += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return shown
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are Markdown already."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

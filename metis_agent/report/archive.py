@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.hdpo.report.figures import LABELS, labels
-from metis_agent.hdpo.report.pictures import Pictures
-from metis_agent.hdpo.report.runs import BRANCHES, RunTable
-from metis_agent.hdpo.report.text import clipped
-from metis_agent.hdpo.report.transcript import transcript_of
 from metis_agent.recording.images import ImageStore
+from metis_agent.report.figures import LABELS, labels
+from metis_agent.report.runs import BRANCHES, RunTable
+from metis_agent.report.transcript import Pictures, transcript_of
+from metis_agent.report.words import clipped
 from metis_agent.types import Trajectory
 
 __all__ = ["Archive", "choose", "packed"]

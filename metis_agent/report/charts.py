@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from metis_agent.hdpo.evaluation import Estimate
-from metis_agent.hdpo.report.text import visible
+from metis_agent.evaluation.agents import Estimate
+from metis_agent.report.words import visible
 
 __all__ = ["Axis", "Mark", "Series", "chart", "legend", "percent", "range_chart"]
 

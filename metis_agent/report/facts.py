@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from metis_agent.errors import InputError
+from metis_agent.evaluation.agents import Estimate
 from metis_agent.gates.shadow_report import ShadowReport, shadow_report
-from metis_agent.hdpo.evaluation import Estimate
-from metis_agent.hdpo.report.archive import Archive, choose
-from metis_agent.hdpo.report.figures import LABELS, Agent, Change, agent_of, branch_figures, changes, labels
-from metis_agent.hdpo.report.inputs import Gate, GateFigures, History, read_evaluation, read_gate, read_history
-from metis_agent.hdpo.report.runs import FAILED, RunTable
-from metis_agent.hdpo.rewards import Verify
-from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.judging.verifiers import Verify
+from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.report.archive import Archive, choose
+from metis_agent.report.figures import LABELS, Agent, Change, agent_of, branch_figures, changes, labels
+from metis_agent.report.inputs import Gate, GateFigures, History, read_evaluation, read_gate, read_history
+from metis_agent.report.runs import FAILED, RunTable
 from metis_agent.types import Trajectory
 
 __all__ = ["Facts", "Kept", "Progress", "ReportInputs", "gather"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from metis_agent.hdpo.evaluation import Estimate
-from metis_agent.hdpo.report.facts import Facts
-from metis_agent.hdpo.report.figures import AMOUNTS, SHARES, Change
-from metis_agent.hdpo.report.words import HEADINGS, amount, cell, change, change_cell, html, interval, plural, share
+from metis_agent.evaluation.agents import Estimate
+from metis_agent.report.facts import Facts
+from metis_agent.report.figures import AMOUNTS, SHARES, Change
+from metis_agent.report.words import HEADINGS, amount, cell, change, change_cell, html, interval, plural, share
 
 __all__ = ["before_and_after", "cards", "opening", "verdict"]
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError
-from metis_agent.hdpo.exploration import branch_of
-from metis_agent.hdpo.rewards import Verify, judge
-from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.rollouts.recorded import branch_of
 from metis_agent.types import ToolOutcome, Trajectory
 
 __all__ = ["BRANCHES", "FAILED", "RIGHT", "UNJUDGED", "WRONG", "RunTable", "ToolUse"]

@@ -18,8 +18,8 @@ from metis_agent.agent import MetisAgent
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
-from metis_agent.hdpo.rollouts import Rollout, roll_out, run_async
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import Branch, Question, Trajectory
 
 __all__ = ["BranchPlan", "BranchRecorder", "RecordingReport", "branch_rollouts"]

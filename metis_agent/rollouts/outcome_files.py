@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
 from metis_agent.gates.features import agreement, draft_text_features
-from metis_agent.hdpo.outcomes import DIRECT, OutcomeTable
+from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable
 
 __all__ = ["CONTEXT_COLUMNS", "read_outcomes"]
 

@@ -16,7 +16,7 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,23 @@ from numpy.typing import NDArray
 from metis_agent.errors import InputError
 from metis_agent.gates.drafts import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.hdpo.outcomes import DIRECT, OutcomeTable, question_key
-from metis_agent.hdpo.question_files import CONTEXT
-from metis_agent.hdpo.rewards import Verify, judge
-from metis_agent.hdpo.verifiers import verify as default_verify
+from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
+from metis_agent.rollouts.questions import CONTEXT
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_taken", "outcomes_from_trajectories"]
+__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_of", "branch_taken", "outcomes_from_trajectories"]
 
 MAX_QUESTIONS = 200_000
 """Questions that a pool has room for; a gate that reads text learns little from more."""
 
 _RUNS, _RIGHT, _COST, _SECONDS = range(4)
+
+
+def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
+    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
+    return "tool" if trajectory.tool_calls else "direct"
 
 
 def branch_taken(run: Trajectory) -> tuple[str, str]:

@@ -19,16 +19,16 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from metis_agent.agent import MetisAgent
+from metis_agent.evaluation.agents import Measurement, Probes, measure
 from metis_agent.gates.base import Gate
 from metis_agent.hdpo.advantages import Objective
-from metis_agent.hdpo.checkpoints import last_checkpoint
+from metis_agent.hdpo.config import last_checkpoint
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.measure import Measurement, Probes, measure
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
-from metis_agent.hdpo.rollouts import Rollouts
 from metis_agent.models.local import LocalChatModel
 from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["History", "WorldExperiment"]

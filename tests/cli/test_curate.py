@@ -10,7 +10,7 @@ from metis_agent.cli import app
 from metis_agent.errors import ConfigurationError
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question
-from tests.hdpo.curation.runs import python, run
+from tests.curation.runs import python, run
 
 TOOLS = '''
 from langchain_core.tools import tool

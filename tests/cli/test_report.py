@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from metis_agent.cli import app
 from metis_agent.errors import CheckpointError, ConfigurationError, InputError, MetisError, StorageError
-from tests.hdpo.report.stores import AFTER, BEFORE, store
-from tests.hdpo.report.test_inputs import STEP, write
+from tests.report.stores import AFTER, BEFORE, store
+from tests.report.test_inputs import STEP, write
 
 
 def run(*arguments: str) -> str:

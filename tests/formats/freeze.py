@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metis_agent.curation.pipeline import Mark
+from metis_agent.curation.prompts import question_line
+from metis_agent.curation.sft import MARK
 from metis_agent.gates import artefact
-from metis_agent.hdpo.curation.pipeline import Mark
-from metis_agent.hdpo.curation.prompts import question_line
-from metis_agent.hdpo.curation.sft import MARK
 from metis_agent.recording import formats, schema
 from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
 
@@ -148,7 +148,7 @@ def _qwen(folder: str) -> str:
 def evaluation() -> str:
     """What `metis evaluate gate --json` writes."""
     from metis_agent.cli.output import write_json
-    from metis_agent.hdpo.gate_evaluation import Scored, evaluate_gate
+    from metis_agent.evaluation.gates import Scored, evaluate_gate
     from tests.hdpo.policies.tiny import planted
 
     table = planted(60)
@@ -169,7 +169,7 @@ def cache() -> str:
     """The cache of curation, as SQL."""
     import sqlite3
 
-    from metis_agent.hdpo.disk_cache import DiskCache
+    from metis_agent.judging.cache import DiskCache
 
     with tempfile.TemporaryDirectory() as scratch:
         with DiskCache(path := Path(scratch) / "cache.sqlite") as kept:

@@ -135,7 +135,7 @@ def test_a_gate_of_another_version_is_refused(kind: str, tmp_path: Path) -> None
 
 
 def test_figures_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
-    from metis_agent.hdpo.report.inputs import read_evaluation, read_history
+    from metis_agent.report.inputs import read_evaluation, read_history
 
     readers: tuple[tuple[str, Callable[[Path], object]], ...] = (
         ("evaluation", read_evaluation), ("history", read_history),
@@ -168,7 +168,7 @@ def training(folder: Path) -> str:
 
 
 def curation(folder: Path) -> str:
-    from metis_agent.hdpo.curation.pipeline import Pipeline
+    from metis_agent.curation.pipeline import Pipeline
 
     resumed = (folder / "run.json").exists()
     Pipeline(folder, (), codec=None, settings={"source": "abc"})  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_a_stopped_run_goes_on_unless_a_newer_metis_began_it(run: Callable[[Path
 
 
 def test_curated_questions_load_and_newer_ones_are_refused(tmp_path: Path) -> None:
-    from metis_agent.hdpo.curation.prompts import question_line, read_questions
+    from metis_agent.curation.prompts import question_line, read_questions
 
     for sample in samples("questions-*.jsonl"):
         kept, aside = read_questions(str(sample))
@@ -211,8 +211,8 @@ def test_curated_questions_load_and_newer_ones_are_refused(tmp_path: Path) -> No
 
 
 def test_a_cache_is_read_and_a_newer_one_refused(tmp_path: Path) -> None:
-    from metis_agent.hdpo.curation.prompts import PromptCounts
-    from metis_agent.hdpo.disk_cache import DiskCache
+    from metis_agent.curation.prompts import PromptCounts
+    from metis_agent.judging.cache import DiskCache
 
     for sample in samples("cache-*.sql"):
         path = tmp_path / f"{sample.stem}.sqlite"
@@ -276,7 +276,7 @@ def test_an_index_of_images_of_another_version_is_built_anew(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sample", samples("outcomes.*"), ids=named)
 def test_tables_of_outcomes_are_read(sample: Path) -> None:
-    from metis_agent.hdpo.outcome_files import read_outcomes
+    from metis_agent.rollouts.outcome_files import read_outcomes
 
     table = read_outcomes(sample, direct="direct", tools={"text_search": "search"})
     assert table.actions == ("direct", "text_search")
@@ -286,7 +286,7 @@ def test_tables_of_outcomes_are_read(sample: Path) -> None:
 
 
 def test_questions_by_hand_are_read() -> None:
-    from metis_agent.hdpo.question_files import read_questions
+    from metis_agent.rollouts.questions import read_questions
 
     for sample in samples("asked.*"):
         first, second = read_questions(sample)

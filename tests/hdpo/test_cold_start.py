@@ -11,15 +11,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from metis_agent.curation.replay import ReplayStage
+from metis_agent.curation.sft import AnswersStage, SoundStage, curate_sft
 from metis_agent.errors import InputError
 from metis_agent.hdpo.cold_start import IGNORED, SftSettings, sft_rows, train_sft, write_sft_data
-from metis_agent.hdpo.curation.answers import AnswersStage
-from metis_agent.hdpo.curation.replay import ReplayStage
-from metis_agent.hdpo.curation.sft import curate_sft
-from metis_agent.hdpo.curation.sound import SoundStage
-from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.types import Branch, ModelCall, Question, Trajectory
 from metis_agent.worlds.almanac.cold_start import build_model
 from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
@@ -27,8 +25,7 @@ from metis_agent.worlds.almanac.noise import Noise
 from metis_agent.worlds.almanac.questions import questions
 from metis_agent.worlds.almanac.tokens import build_tokenizer
 from metis_agent.worlds.almanac.tools import almanac_tools
-
-from .curation.runs import python, run
+from tests.curation.runs import python, run
 
 TOKENIZER = build_tokenizer()
 LOOKED_UP = questions("train", 64, seed=1, kinds=("obscure",))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, branch_of, count_branches, rollout_weights
+from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, count_branches, rollout_weights
 from metis_agent.hdpo.rewards import score
+from metis_agent.rollouts.recorded import branch_of
 
 from .reference import group, trajectory
 

@@ -10,13 +10,13 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError, GateError, InputError, SchemaVersionError
+from metis_agent.evaluation.gates import evaluate_gate, score_table
 from metis_agent.gates.artefact import load_artefact
 from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
-from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import Draft, GateRequest, ToolSpec
 
 # A price above what the estimates of a small table are off by.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from metis_agent.hdpo.checkpoints import last_checkpoint
+from metis_agent.hdpo.config import last_checkpoint
 
 from .policy_world import STRATIFIED, arguments, cold_start, furthest, rollouts_of, trainer_of
 

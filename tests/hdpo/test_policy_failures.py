@@ -13,8 +13,7 @@ import torch
 from langchain_core.tools import tool
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, JudgeUnavailableError, StorageError
-from metis_agent.hdpo.checkpoints import last_checkpoint
-from metis_agent.hdpo.policy_config import check_arguments
+from metis_agent.hdpo.config import check_arguments, last_checkpoint
 from metis_agent.recording.segments import LocalSegments
 from metis_agent.types import Question
 

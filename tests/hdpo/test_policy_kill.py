@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from metis_agent.hdpo.checkpoints import last_checkpoint
+from metis_agent.hdpo.config import last_checkpoint
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Trajectory
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
-from metis_agent.hdpo.policy_rows import Row, Rows, rows_of
+from metis_agent.hdpo.token_sequences import Row, Rows, rows_of
 from metis_agent.types import ModelCall, Question, Trajectory
 
 QUESTION = Question(id="q", text="How much?", answer="3")

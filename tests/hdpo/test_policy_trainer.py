@@ -18,9 +18,9 @@ from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.loss import hdpo_loss
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.hdpo.rewards import score
-from metis_agent.hdpo.rollouts import groups_of
-from metis_agent.hdpo.segments import segments
+from metis_agent.hdpo.token_sequences import segments
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import groups_of
 
 from .policy_world import (
     FREE,

@@ -10,7 +10,7 @@ import numpy as np
 
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 ROWS = 120
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from metis_agent.benchmarks.base import Benchmark
+    from metis_agent.evaluation.benchmarks.base import Benchmark
 
 __all__ = ["BENCHMARKS", "benchmark_named"]
 
@@ -31,19 +31,19 @@ def benchmark_named(name: str, **options: Any) -> Benchmark:
         ConfigurationError: another name.
     """
     if name == "vstar":
-        from metis_agent.benchmarks.vstar import VStar
+        from metis_agent.evaluation.benchmarks.vstar import VStar
 
         return VStar(**options)
     if name in ("hrbench", "hrbench-4k", "hrbench-8k"):
-        from metis_agent.benchmarks.hrbench import HRBench
+        from metis_agent.evaluation.benchmarks.hrbench import HRBench
 
         return HRBench(("4k", "8k") if name == "hrbench" else (name.removeprefix("hrbench-"),), **options)
     if name == "wemath":
-        from metis_agent.benchmarks.wemath import WeMath
+        from metis_agent.evaluation.benchmarks.wemath import WeMath
 
         return WeMath(**options)
     if name == "mathvista":
-        from metis_agent.benchmarks.mathvista import MathVista
+        from metis_agent.evaluation.benchmarks.mathvista import MathVista
 
         return MathVista(**options)
     raise ConfigurationError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}.")

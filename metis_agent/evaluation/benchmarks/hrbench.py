@@ -11,9 +11,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from metis_agent.benchmarks.base import Item, Measure, Published, Row, Source, Verdicts, spread
-from metis_agent.benchmarks.letters import chosen_letter, item_id, listed
 from metis_agent.errors import InputError
+from metis_agent.evaluation.benchmarks.base import (
+    Item,
+    Measure,
+    Published,
+    Row,
+    Source,
+    Verdicts,
+    chosen_letter,
+    item_id,
+    listed,
+    spread,
+)
 from metis_agent.types import Question
 
 __all__ = ["HRBench"]

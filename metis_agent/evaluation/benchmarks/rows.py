@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from metis_agent.benchmarks.base import Row, Source
 from metis_agent.errors import InfrastructureError, InputError, MissingDependencyError
+from metis_agent.evaluation.benchmarks.base import Row, Source
 
 __all__ = ["Rows", "open_rows"]
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metis_agent.agent import MetisAgent
-from metis_agent.benchmarks.base import Benchmark, Item
-from metis_agent.benchmarks.rows import Rows
-from metis_agent.benchmarks.scores import estimates
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.evaluation.agents import Estimate, Evaluation, evaluate, share_right
+from metis_agent.evaluation.benchmarks.base import Benchmark, Item, estimates
+from metis_agent.evaluation.benchmarks.rows import Rows
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate, ModelGate
-from metis_agent.hdpo.branch_recording import BranchRecorder, RecordingReport
-from metis_agent.hdpo.evaluation import Estimate, Evaluation, evaluate, share_right
-from metis_agent.hdpo.rewards import Verify, judge
-from metis_agent.hdpo.rollouts import Rollout
+from metis_agent.judging.verifiers import Verify, judge
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.branches import BranchRecorder, RecordingReport
+from metis_agent.rollouts.runner import Rollout
 from metis_agent.tools.sendable import sendable_image
 from metis_agent.types import Branch, Question, Trajectory
 

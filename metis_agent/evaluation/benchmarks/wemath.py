@@ -21,9 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from metis_agent.benchmarks.base import Item, Measure, Published, Row, Source, Verdicts, spread
-from metis_agent.benchmarks.letters import item_id
 from metis_agent.errors import InputError
+from metis_agent.evaluation.benchmarks.base import Item, Measure, Published, Row, Source, Verdicts, item_id, spread
 from metis_agent.types import Question
 
 __all__ = ["WeMath", "four_metrics", "read_letter"]

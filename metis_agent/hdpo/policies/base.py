@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FittedPolicy", "Policy", "PreparedPolicy", "SavesFiles", "Traits", "traits_of"]
 

@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 
 from metis_agent.gates.scorers.encoder import EncoderModel
 from metis_agent.gates.scorers.pretrained import check_source, import_transformers, load_part, pick_device, quiet
-from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.base import Traits
-from metis_agent.hdpo.policies.gradient import FitProgress, GradientTraining, fit_heads, logits_of
-from metis_agent.hdpo.policies.resume import fit_name, source_stamp
+from metis_agent.hdpo.policies.gradient import (
+    FitProgress,
+    GradientTraining,
+    fit_heads,
+    fit_name,
+    logits_of,
+    source_stamp,
+)
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["EncoderPolicy"]
 

@@ -25,7 +25,7 @@ from metis_agent.gates.features import (
     hashed_ngrams,
     question_features,
 )
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FeaturesPolicy"]
 

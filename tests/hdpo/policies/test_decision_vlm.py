@@ -23,9 +23,9 @@ from metis_agent.gates.policy import PolicyGate
 from metis_agent.gates.scorers.decision_questions import decision_request
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
-from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy
 from metis_agent.hdpo.policies.gradient import GradientTraining
+from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import GateRequest, ToolSpec
 from tests.hdpo.policies.conftest import TRAINING
 from tests.hdpo.policies.tiny import tokenizer

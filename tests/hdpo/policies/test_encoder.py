@@ -10,10 +10,10 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError
+from metis_agent.evaluation.calibration import Promise, choose_threshold
+from metis_agent.evaluation.gates import evaluate_gate, score_table
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.hdpo.calibration import Promise, choose_threshold
 from metis_agent.hdpo.export import set_threshold, trained_keys
-from metis_agent.hdpo.gate_evaluation import evaluate_gate, score_table
 from metis_agent.hdpo.policies.encoder import EncoderPolicy
 from metis_agent.types import GateRequest, ToolSpec
 from tests.hdpo.policies.conftest import Trained

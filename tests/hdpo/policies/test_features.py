@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from metis_agent.gates.features import BUCKETS
-from metis_agent.hdpo.outcomes import OutcomeTable
 from metis_agent.hdpo.policies.features import DENSE_WEIGHT, FeaturesPolicy
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 
 @pytest.fixture(scope="module")

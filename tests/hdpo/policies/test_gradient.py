@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.policies.gradient import GradientTraining, fit_heads, logits_of
-from metis_agent.hdpo.policies.resume import fit_name, load_state
+from metis_agent.hdpo.policies.gradient import GradientTraining, fit_heads, fit_name, load_state, logits_of
 
 
 class Killed(Exception):

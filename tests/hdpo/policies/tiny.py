@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 THINGS = (("sum", "total", "product", "mean"), ("river", "mayor", "song", "film"), ("guest", "team", "choir", "crew"))
 DESCRIPTIONS = {"calculator": "computes numbers", "wiki": "looks up facts"}

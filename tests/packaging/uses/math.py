@@ -1,6 +1,6 @@
 """Mathematical answers in another form."""
 
-from metis_agent.hdpo.math_verifier import MathVerifier
+from metis_agent.judging.mathematics import MathVerifier
 from metis_agent.types import Question
 
 if __name__ == "__main__":  # the verifier has a process of its own

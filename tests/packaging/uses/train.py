@@ -5,10 +5,10 @@ import random
 import numpy as np
 
 from metis_agent import HDPOConfig, HDPOTrainer, PolicyGate
+from metis_agent.evaluation.gates import score_table
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_evaluation import score_table
 from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
-from metis_agent.hdpo.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 assert HDPOConfig.__module__.startswith("metis_agent.")
 assert HDPOTrainer.__module__.startswith("metis_agent.")

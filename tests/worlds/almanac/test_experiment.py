@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from metis_agent.evaluation.agents import Probes
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.measure import Probes
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.worlds.almanac.experiment import COLD_START, Experiment

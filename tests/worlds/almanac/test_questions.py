@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.verifiers import verify
+from metis_agent.judging.verifiers import verify
 from metis_agent.worlds.almanac.behaviour import natural_call, observe, read
 from metis_agent.worlds.almanac.facts import PLACES, place
 from metis_agent.worlds.almanac.noise import ERROR, Noise

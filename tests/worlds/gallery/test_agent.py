@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from metis_agent.hdpo.rollouts import Rollouts, group_rollouts
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Branch, Trajectory
 from metis_agent.worlds.gallery.agent import COLD_START, gallery_agent, gallery_model

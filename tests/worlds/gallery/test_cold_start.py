@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metis_agent.hdpo.rollouts import question_message
 from metis_agent.models.local import LocalChatModel
+from metis_agent.rollouts.runner import question_message
 from metis_agent.types import TOKEN_RECORD
 from metis_agent.worlds.gallery.cold_start import (
     Recipe,

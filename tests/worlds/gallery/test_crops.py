@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import ToolMessage
 
-from metis_agent.hdpo.rollouts import question_message
+from metis_agent.rollouts.runner import question_message
 from metis_agent.tools.python import PythonTool
 from metis_agent.worlds.gallery.crops import CachedPython
 from metis_agent.worlds.gallery.questions import questions

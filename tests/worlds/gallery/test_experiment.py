@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from metis_agent.evaluation.agents import Measurement, Probes
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.measure import Measurement, Probes
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.worlds.gallery.experiment import Experiment
 from metis_agent.worlds.gallery.questions import KINDS, LEGIBLE, PAINTING

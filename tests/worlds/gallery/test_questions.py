@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.verifiers import verify
+from metis_agent.judging.verifiers import verify
 from metis_agent.tools.images import load_image
 from metis_agent.worlds.gallery.exhibits import HELD_OUT_FONT, Exhibit
 from metis_agent.worlds.gallery.paintings import Painting

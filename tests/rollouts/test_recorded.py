@@ -1,0 +1,196 @@
+"""Which run counts for which branch, what is left out, and that a pool's size and order don't matter."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metis_agent.errors import InputError
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.recorded import OutcomePool, branch_taken, outcomes_from_trajectories
+from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
+
+TOOLS = ("python", "search")
+
+
+def used(*tools: str, cost: float = 0.0, status: str = "ok") -> tuple[ToolOutcome, ...]:
+    return tuple(
+        ToolOutcome(call_id=str(i), tool=tool, arguments={}, status=status, cost=cost)  # type: ignore[arg-type]
+        for i, tool in enumerate(tools)
+    )
+
+
+def run(
+    question: str = "a",
+    right: bool = True,
+    *,
+    allowed: tuple[str, ...] | None = None,
+    required: bool = True,
+    tools: tuple[str, ...] = (),
+    **fields: object,
+) -> Trajectory:
+    decisions = () if allowed is None else (GateDecision(allowed=allowed, required=required and bool(allowed)),)
+    asked = fields.pop("asked", None) or Question(id=question, text=f"What is {question}?", answer="yes")
+    return Trajectory(
+        **{
+            "id": f"{question}/{allowed}/{tools}",
+            "question": asked,
+            "answer": "yes" if right else "no",
+            "decisions": decisions,
+            "outcomes": used(*tools),
+            **fields,
+        }  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "branch", "reason"),
+    [
+        (run(allowed=()), "direct", ""),
+        (run(allowed=("search",), tools=("search", "search")), "search", ""),
+        # The gate required a call and the model made none, or another: that is what the decision led to.
+        (run(allowed=("search",)), "search", ""),
+        (run(allowed=("search",), outcomes=used("python", status="blocked")), "search", ""),
+        # The model chose, so what it did counts.
+        (run(allowed=TOOLS, required=False), "direct", ""),
+        (run(allowed=("search",), required=False), "direct", ""),
+        (run(allowed=TOOLS, required=False, tools=("python",)), "python", ""),
+        (run(allowed=TOOLS, required=False, tools=TOOLS), "", "several tools"),
+        (run(allowed=TOOLS), "", "no call, though one was required"),
+        (run(allowed=TOOLS, tools=("python",)), "python", ""),
+        (run(), "direct", ""),
+        (run(tools=("python",)), "python", ""),
+    ],
+)
+def test_the_branch_is_what_the_gate_chose_or_else_what_the_model_did(
+    trajectory: Trajectory, branch: str, reason: str
+) -> None:
+    assert branch_taken(trajectory) == (branch, reason)
+
+
+def test_runs_are_pooled_by_question_and_branch() -> None:
+    runs = [
+        run("a", True, allowed=(), seconds=1.0),
+        run("a", False, allowed=(), seconds=3.0),
+        run("a", True, allowed=("search",), tools=("search", "search")),
+        run("a", False, allowed=("python",), tools=("python",)),
+        # The same words under another id, from an exploring gate in service: one question.
+        run(
+            "", True, allowed=("python",), tools=("python",), asked=Question(id="q-1", text="what  is A?", answer="yes")
+        ),
+        run("b", True, allowed=()),
+        run("c", True, allowed=(), status="failed", answer=""),
+        run("d", True, allowed=(), asked=Question(id="d", text="What is d?")),
+        run("a", True, allowed=("wiki",), tools=("wiki",)),
+    ]
+    table = outcomes_from_trajectories(runs, tools=TOOLS)
+    assert table.questions == ("What is a?",)
+    assert table.actions == ("direct", "python", "search")
+    assert table.correct.tolist() == [[0.5, 0.5, 1.0]]
+    # Calls: none, one each, two.
+    assert table.cost.tolist() == [[0.0, 1.0, 2.0]]
+    assert table.seconds[0, 0] == 2.0
+    assert dict(table.dropped) == {
+        "failed run": 1, "no reference": 1, "another tool": 1, "question without all branches": 1,
+    }  # fmt: skip
+
+
+def test_costs_contexts_groups_and_tools_are_found_in_the_records() -> None:
+    asked = Question(
+        id="a", text="A table.\n\nWhat is a?", answer="yes", metadata={"context": "A table.", "document": "d1"}
+    )
+    runs = [
+        run(asked=asked, allowed=()),
+        run(asked=asked, allowed=("search",), outcomes=used("search", "search", cost=0.25)),
+        run(asked=asked, allowed=("python",), outcomes=used("python")),
+    ]
+    table = outcomes_from_trajectories(runs, use_cost=True, group_by="document")
+    assert (table.questions, table.contexts, table.groups) == (("What is a?",), ("A table.",), ("d1",))
+    # Without names the tools are those that occur, in the order of the alphabet.
+    assert table.actions == ("direct", "python", "search")
+    assert table.cost.tolist() == [[0.0, 0.0, 0.5]]
+    with pytest.raises(InputError, match="no 'page'"):
+        outcomes_from_trajectories(runs, group_by="page")
+
+
+def test_what_the_direct_run_shows_of_itself_becomes_the_draft() -> None:
+    def direct(id_: str, *log_probs: float) -> Trajectory:
+        return run(id=id_, allowed=(), calls=(ModelCall(node="answer", step=0, log_probs=log_probs),))
+
+    runs = [direct("2", -3.0), direct("1", -0.5, -1.5), run(allowed=("search",), tools=("search",))]
+    for order in (runs, runs[::-1]):
+        table = outcomes_from_trajectories(order, draft=True)
+        # Of the run with the smallest id, whatever the order: one draft is what a deployed gate gets.
+        assert table.draft["draft_mean_log_prob"].tolist() == [-1.0]
+        assert table.draft["draft_tokens"].tolist() == [2.0]
+    assert not outcomes_from_trajectories(runs).draft
+
+
+def test_the_draft_is_read_as_a_deployed_gate_reads_it() -> None:
+    """Where a call was banned: without how much the model would rather have called."""
+    call = ModelCall(node="answer", step=0, log_probs=(-9.0, -0.5), allowed_log_probs=(-0.1, -0.5))
+    runs = [run(allowed=(), calls=(call,)), run(allowed=("search",), tools=("search",))]
+    assert outcomes_from_trajectories(runs, draft=True).draft["draft_min_log_prob"].tolist() == [-0.5]
+
+
+def test_two_models_are_not_mixed_unseen() -> None:
+    runs = [run(allowed=(), metadata={"model": "small"}), run(allowed=("search",), metadata={"model": "large"})]
+    with pytest.raises(InputError, match="--of-model"):
+        outcomes_from_trajectories(runs)
+    runs.append(run(allowed=("search",), tools=("search",), metadata={"model": "small"}))
+    table = outcomes_from_trajectories(runs, model="small")
+    assert dict(table.dropped) == {"another model": 1}
+
+
+def test_a_question_without_all_branches_is_said_to_be_so() -> None:
+    with pytest.raises(InputError, match="'direct': 1, 'search': 0"):
+        outcomes_from_trajectories([run(allowed=())], tools=["search"])
+
+
+def test_a_full_pool_keeps_the_same_sample_in_any_order() -> None:
+    runs = [
+        trajectory
+        for i in range(300)
+        for trajectory in (run(f"{i}", i % 2 == 0, allowed=()), run(f"{i}", i % 3 > 0, allowed=("search",)))
+    ]
+    whole = outcomes_from_trajectories(runs)
+    expected = {
+        question: tuple(row) for question, row in zip(whole.questions, whole.correct.tolist(), strict=True)
+    }  # fmt: skip
+    samples = []
+    for seed in range(3):
+        random.Random(seed).shuffle(runs)
+        pool = OutcomePool(max_questions=50).extend(runs)
+        assert len(pool) == 50
+        table = pool.table()
+        samples.append(table.questions)
+        assert all(
+            expected[question] == tuple(row)
+            for question, row in zip(table.questions, table.correct.tolist(), strict=True)
+        )  # fmt: skip
+        assert len(table) == 50
+        assert pool.dropped["no room for the question"] > 0
+    assert samples[0] == samples[1] == samples[2] == whole.questions[:50]
+
+
+def test_outcomes_read_without_messages_are_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with TrajectoryStore(tmp_path) as store:
+        for i in range(30):
+            for allowed in ((), ("search",), ("python",)):
+                call = ModelCall(node="answer", step=0, text="x", prompt_ids=(1, 2))
+                message = {"type": "ai", "data": {"content": "half of an emoji \ud83d" if i == 3 else "x"}}
+                runs = run(
+                    f"{i}", bool(rng.random() < 0.5), allowed=allowed, tools=allowed, calls=(call,),
+                    messages=(message,), metadata={"model": "m"}, seconds=0.5,
+                    branch="tool" if allowed else "direct",
+                )  # fmt: skip
+                store.append(runs)
+    whole, light = list(store.read()), list(store.read(whole=False))
+    assert [vars(one) | {"messages": (), "calls": (), "history": (), "tools": ()} for one in whole] == [
+        vars(one) for one in light
+    ]
+    assert store.report.read == 90
+    tables = [outcomes_from_trajectories(runs) for runs in (whole, light)]
+    assert tables[0].correct.tolist() == tables[1].correct.tolist()
