@@ -1,7 +1,8 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-vision test format lint types unit docs docs-test notebooks world gallery bench-hdpo bench-gates bench-overhead bench-update \
-	bench-sandbox bench-search bench-trainer bench-half-known bench-store bench-report bench-vision bench-real-size wheel-test clean
+.PHONY: help install lock demo demo-vision test format lint types unit test-latest test-oldest docs docs-test notebooks world gallery \
+	bench-hdpo bench-gates bench-overhead bench-update bench-sandbox bench-search bench-trainer bench-half-known bench-store \
+	bench-report bench-vision bench-real-size wheel-test clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,15 +16,27 @@ export HF_HUB_OFFLINE ?= 1
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-# CPU PyTorch goes first: without it another package would bring several GB of CUDA.
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Metis needs Python 3.11 or newer; set PYTHON=python3.11")'
+# Every package at the version of the lock, those that build packages too: a newer release of one changes nothing here.
+LOCK := constraints.txt
+# PyTorch is moved by hand, `make lock TORCH=...`: another release of it may bring several GB of CUDA.
+TORCH ?= $(shell sed -n 's/^torch==//p' $(LOCK))
+PIP := -m pip --disable-pip-version-check
+
+$(VENV)/installed: pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Metis needs Python 3.11 or newer; set PYTHON=python3.11")'
+	@echo "Installing the $$(grep -c == $(LOCK)) packages of $(LOCK) into $(VENV): 3 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $@
+	$(RUN)/python $(PIP) install --constraint $(LOCK) --upgrade pip setuptools
+	$(RUN)/python $(PIP) install --constraint $(LOCK) --build-constraint $(LOCK) --editable ".[dev]"
+	@touch $@
 
 install: $(VENV)/installed ## the virtual environment in .venv
+
+lock: ## write constraints.txt anew with today's releases; then make test
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python $(PIP) install uv
+	printf '%s\n' pip setuptools wheel editables "torch==$(TORCH)" | build/lock/bin/uv pip compile --universal --upgrade --extra dev \
+	  --no-annotate --custom-compile-command "make lock" --output-file $(LOCK) pyproject.toml - >/dev/null
 
 demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (about 4 minutes)
 	$(RUN)/metis demo
@@ -41,6 +54,23 @@ lint: $(VENV)/installed ## ruff
 
 types: $(VENV)/installed ## mypy --strict
 	$(RUN)/mypy
+
+# Environments of their own, for the two ends of the ranges in pyproject.toml; there a deprecation is an error.
+DEPRECATIONS := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning
+TESTS ?= tests
+
+test-latest: ## all tests with the newest releases that the ranges admit, PyTorch as in the lock: TORCH=... TESTS=...
+	$(PYTHON) -m venv --clear build/latest
+	build/latest/bin/python $(PIP) install --upgrade pip setuptools "torch==$(TORCH)"
+	build/latest/bin/python $(PIP) install --editable ".[dev]"
+	build/latest/bin/pytest -n 2 --dist loadfile $(DEPRECATIONS) $(TESTS)
+
+test-oldest: $(VENV)/installed ## all tests with the oldest releases that the ranges admit: TORCH=... TESTS=...
+	$(PYTHON) -m venv --clear build/oldest
+	$(RUN)/uv pip compile --quiet --resolution lowest-direct --extra dev --no-header --no-annotate pyproject.toml | \
+	  sed 's/^torch==.*/torch==$(TORCH)/' > build/oldest.txt
+	build/oldest/bin/python $(PIP) install --constraint build/oldest.txt --editable ".[dev]"
+	build/oldest/bin/pytest -n 2 --dist loadfile $(DEPRECATIONS) $(TESTS)
 
 docs: $(VENV)/installed ## the documentation as a site in build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peft import LoraConfig
 
@@ -59,8 +58,6 @@ def test_only_adapters_change_and_a_resumed_run_equals_one_that_never_stopped(tm
     assert furthest(whole.model, resumed.model) < 1e-6
 
 
-# TRL 1.16 calls it by the name that transformers 5.23 has renamed.
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 def test_activation_checkpointing_gives_the_same_update(tmp_path: Path) -> None:
     models = []
     for on in (False, True):
@@ -71,7 +68,7 @@ def test_activation_checkpointing_gives_the_same_update(tmp_path: Path) -> None:
             rollouts=rollouts_of(model, folder),
         )  # fmt: skip
         trainer.train()
-        assert model.is_gradient_checkpointing is on
+        assert model.is_activation_checkpointing is on
         models.append(model)
     assert furthest(models[0], cold_start()) > 1e-4
     assert furthest(*models) < 1e-5

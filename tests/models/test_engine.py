@@ -124,10 +124,9 @@ def test_leaving_rows_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyP
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 def test_a_trainers_switches_on_the_live_model_change_nothing(policy: Any, tokenizer: Any) -> None:
     model = copy.deepcopy(policy)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.config.use_cache = model.generation_config.use_cache = False
     model.train()
     batch = requests(12, groups=4)

@@ -11,9 +11,12 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import Parser
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import metis_agent
 from tests.packaging.clean_rooms import ROOMS, USES
@@ -28,7 +31,8 @@ from tests.packaging.distributions import (
 
 pytest.importorskip("hatchling")
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
 OPENED = {
     "metis_agent/py.typed",
     "metis_agent/hdpo/configs/laptop.yaml",
@@ -85,6 +89,21 @@ def test_the_metadata_says_what_the_project_says(built: tuple[Path, Path]) -> No
     assert set(said.get_all("Provides-Extra") or ()) == set(PROJECT["optional-dependencies"])
     assert "metis = metis_agent.cli:main" in points
     assert (ROOT / "README.md").read_text().strip() in text
+
+
+def test_the_lock_holds_every_requirement_within_its_range_and_nothing_but_versions() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    locked = [Requirement(line) for line in lines]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in lines)
+    here = {
+        canonicalize_name(found.name): next(iter(found.specifier)).version
+        for found in locked
+        if found.marker is None or found.marker.evaluate()
+    }
+    wanted = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values(), BUILD, ["editables", "pip", "torch"]]
+    for requirement in map(Requirement, chain(*wanted)):
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(here[canonicalize_name(requirement.name)]), requirement
 
 
 def test_all_means_every_extra_that_users_have() -> None:
