@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metis_agent.recording import formats
+from metis_agent import formats
 from metis_agent.recording.whole import write_whole
 
 __all__ = ["JsonOption", "progress_bars", "screen", "write_json"]

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
+from metis_agent import formats
 from metis_agent.curation.stage import CurationReport, Row, Stage, Verdict
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
-from metis_agent.recording import formats
-from metis_agent.recording.places import Place
 from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text
+from metis_agent.recording.storage import Place
 
 __all__ = ["Chunking", "Codec", "Mark", "Pipeline"]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from metis_agent import formats
 from metis_agent.curation.similarity import fingerprint
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.judging.cache import check_database, content_key
-from metis_agent.recording import formats
-from metis_agent.recording.places import Place
+from metis_agent.recording.storage import Place
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts import questions
 from metis_agent.types import Question, Trajectory

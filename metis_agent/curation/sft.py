@@ -29,8 +29,8 @@ from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording import schema
-from metis_agent.recording.places import Place
-from metis_agent.recording.segments import is_segment
+from metis_agent.recording.shards import is_segment
+from metis_agent.recording.storage import Place
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import ModelCall, Question, ToolOutcome, Trajectory
 

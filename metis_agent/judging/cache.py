@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from metis_agent import formats
 from metis_agent.errors import StorageError
-from metis_agent.recording import formats
 
 __all__ = ["DiskCache", "check_database", "content_key"]
 

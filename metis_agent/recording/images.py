@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metis_agent.errors import InputError, StorageError
-from metis_agent.recording.places import Place
+from metis_agent.recording.storage import Place
 
 __all__ = ["ImageStore", "is_image"]
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from metis_agent import formats
 from metis_agent.errors import ConfigurationError
-from metis_agent.recording import formats
 
 __all__ = ["RUN_FILE", "check_settings", "settings_text"]
 

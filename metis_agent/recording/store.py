@@ -20,10 +20,10 @@ from typing import Any, Self, TypeVar
 from metis_agent.errors import InputError, SchemaVersionError, StorageError
 from metis_agent.recording import schema
 from metis_agent.recording.images import ImageStore
-from metis_agent.recording.places import Place
 from metis_agent.recording.report import StoreReport, Tally
-from metis_agent.recording.segments import LocalSegments, RemoteSegments, SegmentWriter, is_segment
 from metis_agent.recording.set_aside import put_back, set_aside
+from metis_agent.recording.shards import LocalSegments, RemoteSegments, SegmentWriter, is_segment
+from metis_agent.recording.storage import Place
 from metis_agent.types import Trajectory
 
 __all__ = ["TrajectoryStore"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from metis_agent import formats
 from metis_agent.errors import InputError
 from metis_agent.gates.artefact import load_artefact
-from metis_agent.recording import formats
 
 __all__ = ["CURVES", "Bin", "Gate", "GateFigures", "History", "Point", "read_evaluation", "read_gate", "read_history"]
 

@@ -194,7 +194,7 @@ def test_what_was_set_aside_can_be_curated_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metis_agent.recording.places import Place
+    from metis_agent.recording.storage import Place
 
     store(tmp_path, 40)
     put, puts = Place.put, []

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metis_agent import formats
 from metis_agent.curation.pipeline import Mark
 from metis_agent.curation.prompts import question_line
 from metis_agent.curation.sft import MARK
 from metis_agent.gates import artefact
-from metis_agent.recording import formats, schema
+from metis_agent.recording import schema
 from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
 
 SAMPLES = Path(__file__).with_name("samples")

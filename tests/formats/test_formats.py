@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from metis_agent import formats
 from metis_agent.errors import CheckpointError, ConfigurationError, InputError, SchemaVersionError
 from metis_agent.gates import artefact
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.recording import formats, schema
+from metis_agent.recording import schema
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import ModelCall, Question, Trajectory
 from tests.formats.freeze import FAILED, MAKERS, MARKED, QUESTION, SAMPLES, WHOLE, unpack

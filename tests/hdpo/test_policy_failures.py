@@ -14,7 +14,7 @@ from langchain_core.tools import tool
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, JudgeUnavailableError, StorageError
 from metis_agent.hdpo.config import check_arguments, last_checkpoint
-from metis_agent.recording.segments import LocalSegments
+from metis_agent.recording.shards import LocalSegments
 from metis_agent.types import Question
 
 from .policy_world import LESSONS, STRATIFIED, arguments, coin, cold_start, furthest, logged, rollouts_of, trainer_of

@@ -15,7 +15,7 @@ import pytest
 
 from metis_agent.errors import StorageError
 from metis_agent.recording import TrajectoryStore
-from tests.recording.segments import line, make, read_ids, segment_files, write_segment
+from tests.recording.shards import line, make, read_ids, segment_files, write_segment
 
 SCRIPT = """
 import sys

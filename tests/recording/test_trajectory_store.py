@@ -13,7 +13,7 @@ from metis_agent.errors import (
     StorageError,
 )
 from metis_agent.recording import TrajectoryStore, dumps, store
-from tests.recording.segments import line, make, read_ids, write_segment
+from tests.recording.shards import line, make, read_ids, write_segment
 
 
 def test_what_is_appended_is_read_back_in_order(url):
@@ -233,7 +233,7 @@ def test_a_wrong_address_is_a_configuration_error(monkeypatch):
     def missing(*_, **__):
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr("metis_agent.recording.places.url_to_fs", missing)
+    monkeypatch.setattr("metis_agent.recording.storage.url_to_fs", missing)
     with pytest.raises(MissingDependencyError, match="s3fs"):
         TrajectoryStore("s3://bucket/runs")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from metis_agent.errors import StorageError
-from metis_agent.recording.places import Place
+from metis_agent.recording.storage import Place
 
 __all__ = ["LocalSegments", "RemoteSegments", "SegmentWriter", "is_segment"]
 
