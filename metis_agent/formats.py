@@ -1,4 +1,4 @@
-"""Versions of the small files that Metis writes and reads again, and the one rule that they share.
+"""The small files that Metis writes and reads again: written whole or not at all, each with its version.
 
 Trajectories (`recording.schema`) and gates (`gates.artefact`) have versions of their own. All other JSON carries
 `"format"`: without it a file is of version 1; with a newer one than is known it is refused, never half understood.
@@ -8,12 +8,29 @@ old one.
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from metis_agent.errors import InputError, SchemaVersionError
+from metis_agent.errors import ConfigurationError, InputError, SchemaVersionError
 
-__all__ = ["CACHE", "FIGURES", "QUESTIONS", "RUN", "check_format", "check_number", "with_format", "without_format"]
+__all__ = [
+    "CACHE",
+    "FIGURES",
+    "QUESTIONS",
+    "RUN",
+    "RUN_FILE",
+    "check_format",
+    "check_number",
+    "check_settings",
+    "settings_text",
+    "with_format",
+    "without_format",
+    "write_whole",
+]
 
 RUN = 1
 """`run.json`: the settings that a run which was stopped goes on with, and the counts beside it."""
@@ -23,6 +40,26 @@ QUESTIONS = 1
 """A line of curated questions."""
 CACHE = 1
 """The SQLite files that curation keeps: its cache, and its counts of prompts."""
+
+
+RUN_FILE = "run.json"
+
+_SHOWN = 4
+"""Settings that a message names at most."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the file, then rename: the name never stands for half of it.
+
+    Some files say by their being there that a run began, or is finished.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def with_format(content: Mapping[str, Any], version: int) -> dict[str, Any]:
@@ -54,3 +91,44 @@ def check_number(version: object, newest: int, place: str) -> None:
             f"{place} has format {version!r}; this Metis reads up to {newest}. Upgrade langgraph-metis, or use "
             "the version that wrote it."
         )
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The file's content, for settings that have a JSON form."""
+    return json.dumps(with_format(settings, RUN), indent=2) + "\n"
+
+
+def check_settings(text: str | bytes, settings: Mapping[str, Any], folder: str, *, option: str) -> None:
+    """Refuse to go on with a run that began with other settings.
+
+    Args:
+        text: the file's content.
+        settings: those of now, as JSON has them.
+        folder: where the file is.
+        option: by which another folder is named.
+
+    Raises:
+        ConfigurationError: some are other ones.
+        SchemaVersionError: a newer Metis began the run.
+    """
+    earlier = json.loads(text)
+    check_format(earlier, RUN, f"{RUN_FILE} in {folder!r}")
+    before, after = _flat(without_format(earlier)), _flat(settings)
+    changed = sorted(key for key in before | after if before.get(key) != after.get(key))
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in changed[:_SHOWN])
+        raise ConfigurationError(
+            f"{folder!r} holds a run with other settings: {shown}. Use the same settings to go on with it, --fresh to "
+            f"start again, or another {option}."
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            # An empty mapping counts too: a stage without settings is still a stage.
+            flat |= _flat(value, f"{prefix}{key}.") or {f"{prefix}{key}": {}}
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

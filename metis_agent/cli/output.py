@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metis_agent import formats
-from metis_agent.recording.whole import write_whole
+from metis_agent.formats import write_whole
 
 __all__ = ["JsonOption", "progress_bars", "screen", "write_json"]
 

@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text
-from metis_agent.recording.whole import write_whole
+from metis_agent.formats import RUN_FILE, check_settings, settings_text, write_whole
 
 __all__ = ["FreshOption", "prepare_folder"]
 

@@ -19,7 +19,7 @@ from metis_agent.cli.policy_run import PolicyRun, check_reporters, processes
 from metis_agent.cli.run_folder import FreshOption, prepare_folder
 from metis_agent.cli.training_stack import quiet_libraries, step_bar, training_libraries
 from metis_agent.errors import ConfigurationError, MissingDependencyError
-from metis_agent.recording.run_settings import RUN_FILE
+from metis_agent.formats import RUN_FILE
 
 __all__ = ["train_policy_command"]
 

@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from metis_agent import formats
 from metis_agent.curation.stage import CurationReport, Row, Stage, Verdict
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
-from metis_agent.recording.run_settings import RUN_FILE, check_settings, settings_text
+from metis_agent.formats import RUN_FILE, check_settings, settings_text
 from metis_agent.recording.storage import Place
 
 __all__ = ["Chunking", "Codec", "Mark", "Pipeline"]

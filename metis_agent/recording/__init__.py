@@ -2,9 +2,8 @@
 
 from metis_agent.recording.images import ImageStore
 from metis_agent.recording.recorder import Recorder, trajectory_of
-from metis_agent.recording.report import BadLine, StoreReport
 from metis_agent.recording.schema import SCHEMA_VERSION, dumps, loads
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import BadLine, StoreReport, TrajectoryStore
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
-from metis_agent.recording.whole import write_whole
+from metis_agent.formats import write_whole
 
 __all__ = ["Place"]
 

@@ -13,26 +13,71 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from metis_agent.errors import InputError, SchemaVersionError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore
-from metis_agent.recording.report import StoreReport, Tally
-from metis_agent.recording.set_aside import put_back, set_aside
+from metis_agent.recording.images import ImageStore, put_back, set_aside
 from metis_agent.recording.shards import LocalSegments, RemoteSegments, SegmentWriter, is_segment
 from metis_agent.recording.storage import Place
 from metis_agent.types import Trajectory
 
-__all__ = ["TrajectoryStore"]
+__all__ = ["BadLine", "StoreReport", "TrajectoryStore"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _MAX_LINE = 256 * 2**20
 _RECENT_IMAGES = 32
 _TOO_LONG = b"line over the limit: "
+_KEPT_BAD_LINES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadLine:
+    """A line that was skipped, and why."""
+
+    segment: str
+    line: int
+    """Counted from 1."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreReport:
+    """What the latest `read` of a store has met so far."""
+
+    read: int = 0
+    torn: int = 0
+    """Last lines that a crash cut short."""
+    corrupt: int = 0
+    """Other lines that are no trajectory."""
+    bad_lines: tuple[BadLine, ...] = ()
+    """The first 100 of both kinds."""
+
+
+@dataclass
+class Tally:
+    """The counts of one `read`, as it goes."""
+
+    read: int = 0
+    torn: int = 0
+    corrupt: int = 0
+    bad_lines: list[BadLine] = field(default_factory=list)
+
+    def skip(self, segment: str, line: int, reason: str, *, torn: bool) -> None:
+        """Count a bad line, and say where it is."""
+        self.torn += torn
+        self.corrupt += not torn
+        if len(self.bad_lines) < _KEPT_BAD_LINES:
+            self.bad_lines.append(BadLine(segment=segment, line=line, reason=reason))
+        _log.warning("skipped %s, line %d: %s", segment, line, reason)
+
+    def report(self) -> StoreReport:
+        """Return the counts as they stand."""
+        return StoreReport(read=self.read, torn=self.torn, corrupt=self.corrupt, bad_lines=tuple(self.bad_lines))
 
 
 class TrajectoryStore:

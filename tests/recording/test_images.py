@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metis_agent.errors import InputError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore
-from metis_agent.recording.set_aside import put_back, set_aside
+from metis_agent.recording.images import ImageStore, put_back, set_aside
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question, Trajectory
 
@@ -128,3 +130,61 @@ def test_a_store_on_another_file_system_keeps_pictures_too() -> None:
         store.append(run_with(images=[URI]))
     (run,) = TrajectoryStore("memory://pictures/runs", read_only=True).read()
     assert run.question.metadata["images"] == [URI]
+
+
+# --- the store of images ----------------------------------------------------------------------------------------------
+
+
+def test_an_image_comes_back_by_its_hash(url: str) -> None:
+    reference = ImageStore(url).put_image(PIXELS)
+    assert reference == f"sha256:{DIGEST}"
+    assert ImageStore(url).get_image(reference) == PIXELS
+
+
+def test_the_same_image_is_one_file(tmp_path: Path) -> None:
+    images = ImageStore(tmp_path)
+    first = images.put_image(PIXELS)
+    before = os.stat(tmp_path / "images" / DIGEST)
+    assert images.put_image(PIXELS) == first
+    assert os.stat(tmp_path / "images" / DIGEST).st_ino == before.st_ino  # not written again
+    assert os.listdir(tmp_path / "images") == [DIGEST]
+
+
+def test_many_writers_of_one_image_leave_one_whole_file(tmp_path: Path) -> None:
+    content = PIXELS * 4000
+    with ThreadPoolExecutor(8) as pool:
+        references = set(pool.map(lambda _: ImageStore(tmp_path).put_image(content), range(32)))
+    assert len(references) == 1
+    assert len(os.listdir(tmp_path / "images")) == 1
+    assert ImageStore(tmp_path).get_image(references.pop()) == content
+
+
+def test_half_a_file_is_found_out_and_mended(tmp_path: Path) -> None:
+    images = ImageStore(tmp_path)
+    reference = images.put_image(PIXELS)
+    (tmp_path / "images" / DIGEST).write_bytes(PIXELS[:10])
+    with pytest.raises(StorageError, match="damaged"):
+        images.get_image(reference)
+    images.put_image(PIXELS)
+    assert images.get_image(reference) == PIXELS
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match="No space left"):
+        ImageStore(tmp_path).put_image(PIXELS)
+    assert os.listdir(tmp_path / "images") == []
+
+
+def test_a_missing_image_is_a_storage_error(url: str) -> None:
+    with pytest.raises(StorageError, match=DIGEST):
+        ImageStore(url).get_image(f"sha256:{DIGEST}")
+
+
+@pytest.mark.parametrize("reference", ["", "sha256:", "sha256:../../etc/passwd", f"md5:{DIGEST}", DIGEST])
+def test_what_is_no_reference_is_refused(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(InputError, match="put_image"):
+        ImageStore(tmp_path).get_image(reference)

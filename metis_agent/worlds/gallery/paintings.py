@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from metis_agent.recording.whole import write_whole
+from metis_agent.formats import write_whole
 from metis_agent.worlds.gallery.pictures import CANVAS
 
 __all__ = ["COLLECTION", "FIRST", "LAST", "Painting", "paint", "photograph", "write_collection"]
