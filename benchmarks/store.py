@@ -70,7 +70,7 @@ def lines(first: int, end: int) -> Iterator[bytes]:
 def write(folder: Path, count: int) -> None:
     for first in range(0, count, _SEGMENT):
         with TrajectoryStore(folder) as store:
-            store.append(example("direct"))  # begins a segment, as the store names them
+            store.append(example("direct"))  # begins a shard, as the store names them
         with max(folder.glob("*.jsonl")).open("wb") as file:
             file.writelines(lines(first, min(count, first + _SEGMENT)))
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ __all__ = [
     "QUESTIONS",
     "RUN",
     "RUN_FILE",
+    "atomic_path",
+    "atomic_write",
     "check_format",
     "check_number",
     "check_settings",
     "settings_text",
     "with_format",
     "without_format",
-    "write_whole",
 ]
 
 RUN = 1
@@ -48,18 +50,25 @@ _SHOWN = 4
 """Settings that a message names at most."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: the name never stands for half of it.
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside the file to write to, and rename it at the end: the name never stands for half a file.
 
-    Some files say by their being there that a run began, or is finished.
+    Some files say by their being there that a run began, or is finished. Where the block raises, nothing is left.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        beside.write_bytes(content)
+        yield beside
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a local file whole or not at all, as `atomic_path` does."""
+    with atomic_path(path) as beside:
+        beside.write_bytes(content)
 
 
 def with_format(content: Mapping[str, Any], version: int) -> dict[str, Any]:

@@ -193,4 +193,4 @@ def runs_of(url: str, console: Console, *, whole: bool = False) -> Iterator[Traj
         yield from bars.track(store.read(whole=whole), total=store.count(), description="read the store")
     if bad := store.report.torn + store.report.corrupt:
         first = store.report.bad_lines[0]
-        console.print(f"{bad} lines of the store could not be read; the first: {first.segment} line {first.line}.")
+        console.print(f"{bad} lines of the store could not be read; the first: {first.shard} line {first.line}.")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metis_agent import formats
-from metis_agent.formats import write_whole
+from metis_agent.formats import atomic_write
 
 __all__ = ["JsonOption", "progress_bars", "screen", "write_json"]
 
@@ -51,7 +51,7 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
         print(text, flush=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f"{text}\n".encode())
+    atomic_write(path, f"{text}\n".encode())
 
 
 def _no_nan(value: Any) -> Any:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.formats import RUN_FILE, check_settings, settings_text, write_whole
+from metis_agent.formats import RUN_FILE, atomic_write, check_settings, settings_text
 
 __all__ = ["FreshOption", "prepare_folder"]
 
@@ -51,7 +51,7 @@ def prepare_folder(
     for part in parts:
         _clear(folder / part)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(note, settings_text(settings).encode())
+    atomic_write(note, settings_text(settings).encode())
 
 
 def _clear(path: Path) -> None:

@@ -27,7 +27,7 @@ from metis_agent import formats
 from metis_agent.curation.stage import CurationReport, Row, Stage, Verdict
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.formats import RUN_FILE, check_settings, settings_text
-from metis_agent.recording.storage import Place
+from metis_agent.recording.storage import Storage
 
 __all__ = ["Chunking", "Codec", "Mark", "Pipeline"]
 
@@ -193,8 +193,8 @@ class Pipeline(Generic[T]):
 
     # --- the folder ------------------------------------------------------------------------------------------
 
-    def _place(self, folder: str) -> Place:
-        return Place(f"{self._out}/{folder}" if folder else self._out, self._options)
+    def _place(self, folder: str) -> Storage:
+        return Storage(f"{self._out}/{folder}" if folder else self._out, self._options)
 
     def _put(self, folder: str, name: str, content: str) -> None:
         self._place(folder).put(name, content.encode())

@@ -21,7 +21,7 @@ from metis_agent import formats
 from metis_agent.curation.similarity import fingerprint
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.judging.cache import check_database, content_key
-from metis_agent.recording.storage import Place
+from metis_agent.recording.storage import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts import questions
 from metis_agent.types import Question, Trajectory
@@ -231,11 +231,11 @@ def read_questions(url: str) -> Iterator[Question]:
     folder, _, name = url.rstrip("/").rpartition("/")
     if name.endswith((".jsonl", ".csv", ".parquet")):
         whole = (
-            name.endswith(".jsonl") and b'"metadata":' in next(_lines(Place(folder or "."), [name]), ("", 0, b""))[2]
+            name.endswith(".jsonl") and b'"metadata":' in next(_lines(Storage(folder or "."), [name]), ("", 0, b""))[2]
         )
-        yield from _questions(Place(folder or "."), [name]) if whole else questions.read_questions(url)
+        yield from _questions(Storage(folder or "."), [name]) if whole else questions.read_questions(url)
         return
-    place = Place(url)
+    place = Storage(url)
     place.check_exists()
     names = sorted(file for file in place.names() if file.endswith(".jsonl"))
     if not names:
@@ -256,7 +256,7 @@ def _once(questions: Iterable[Question]) -> Iterator[Question]:
         last = question
 
 
-def _questions(place: Place, names: list[str]) -> Iterator[Question]:
+def _questions(place: Storage, names: list[str]) -> Iterator[Question]:
     for name, number, line in _lines(place, names):
         try:
             yield _parse(line)
@@ -268,7 +268,7 @@ def _questions(place: Place, names: list[str]) -> Iterator[Question]:
             ) from error
 
 
-def _lines(place: Place, names: list[str]) -> Iterator[tuple[str, int, bytes]]:
+def _lines(place: Storage, names: list[str]) -> Iterator[tuple[str, int, bytes]]:
     for name in names:
         rest, number = b"", 0
         for block in place.blocks(name):

@@ -29,8 +29,8 @@ from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording import schema
-from metis_agent.recording.shards import is_segment
-from metis_agent.recording.storage import Place
+from metis_agent.recording.shards import is_shard
+from metis_agent.recording.storage import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import ModelCall, Question, ToolOutcome, Trajectory
 
@@ -84,10 +84,10 @@ def curate_sft(
 
 
 def source_identity(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> str:
-    """A hash of the segments' names and sizes: rows are counted from the start, so a source must not change."""
-    place = Place(url, storage_options)
-    segments = [(name, place.size(name)) for name in sorted(filter(is_segment, place.names()))]
-    return hashlib.sha256(json.dumps(segments).encode()).hexdigest()[:16]
+    """A hash of the shards' names and sizes: rows are counted from the start, so a source must not change."""
+    place = Storage(url, storage_options)
+    shards = [(name, place.size(name)) for name in sorted(filter(is_shard, place.names()))]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
 
 def unmarked(trajectory: Trajectory) -> Trajectory:

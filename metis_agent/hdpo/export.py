@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from metis_agent.errors import StorageError
+from metis_agent.formats import atomic_path
 from metis_agent.gates.artefact import (
     FORMAT,
     GATE_FILE,
@@ -98,9 +99,8 @@ def set_threshold(folder: str | Path, threshold: Mapping[str, Any]) -> Artefact:
     """
     description = {**load_artefact(folder).description, "threshold": dict(threshold)}
     path = Path(folder) / GATE_FILE
-    draft = path.with_suffix(".draft")
-    _write_description(draft, description)
-    draft.replace(path)
+    with atomic_path(path) as draft:
+        _write_description(draft, description)
     return load_artefact(folder)
 
 

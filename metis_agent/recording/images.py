@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metis_agent.errors import InputError, StorageError
-from metis_agent.recording.storage import Place
+from metis_agent.recording.storage import Storage
 
-__all__ = ["ImageStore", "is_image", "put_back", "set_aside"]
+__all__ = ["ImageStore", "externalise_images", "is_image", "restore_images"]
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -42,7 +42,7 @@ class ImageStore:
     """
 
     def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._place = Place(f"{os.fspath(url).rstrip('/')}/images", storage_options)
+        self._storage = Storage(f"{os.fspath(url).rstrip('/')}/images", storage_options)
 
     def put_image(self, content: bytes) -> str:
         """Keep an image, once, and return its reference `sha256:<hex>`.
@@ -52,8 +52,8 @@ class ImageStore:
         """
         digest = hashlib.sha256(content).hexdigest()
         # A file of another size is what a crash of the machine left: write it anew.
-        if self._place.size(digest) != len(content):
-            self._place.put(digest, content)
+        if self._storage.size(digest) != len(content):
+            self._storage.put(digest, content)
         return f"sha256:{digest}"
 
     def get_image(self, reference: str) -> bytes:
@@ -66,9 +66,9 @@ class ImageStore:
         match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise InputError(f"{reference!r} is no image reference; put_image returns 'sha256:' and 64 hex digits.")
-        content = b"".join(self._place.blocks(match[1]))
+        content = b"".join(self._storage.blocks(match[1]))
         if hashlib.sha256(content).hexdigest() != match[1]:
-            raise StorageError(f"image {reference!r} in {self._place.url!r} is damaged; put it again.")
+            raise StorageError(f"image {reference!r} in {self._storage.url!r} is damaged; put it again.")
         return content
 
 
@@ -77,7 +77,7 @@ def is_image(content: bytes) -> bool:
     return content.startswith(_STARTS)
 
 
-def set_aside(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
+def externalise_images(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     """The line with references in place of its images.
 
     Args:
@@ -100,11 +100,11 @@ def set_aside(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     return _IMAGE.sub(kept, line) if b"base64" in line else line
 
 
-def put_back(line: bytes, get_encoded: Callable[[str], bytes | None]) -> bytes:
+def restore_images(line: bytes, get_encoded: Callable[[str], bytes | None]) -> bytes:
     """The line with its images again.
 
     Args:
-        line: What `set_aside` returned.
+        line: What `externalise_images` returned.
         get_encoded: The base64 of a reference; `None` where the image is gone, and the reference stays.
     """
 

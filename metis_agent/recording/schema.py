@@ -5,7 +5,7 @@ Stands between the recorder, which makes trajectories, and the store, which keep
 - A line is one JSON object with `"schema": 1` first; it holds no line break, so a file of them is JSONL.
 - A field that this version doesn't know is ignored. So a field may be added, with a default, without a new
   version; a field that is renamed or changes its meaning needs one, and a step in `MIGRATIONS`.
-- Base64 of an image may stand there as `image:sha256:<hex>`, by which the store keeps it (`set_aside`).
+- Base64 of an image may stand there as `image:sha256:<hex>`, by which the store keeps it (`externalise_images`).
 - Log-probabilities and other numbers that are not finite are written `NaN`, `Infinity` and `-Infinity`, as
   Python's own `json` does: `null` would not come back as what it was.
 - Free-form values (`metadata`, `arguments`, `messages`) come back as JSON has them: a tuple or set as a list,

@@ -1,7 +1,7 @@
-"""Writers of segments: where a store's lines really go.
+"""Writers of shards: where a store's lines really go.
 
-A segment belongs to one process, so that many can write to one store at once. Local segments are appended to,
-line by line; object stores can't append, so there lines are gathered and go up as whole segments.
+A shard belongs to one process, so that many can write to one store at once. Local shards are appended to,
+line by line; object stores can't append, so there lines are gathered and go up as whole shards.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 from metis_agent.errors import StorageError
-from metis_agent.recording.storage import Place
+from metis_agent.recording.storage import Storage
 
-__all__ = ["LocalSegments", "RemoteSegments", "SegmentWriter", "is_segment"]
+__all__ = ["LocalShards", "RemoteShards", "ShardWriter", "is_shard"]
 
 
-class SegmentWriter(Protocol):
-    """Writes whole lines into segments; the caller holds a lock around each method."""
+class ShardWriter(Protocol):
+    """Writes whole lines into shards; the caller holds a lock around each method."""
 
     def append(self, line: bytes) -> None:
         """Add a line, its line break included."""
@@ -30,19 +30,19 @@ class SegmentWriter(Protocol):
         """Make what was appended visible to readers."""
 
     def close(self) -> None:
-        """Flush and let go of the segment; a later append opens another."""
+        """Flush and let go of the shard; a later append opens another."""
 
     def forget(self) -> None:
         """In a forked child: drop what belongs to the parent, unwritten."""
 
 
-def is_segment(name: str) -> bool:
-    """True for the file names that segments have."""
+def is_shard(name: str) -> bool:
+    """True for the file names that shards have."""
     return name.startswith("segment-") and name.endswith(".jsonl")
 
 
-class LocalSegments:
-    """Segments in a local folder; a line is in the file, whole, once `append` returns.
+class LocalShards:
+    """Shards in a local folder; a line is in the file, whole, once `append` returns.
 
     Each line is one `write` on a descriptor in append mode, with no buffer of ours in between: the death of
     the process loses nothing. With `fsync`, nor does the death of the machine.
@@ -51,9 +51,9 @@ class LocalSegments:
         StorageError: nothing can be written to the folder.
     """
 
-    def __init__(self, folder: Path, *, segment_bytes: int, fsync: bool) -> None:
+    def __init__(self, folder: Path, *, shard_bytes: int, fsync: bool) -> None:
         self._folder = folder
-        self._segment_bytes = segment_bytes
+        self._shard_bytes = shard_bytes
         self._fsync = fsync
         self._fd: int | None = None
         try:
@@ -69,7 +69,7 @@ class LocalSegments:
     def append(self, line: bytes) -> None:
         """Write the line, or, where it can't be written whole, none of it."""
         try:
-            fd, size = self._segment(len(line))
+            fd, size = self._shard(len(line))
         except OSError as error:
             raise self._failure(error) from error
         try:
@@ -86,7 +86,7 @@ class LocalSegments:
         """Nothing to do: each line is in the file already."""
 
     def close(self) -> None:
-        """Close the open segment, if any."""
+        """Close the open shard, if any."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             with suppress(OSError):
@@ -96,22 +96,22 @@ class LocalSegments:
         """Close this process's copy of the descriptor; the parent's stays open."""
         self.close()
 
-    def _segment(self, incoming: int) -> tuple[int, int]:
-        """Return the open segment and its size; start another one where this one is full."""
+    def _shard(self, incoming: int) -> tuple[int, int]:
+        """Return the open shard and its size; start another one where this one is full."""
         if self._fd is not None:
             # Asked of the file, not counted here: an interrupt between write and count can't put it wrong.
             size = os.fstat(self._fd).st_size
-            if size == 0 or size + incoming <= self._segment_bytes:
+            if size == 0 or size + incoming <= self._shard_bytes:
                 return self._fd, size
             self.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(self._folder / _segment_name(), flags, 0o666)
+        self._fd = os.open(self._folder / _shard_name(), flags, 0o666)
         if self._fsync:
             _fsync_folder(self._folder)
         return self._fd, 0
 
     def _cut_back(self, fd: int, size: int) -> None:
-        """Take a partial line off the end; where that fails too, leave it the last line of its segment."""
+        """Take a partial line off the end; where that fails too, leave it the last line of its shard."""
         try:
             os.ftruncate(fd, size)
         except OSError:
@@ -124,35 +124,35 @@ class LocalSegments:
         )
 
 
-class RemoteSegments:
-    """Segments on any fsspec file system, uploaded whole on flush, when full, and on close.
+class RemoteShards:
+    """Shards on any fsspec file system, uploaded whole on flush, when full, and on close.
 
     Raises:
         StorageError: nothing can be written there.
     """
 
-    def __init__(self, place: Place, *, segment_bytes: int) -> None:
-        self._place = place
-        self._segment_bytes = segment_bytes
+    def __init__(self, storage: Storage, *, shard_bytes: int) -> None:
+        self._storage = storage
+        self._shard_bytes = shard_bytes
         self._lines: list[bytes] = []
         self._size = 0
         probe = f".probe-{secrets.token_hex(4)}"
-        place.put(probe, b"\n")
-        place.remove(probe)
+        storage.put(probe, b"\n")
+        storage.remove(probe)
 
     def append(self, line: bytes) -> None:
-        """Keep the line for the next upload; upload first where the segment is full."""
-        if self._size and self._size + len(line) > self._segment_bytes:
+        """Keep the line for the next upload; upload first where the shard is full."""
+        if self._size and self._size + len(line) > self._shard_bytes:
             self.flush()
         self._lines.append(line)
         self._size += len(line)
 
     def flush(self) -> None:
-        """Upload what is kept as one segment."""
+        """Upload what is kept as one shard."""
         if not self._lines:
             return
         # Where this raises, the lines stay: the next flush tries again.
-        self._place.put(_segment_name(), b"".join(self._lines))
+        self._storage.put(_shard_name(), b"".join(self._lines))
         self.forget()
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class RemoteSegments:
         self._lines, self._size = [], 0
 
 
-def _segment_name() -> str:
+def _shard_name() -> str:
     # The time first, so that sorting by name is the order of writing.
     return f"segment-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
 

@@ -16,14 +16,14 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
-from metis_agent.formats import write_whole
+from metis_agent.formats import atomic_write
 
-__all__ = ["Place"]
+__all__ = ["Storage"]
 
 _BLOCK = 2**20
 
 
-class Place:
+class Storage:
     """One folder, named by a path or an fsspec URL.
 
     Raises:
@@ -35,7 +35,7 @@ class Place:
         self.url = os.fspath(url)
         self._options = dict(storage_options or {})
         if not self.url:
-            raise ConfigurationError("a store's place is empty (''); give a folder or an fsspec URL.")
+            raise ConfigurationError("a store's address is empty (''); give a folder or an fsspec URL.")
         self.reconnect()
 
     @property
@@ -111,7 +111,7 @@ class Place:
         try:
             self.fs.makedirs(self.root, exist_ok=True)
             if self.is_local:
-                write_whole(Path(self.root) / name, content)
+                atomic_write(Path(self.root) / name, content)
             else:
                 self.fs.pipe_file(f"{self.root}/{name}", content)  # object stores put whole or not at all
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Trajectories on disk, or on any fsspec file system: a folder of append-only JSONL segments, images once beside them.
+"""Trajectories on disk, or on any fsspec file system: a folder of append-only JSONL shards, images once beside them.
 
 Written by the recorder, from many threads and processes at once; read by curation and training, and by a
 resumed run that asks which questions are done. Bad lines are data too: a write that a crash cut short must
@@ -20,9 +20,9 @@ from typing import Any, Self, TypeVar
 
 from metis_agent.errors import InputError, SchemaVersionError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore, put_back, set_aside
-from metis_agent.recording.shards import LocalSegments, RemoteSegments, SegmentWriter, is_segment
-from metis_agent.recording.storage import Place
+from metis_agent.recording.images import ImageStore, externalise_images, restore_images
+from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, is_shard
+from metis_agent.recording.storage import Storage
 from metis_agent.types import Trajectory
 
 __all__ = ["BadLine", "StoreReport", "TrajectoryStore"]
@@ -39,7 +39,7 @@ _KEPT_BAD_LINES = 100
 class BadLine:
     """A line that was skipped, and why."""
 
-    segment: str
+    shard: str
     line: int
     """Counted from 1."""
     reason: str
@@ -67,13 +67,13 @@ class Tally:
     corrupt: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    def skip(self, segment: str, line: int, reason: str, *, torn: bool) -> None:
+    def skip(self, shard: str, line: int, reason: str, *, torn: bool) -> None:
         """Count a bad line, and say where it is."""
         self.torn += torn
         self.corrupt += not torn
         if len(self.bad_lines) < _KEPT_BAD_LINES:
-            self.bad_lines.append(BadLine(segment=segment, line=line, reason=reason))
-        _log.warning("skipped %s, line %d: %s", segment, line, reason)
+            self.bad_lines.append(BadLine(shard=shard, line=line, reason=reason))
+        _log.warning("skipped %s, line %d: %s", shard, line, reason)
 
     def report(self) -> StoreReport:
         """Return the counts as they stand."""
@@ -86,13 +86,13 @@ class TrajectoryStore:
     Args:
         url: a folder, or any fsspec URL (`s3://bucket/runs`, `memory://runs`).
         read_only: don't check that it can be written to, and refuse to append.
-        segment_bytes: size at which a new segment is begun.
+        shard_bytes: size at which a new shard is begun.
         fsync: wait for the disk at each append, so that power loss loses nothing (local folders only).
         storage_options: keywords for the fsspec file system, such as credentials.
 
     An image is one file in the folder `images`, however often it stands in records; `read` puts it back.
     Local appends are safe once they return. On other file systems lines wait in memory for `flush`, a full
-    segment or `close`: use the store in a `with` block there.
+    shard or `close`: use the store in a `with` block there.
 
     Raises:
         ConfigurationError: the URL's file system is unknown or not installed.
@@ -104,38 +104,38 @@ class TrajectoryStore:
         url: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        segment_bytes: int = 64 * 2**20,
+        shard_bytes: int = 64 * 2**20,
         fsync: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._place = Place(url, storage_options)
+        self._storage = Storage(url, storage_options)
         self._open_images = partial(ImageStore, url, storage_options=storage_options)
         self._images = self._open_images()
         self._lock = threading.Lock()
         self._tally = Tally()
-        self._writer: SegmentWriter | None = None
+        self._writer: ShardWriter | None = None
         self._reopen = partial(
             TrajectoryStore,
             url,
             read_only=read_only,
-            segment_bytes=segment_bytes,
+            shard_bytes=shard_bytes,
             fsync=fsync,
             storage_options=storage_options,
         )
         if read_only:
-            self._place.check_exists()
-        elif self._place.is_local:
-            self._writer = LocalSegments(Path(self._place.root), segment_bytes=segment_bytes, fsync=fsync)
+            self._storage.check_exists()
+        elif self._storage.is_local:
+            self._writer = LocalShards(Path(self._storage.root), shard_bytes=shard_bytes, fsync=fsync)
         else:
-            self._writer = RemoteSegments(self._place, segment_bytes=segment_bytes)
+            self._writer = RemoteShards(self._storage, shard_bytes=shard_bytes)
         if self._writer is not None:
             weakref.finalize(self, self._writer.close)
             _open_stores.add(self)
 
     @property
     def url(self) -> str:
-        """Where the segments are."""
-        return self._place.url
+        """Where the shards are."""
+        return self._storage.url
 
     @property
     def report(self) -> StoreReport:
@@ -150,7 +150,7 @@ class TrajectoryStore:
             StorageError: it could not be written; nothing of it is left in the store.
         """
         writer = self._require_writer()
-        line = set_aside(schema.dumps(trajectory).encode() + b"\n", self._images.put_image)
+        line = externalise_images(schema.dumps(trajectory).encode() + b"\n", self._images.put_image)
         if len(line) > _MAX_LINE:
             raise InputError(
                 f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}. "
@@ -166,41 +166,41 @@ class TrajectoryStore:
                 self._writer.flush()
 
     def close(self) -> None:
-        """Flush and let go of the open segment; a later append begins another."""
+        """Flush and let go of the open shard; a later append begins another."""
         with self._lock:
             if self._writer is not None:
                 self._writer.close()
 
-    def segments(self) -> list[str]:
-        """Return the names of the segments, oldest first."""
-        return sorted(filter(is_segment, self._place.names()))
+    def shards(self) -> list[str]:
+        """Return the names of the shards, oldest first."""
+        return sorted(filter(is_shard, self._storage.names()))
 
-    def read(self, *, from_segment: str | None = None, whole: bool = True) -> Iterator[Trajectory]:
-        """Stream all trajectories, segments by name and lines in order, one in memory at a time.
+    def read(self, *, from_shard: str | None = None, whole: bool = True) -> Iterator[Trajectory]:
+        """Stream all trajectories, shards by name and lines in order, one in memory at a time.
 
         Args:
-            from_segment: the segment to begin with (see `segments`); earlier ones are left out.
+            from_shard: the shard to begin with (see `shards`); earlier ones are left out.
             whole: without it they come without messages, model calls and tools, several times as fast.
 
         Raises:
-            StorageError: a segment can't be read.
+            StorageError: a shard can't be read.
             SchemaVersionError: a record was written by a newer Metis.
         """
         self._tally = Tally()
-        names = [name for name in self.segments() if from_segment is None or name >= from_segment]
+        names = [name for name in self.shards() if from_shard is None or name >= from_shard]
         loads = schema.loads if whole else schema.loads_outcome
         # One picture stands in many records that follow each other.
         encoded = lru_cache(maxsize=_RECENT_IMAGES)(self._encoded)
-        return self._parsed(names, lambda line: loads(put_back(line, encoded)), self._tally)
+        return self._parsed(names, lambda line: loads(restore_images(line, encoded)), self._tally)
 
     def ids(self) -> set[str]:
         """Return the ids of the finished trajectories: what a resumed run may leave out."""
-        heads = self._parsed(self.segments(), schema.identity, Tally())
+        heads = self._parsed(self.shards(), schema.identity, Tally())
         return {id_ for id_, status in heads if status == "finished"}
 
     def count(self) -> int:
         """Return the number of whole lines, without parsing them: bad ones count too."""
-        return sum(block.count(b"\n") for name in self.segments() for block in self._place.blocks(name))
+        return sum(block.count(b"\n") for name in self.shards() for block in self._storage.blocks(name))
 
     def __enter__(self) -> Self:
         return self
@@ -214,7 +214,7 @@ class TrajectoryStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reopen, ()  # a spawned worker gets a writer of its own
 
-    def _require_writer(self) -> SegmentWriter:
+    def _require_writer(self) -> ShardWriter:
         if self._writer is None:
             raise StorageError(f"{self.url!r} was opened with read_only=True; open it without to append.")
         return self._writer
@@ -228,7 +228,7 @@ class TrajectoryStore:
 
     def _parsed(self, names: list[str], parse: Callable[[bytes], _T], tally: Tally) -> Iterator[_T]:
         for name in names:
-            for number, (line, last) in enumerate(_lines(self._place.blocks(name)), start=1):
+            for number, (line, last) in enumerate(_lines(self._storage.blocks(name)), start=1):
                 if not line.endswith(b"\n") and last:
                     tally.skip(name, number, "no line break: a write was cut short", torn=True)
                     continue
@@ -244,7 +244,7 @@ class TrajectoryStore:
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
-        self._place.reconnect()
+        self._storage.reconnect()
         self._images = self._open_images()
         if self._writer is not None:
             self._writer.forget()

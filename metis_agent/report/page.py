@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from html import escape
@@ -20,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from metis_agent.errors import StorageError
+from metis_agent.formats import atomic_path
 from metis_agent.report import headline, sections
 from metis_agent.report.archive import packed
 from metis_agent.report.facts import Facts, Progress, ReportInputs, gather
@@ -40,14 +40,11 @@ def write_report(
         InputError: see `facts.gather`.
     """
     facts = gather(inputs, progress)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic_path(out) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(page_of(facts, title))
-        draft.replace(out)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise StorageError(f"{str(out)!r} can't be written: {error}. Give another --out.") from error
     return facts
 

@@ -56,7 +56,7 @@ class ByNumber:
 
 def store(folder: Path, rows: int = ROWS) -> Path:
     """Rows with a duplicate id every 50."""
-    with TrajectoryStore(folder / "store", segment_bytes=20_000) as written:
+    with TrajectoryStore(folder / "store", shard_bytes=20_000) as written:
         for number in range(rows):
             written.append(run(id=f"run/{number - 1 if number % 50 == 49 else number}"))
     return folder / "store"
@@ -194,18 +194,18 @@ def test_what_was_set_aside_can_be_curated_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metis_agent.recording.storage import Place
+    from metis_agent.recording.storage import Storage
 
     store(tmp_path, 40)
-    put, puts = Place.put, []
+    put, puts = Storage.put, []
 
-    def full(self: Place, name: str, content: bytes) -> None:
+    def full(self: Storage, name: str, content: bytes) -> None:
         puts.append(name)
         if len(puts) == 9:
             raise StorageError("no space left on device")
         put(self, name, content)
 
-    monkeypatch.setattr(Place, "put", full)
+    monkeypatch.setattr(Storage, "put", full)
     with pytest.raises(StorageError, match="no space"):
         curate(tmp_path)
     assert curate(tmp_path).rows == 40 == sum(map(len, outcome(tmp_path).values()))

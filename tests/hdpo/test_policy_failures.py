@@ -14,7 +14,7 @@ from langchain_core.tools import tool
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, JudgeUnavailableError, StorageError
 from metis_agent.hdpo.config import check_arguments, last_checkpoint
-from metis_agent.recording.shards import LocalSegments
+from metis_agent.recording.shards import LocalShards
 from metis_agent.types import Question
 
 from .policy_world import LESSONS, STRATIFIED, arguments, coin, cold_start, furthest, logged, rollouts_of, trainer_of
@@ -76,17 +76,17 @@ def test_a_rollout_that_never_ends_is_left_out_after_its_time(tmp_path: Path) ->
 def test_a_full_disk_ends_the_run_with_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cold_start()
     rollouts = rollouts_of(model, tmp_path)
-    append = LocalSegments.append
+    append = LocalShards.append
     written = 0
 
-    def full(self: LocalSegments, line: bytes) -> None:
+    def full(self: LocalShards, line: bytes) -> None:
         nonlocal written
         written += 1
         if written > 5:
             raise StorageError(errno.ENOSPC, "No space left on device")
         append(self, line)
 
-    monkeypatch.setattr(LocalSegments, "append", full)
+    monkeypatch.setattr(LocalShards, "append", full)
     with pytest.raises(StorageError, match="No space left"):
         trainer_of(tmp_path, model=model, rollouts=rollouts).train()
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Trajectories and segments, as the tests of the store write and read them."""
+"""Trajectories and shards, as the tests of the store write and read them."""
 
 from metis_agent.recording import TrajectoryStore, dumps
 from metis_agent.types import Question, Trajectory
@@ -12,11 +12,11 @@ def read_ids(place, **options):
     return [trajectory.id for trajectory in TrajectoryStore(place, **options).read()]
 
 
-def segment_files(folder):
+def shard_files(folder):
     return sorted(folder.glob("segment-*.jsonl"))
 
 
-def write_segment(folder, name, content):
+def write_shard(folder, name, content):
     folder.mkdir(exist_ok=True)
     (folder / f"segment-{name}.jsonl").write_bytes(content)
 

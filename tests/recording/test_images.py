@@ -17,7 +17,7 @@ import pytest
 
 from metis_agent.errors import InputError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore, put_back, set_aside
+from metis_agent.recording.images import ImageStore, externalise_images, restore_images
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question, Trajectory
 
@@ -54,11 +54,11 @@ BLOCKS: list[Any] = [
 def test_every_kind_of_block_is_set_aside_and_put_back(block: Any, tmp_path: Path) -> None:
     images = ImageStore(tmp_path)
     line = schema.dumps(run_with({"type": "text", "text": "see"}, block, artifact=block, images=[URI])).encode()
-    short = set_aside(line, images.put_image)
+    short = externalise_images(line, images.put_image)
     assert ENCODED.encode() not in short
     assert short.count(f'image:sha256:{DIGEST}"'.encode()) == 3
     assert images.get_image(f"sha256:{DIGEST}") == PIXELS
-    assert put_back(short, lambda reference: base64.b64encode(images.get_image(reference))) == line
+    assert restore_images(short, lambda reference: base64.b64encode(images.get_image(reference))) == line
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_every_kind_of_block_is_set_aside_and_put_back(block: Any, tmp_path: Pat
 )
 def test_what_is_no_image_stays(text: str, tmp_path: Path) -> None:
     line = json.dumps({"base64": text}).encode()
-    assert set_aside(line, ImageStore(tmp_path).put_image) == line
-    assert put_back(line, lambda _: b"other") == line
+    assert externalise_images(line, ImageStore(tmp_path).put_image) == line
+    assert restore_images(line, lambda _: b"other") == line
     assert not (tmp_path / "images").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from metis_agent.errors import StorageError
 from metis_agent.recording import TrajectoryStore
-from tests.recording.shards import line, make, read_ids, segment_files, write_segment
+from tests.recording.shards import line, make, read_ids, shard_files, write_shard
 
 SCRIPT = """
 import sys
@@ -29,33 +29,33 @@ store = TrajectoryStore(sys.argv[1])
 """
 
 
-def test_two_writers_never_share_a_segment(url):
+def test_two_writers_never_share_a_shard(url):
     with TrajectoryStore(url) as one, TrajectoryStore(url) as other:
         for i in range(5):
             one.append(make(f"one-{i}"))
             other.append(make(f"other-{i}"))
-    assert len(TrajectoryStore(url).segments()) == 2
+    assert len(TrajectoryStore(url).shards()) == 2
     assert len(read_ids(url)) == 10
 
 
-def test_a_new_writer_leaves_a_torn_segment_as_it_is(tmp_path):
-    write_segment(tmp_path, "0", line(1) + line(2)[:30])
-    before = segment_files(tmp_path)[0].read_bytes()
+def test_a_new_writer_leaves_a_torn_shard_as_it_is(tmp_path):
+    write_shard(tmp_path, "0", line(1) + line(2)[:30])
+    before = shard_files(tmp_path)[0].read_bytes()
     with TrajectoryStore(tmp_path) as writer:
         writer.append(make(3))
         assert [trajectory.id for trajectory in writer.read()] == ["1", "3"]
-    assert segment_files(tmp_path)[0].read_bytes() == before
+    assert shard_files(tmp_path)[0].read_bytes() == before
 
 
 def test_threads_append_whole_lines(url):
-    with TrajectoryStore(url, segment_bytes=20_000) as writer, ThreadPoolExecutor(8) as pool:
+    with TrajectoryStore(url, shard_bytes=20_000) as writer, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: writer.append(make(i, answer="x" * (i % 700))), range(400)))
     reader = TrajectoryStore(url)
     assert sorted(int(trajectory.id) for trajectory in reader.read()) == list(range(400))
     assert (reader.report.torn, reader.report.corrupt) == (0, 0)
 
 
-def test_a_forked_child_opens_a_segment_of_its_own(url, tmp_path):
+def test_a_forked_child_opens_a_shard_of_its_own(url, tmp_path):
     writer = TrajectoryStore(url)
     writer.append(make("parent"))
     child_sees = tmp_path / "child"
@@ -77,17 +77,17 @@ def test_a_forked_child_opens_a_segment_of_its_own(url, tmp_path):
         assert read_ids(url) == ["parent", "parent again"]
     else:
         assert sorted(read_ids(url)) == ["child", "parent", "parent again"]
-        assert len(TrajectoryStore(url).segments()) == 2
+        assert len(TrajectoryStore(url).shards()) == 2
 
 
 def test_a_store_can_be_sent_to_a_spawned_worker(tmp_path):
-    writer = TrajectoryStore(tmp_path, segment_bytes=10)
+    writer = TrajectoryStore(tmp_path, shard_bytes=10)
     writer.append(make(1))
     with pickle.loads(pickle.dumps(writer)) as copy:
         copy.append(make(2))
         copy.append(make(3))
     assert read_ids(tmp_path) == ["1", "2", "3"]
-    assert len(segment_files(tmp_path)) == 3
+    assert len(shard_files(tmp_path)) == 3
 
 
 def test_a_killed_writer_loses_nothing_that_it_was_told_is_kept(tmp_path):
@@ -107,7 +107,7 @@ def test_a_killed_writer_loses_nothing_that_it_was_told_is_kept(tmp_path):
         assert reader.report.torn <= 1
     assert ids[: acknowledged + 1] == [str(i) for i in range(acknowledged + 1)]
     assert ids[-1] == "after"
-    assert len(segment_files(tmp_path)) == 2
+    assert len(shard_files(tmp_path)) == 2
 
 
 def test_many_processes_write_at_once(tmp_path):
@@ -116,7 +116,7 @@ def test_many_processes_write_at_once(tmp_path):
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     reader = TrajectoryStore(tmp_path)
     assert len(reader.ids()) == reader.count() == 600
-    assert len(segment_files(tmp_path)) == 3
+    assert len(shard_files(tmp_path)) == 3
 
 
 def test_a_full_disk_leaves_no_partial_line(tmp_path):
@@ -141,10 +141,10 @@ def test_a_full_disk_leaves_no_partial_line(tmp_path):
     reader = TrajectoryStore(tmp_path)
     assert [trajectory.id for trajectory in reader.read()] == ["first", "small"]
     assert (reader.report.torn, reader.report.corrupt) == (0, 0)
-    assert len(segment_files(tmp_path)) == 1
+    assert len(shard_files(tmp_path)) == 1
 
 
-def test_where_the_partial_line_stays_the_next_goes_to_another_segment(tmp_path, monkeypatch):
+def test_where_the_partial_line_stays_the_next_goes_to_another_shard(tmp_path, monkeypatch):
     writer = TrajectoryStore(tmp_path)
     writer.append(make(1))
     write = os.write
@@ -175,7 +175,7 @@ def test_a_failed_upload_keeps_the_lines_for_the_next_flush(monkeypatch):
         raise OSError("503 Slow Down")
 
     with monkeypatch.context() as broken:
-        broken.setattr(type(writer._place.fs), "pipe_file", down)
+        broken.setattr(type(writer._storage.fs), "pipe_file", down)
         with pytest.raises(StorageError, match="503 Slow Down"):
             writer.flush()
     writer.close()
@@ -189,4 +189,4 @@ def test_fsync_waits_for_each_line(tmp_path, monkeypatch):
     with TrajectoryStore(tmp_path, fsync=True) as writer:
         writer.append(make(1))
         writer.append(make(2))
-    assert len(synced) == 3  # the folder with the new segment's name, then two lines
+    assert len(synced) == 3  # the folder with the new shard's name, then two lines

@@ -13,7 +13,7 @@ from metis_agent.errors import (
     StorageError,
 )
 from metis_agent.recording import TrajectoryStore, dumps, store
-from tests.recording.shards import line, make, read_ids, write_segment
+from tests.recording.shards import line, make, read_ids, write_shard
 
 
 def test_what_is_appended_is_read_back_in_order(url):
@@ -44,37 +44,37 @@ def test_a_remote_append_is_readable_after_flush():
     writer.close()
     writer.close()
     assert read_ids(url) == ["1", "2"]
-    assert len(TrajectoryStore(url).segments()) == 2
+    assert len(TrajectoryStore(url).shards()) == 2
 
 
-def test_segments_rotate_by_size_and_none_exceeds_it(url):
+def test_shards_rotate_by_size_and_none_exceeds_it(url):
     size = 3 * len(line(10)) + 1
-    with TrajectoryStore(url, segment_bytes=size) as writer:
+    with TrajectoryStore(url, shard_bytes=size) as writer:
         for i in range(10, 20):
             writer.append(make(i))
     assert read_ids(url) == [str(i) for i in range(10, 20)]
-    assert len(TrajectoryStore(url).segments()) == 4  # 3 + 3 + 3 + 1
+    assert len(TrajectoryStore(url).shards()) == 4  # 3 + 3 + 3 + 1
 
 
-def test_a_line_larger_than_a_segment_has_one_of_its_own(url):
-    with TrajectoryStore(url, segment_bytes=10) as writer:
+def test_a_line_larger_than_a_shard_has_one_of_its_own(url):
+    with TrajectoryStore(url, shard_bytes=10) as writer:
         writer.append(make(1))
         writer.append(make(2))
     assert read_ids(url) == ["1", "2"]
-    assert len(TrajectoryStore(url).segments()) == 2
+    assert len(TrajectoryStore(url).shards()) == 2
 
 
-def test_reading_can_begin_at_a_segment(url):
-    with TrajectoryStore(url, segment_bytes=10) as writer:
+def test_reading_can_begin_at_a_shard(url):
+    with TrajectoryStore(url, shard_bytes=10) as writer:
         for i in range(4):
             writer.append(make(i))
-    segments = TrajectoryStore(url).segments()
-    read = TrajectoryStore(url).read(from_segment=segments[2])
+    shards = TrajectoryStore(url).shards()
+    read = TrajectoryStore(url).read(from_shard=shards[2])
     assert [trajectory.id for trajectory in read] == ["2", "3"]
 
 
 def test_reading_streams(tmp_path):
-    write_segment(tmp_path, "a", line(1) + b"garbage\n" + line(2))
+    write_shard(tmp_path, "a", line(1) + b"garbage\n" + line(2))
     reader = TrajectoryStore(tmp_path)
     stream = reader.read()
     assert next(stream).id == "1"
@@ -84,7 +84,7 @@ def test_reading_streams(tmp_path):
 
 
 def test_each_read_counts_from_zero(tmp_path):
-    write_segment(tmp_path, "a", line(1) + b"garbage\n" + line(2))
+    write_shard(tmp_path, "a", line(1) + b"garbage\n" + line(2))
     reader = TrajectoryStore(tmp_path)
     for _ in range(2):
         assert len(list(reader.read())) == 2
@@ -95,8 +95,8 @@ def test_each_read_counts_from_zero(tmp_path):
     "torn", [line(2)[:-1], line(2)[:30], line(2)[:30] + b"\n", b"\x00" * 4096], ids=["a", "b", "c", "zeros"]
 )
 def test_a_torn_last_line_is_skipped_and_counted(tmp_path, torn, caplog):
-    write_segment(tmp_path, "1", line(1) + torn)
-    write_segment(tmp_path, "2", line(3))
+    write_shard(tmp_path, "1", line(1) + torn)
+    write_shard(tmp_path, "2", line(3))
     reader = TrajectoryStore(tmp_path)
     assert [trajectory.id for trajectory in reader.read()] == ["1", "3"]
     assert (reader.report.torn, reader.report.corrupt) == (1, 0)
@@ -105,27 +105,27 @@ def test_a_torn_last_line_is_skipped_and_counted(tmp_path, torn, caplog):
 
 @pytest.mark.parametrize("garbage", [b"\n", b"\xff\x00\xfe\n", b"[]\n", b'{"schema":1,"id":3}\n', line(9)[:40] + b"\n"])
 def test_garbage_in_the_middle_is_skipped_counted_and_located(tmp_path, garbage, caplog):
-    write_segment(tmp_path, "1", line(1) + garbage + line(2))
+    write_shard(tmp_path, "1", line(1) + garbage + line(2))
     reader = TrajectoryStore(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert [trajectory.id for trajectory in reader.read()] == ["1", "2"]
     report = reader.report
     assert (report.read, report.torn, report.corrupt) == (2, 0, 1)
-    assert [(bad.segment, bad.line) for bad in report.bad_lines] == [("segment-1.jsonl", 2)]
+    assert [(bad.shard, bad.line) for bad in report.bad_lines] == [("segment-1.jsonl", 2)]
     assert report.bad_lines[0].reason
     assert "segment-1.jsonl, line 2" in caplog.text
     assert reader.ids() == {"1", "2"}
 
 
 def test_a_whole_last_line_that_is_no_trajectory_is_corrupt_not_torn(tmp_path):
-    write_segment(tmp_path, "1", line(1) + b'{"schema":1}\n')
+    write_shard(tmp_path, "1", line(1) + b'{"schema":1}\n')
     reader = TrajectoryStore(tmp_path)
     assert len(list(reader.read())) == 1
     assert (reader.report.torn, reader.report.corrupt) == (0, 1)
 
 
 def test_the_list_of_bad_lines_is_bounded_the_count_is_not(tmp_path):
-    write_segment(tmp_path, "1", b"x\n" * 500 + line(1))
+    write_shard(tmp_path, "1", b"x\n" * 500 + line(1))
     reader = TrajectoryStore(tmp_path)
     assert len(list(reader.read())) == 1
     assert reader.report.corrupt == 500
@@ -134,7 +134,7 @@ def test_the_list_of_bad_lines_is_bounded_the_count_is_not(tmp_path):
 
 def test_a_line_over_the_limit_is_bad_and_the_next_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_MAX_LINE", 2**20)
-    write_segment(tmp_path, "1", line(1) + dumps(make(2, answer="x" * 2**22)).encode() + b"\n" + line(3))
+    write_shard(tmp_path, "1", line(1) + dumps(make(2, answer="x" * 2**22)).encode() + b"\n" + line(3))
     reader = TrajectoryStore(tmp_path)
     assert [trajectory.id for trajectory in reader.read()] == ["1", "3"]
     assert reader.report.corrupt == 1
@@ -151,7 +151,7 @@ def test_lines_may_cross_blocks(tmp_path):
 
 
 def test_a_record_of_a_newer_version_stops_the_reading(tmp_path):
-    write_segment(tmp_path, "1", line(1) + line(2).replace(b'"schema":1', b'"schema":99'))
+    write_shard(tmp_path, "1", line(1) + line(2).replace(b'"schema":1', b'"schema":99'))
     reader = TrajectoryStore(tmp_path)
     with pytest.raises(SchemaVersionError, match=r"segment-1.jsonl line 2.*Upgrade"):
         list(reader.read())
@@ -160,9 +160,9 @@ def test_a_record_of_a_newer_version_stops_the_reading(tmp_path):
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("not a segment")
+    (tmp_path / "notes.txt").write_text("not a shard")
     (tmp_path / "images").mkdir()
-    write_segment(tmp_path, "1", line(1))
+    write_shard(tmp_path, "1", line(1))
     assert read_ids(tmp_path) == ["1"]
 
 
@@ -176,9 +176,9 @@ def test_ids_are_those_of_finished_runs(url):
 
 def test_a_new_store_is_empty(url):
     fresh = TrajectoryStore(url)
-    assert (fresh.segments(), list(fresh.read()), fresh.ids(), fresh.count()) == ([], [], set(), 0)
+    assert (fresh.shards(), list(fresh.read()), fresh.ids(), fresh.count()) == ([], [], set(), 0)
     fresh.close()
-    assert TrajectoryStore(url).segments() == []
+    assert TrajectoryStore(url).shards() == []
 
 
 def test_what_can_not_be_written_is_found_before_any_work(tmp_path):
@@ -192,7 +192,7 @@ def test_what_can_not_be_written_is_found_before_any_work(tmp_path):
 
 
 def test_a_remote_place_that_can_not_be_written_is_found_before_any_work(monkeypatch):
-    fs = type(TrajectoryStore("memory://any")._place.fs)
+    fs = type(TrajectoryStore("memory://any")._storage.fs)
 
     def forbidden(*_, **__):
         raise PermissionError("403 Forbidden")
@@ -204,7 +204,7 @@ def test_a_remote_place_that_can_not_be_written_is_found_before_any_work(monkeyp
 
 def test_the_probe_leaves_nothing(url):
     writer = TrajectoryStore(url)
-    assert writer._place.names() == []
+    assert writer._storage.names() == []
 
 
 def test_read_only_neither_makes_nor_writes(tmp_path):

@@ -212,7 +212,7 @@ def test_a_store_of_100_000_runs_opens_at_once(driver: Any, folder: Path) -> Non
         for branch, tools in (("free", ("python",)), ("free", ()), ("direct", ()), ("tool", ("python",)))
     ]  # fmt: skip
     with TrajectoryStore(folder / "large") as kept:
-        kept.append(run("q1", "4"))  # begins a segment, as the store names them
+        kept.append(run("q1", "4"))  # begins a shard, as the store names them
     lines = (
         kinds[number % 4]
         .replace('"q1"', f'"q{number // 4}"')
@@ -220,8 +220,8 @@ def test_a_store_of_100_000_runs_opens_at_once(driver: Any, folder: Path) -> Non
         .replace("2 + 2", f"2 + {number // 4}")
         for number in range(count)
     )
-    (segment,) = (folder / "large").glob("*.jsonl")
-    with segment.open("w") as file:
+    (shard,) = (folder / "large").glob("*.jsonl")
+    with shard.open("w") as file:
         file.writelines(lines)
     facts = write_report(ReportInputs(store=str(folder / "large")), folder / "large.html")
     assert (facts.after.runs, len(facts.archive)) == (count, 20_000)

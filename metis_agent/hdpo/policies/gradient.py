@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from metis_agent.errors import ConfigurationError, StorageError
+from metis_agent.formats import atomic_path
 
 __all__ = [
     "FitProgress",
@@ -316,11 +317,10 @@ def save_state(path: Path, state: FitState) -> None:
         for name, value in values.items()
     }
     numbers = {"epoch": state.epoch, "best_loss": state.best_loss, "since_best": state.since_best}
-    draft = path.with_suffix(".draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, draft, metadata={"state": json.dumps(numbers)})
-        draft.replace(path)
+        with atomic_path(path) as draft:
+            save_file(tensors, draft, metadata={"state": json.dumps(numbers)})
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{str(path)!r} can't be written: {error}. Free some space, or give another.") from error
 

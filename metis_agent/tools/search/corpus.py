@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import LifoQueue
 from typing import Self
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
+from metis_agent.formats import atomic_path
 from metis_agent.tools.search.base import SearchHit
 from metis_agent.tools.search.documents import Document, digest_documents, digest_path, read_documents
 from metis_agent.tools.search.terms import TOKENIZER, index_text, query_terms
@@ -230,25 +230,17 @@ def _stored_digest(path: Path) -> str | None:
 
 
 def _build_file(path: Path, documents: Iterable[Document], digest: str) -> None:
-    """Build beside the file, then rename: other processes see the old index or the new one, both whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    """Other processes see the old index or the new one, both whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = _connect(str(beside))
-        try:
+        with atomic_path(path) as beside, closing(_connect(str(beside))) as connection:
             _build(connection, documents, digest)
-        finally:
-            connection.close()
-        os.replace(beside, path)
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, MissingDependencyError):
             raise
         raise StorageError(
             f"index {str(path)!r} can't be written: {error}. Name a path that this user may write to."
         ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _build(connection: sqlite3.Connection, documents: Iterable[Document], digest: str) -> None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import os
-import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from metis_agent.errors import ConfigurationError, InputError, StorageError, ToolError
+from metis_agent.formats import atomic_path
 from metis_agent.tools.images import ImageRules, load_image, thumbnail
 from metis_agent.tools.search.corpus import CorpusSearch
 from metis_agent.tools.search.documents import Document
@@ -232,21 +231,16 @@ def _restored(line: dict[str, Any]) -> ImageRecord:
 
 
 def _write_index(path: Path, model: str, records: Sequence[ImageRecord]) -> None:
-    """Write beside the file, then rename: a reader sees the old index or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    """A reader sees the old index or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
+        with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
             file.write(json.dumps({"metis": "image folder", "format": _FORMAT, "model": model}) + "\n")
             for record in records:
                 line = asdict(record)
                 line["fingerprint"]["bits"] = f"{record.fingerprint.bits:x}"
                 file.write(json.dumps(line) + "\n")
-        os.replace(beside, path)
     except OSError as error:
         raise StorageError(
             f"index {str(path)!r} can't be written: {error.strerror}. Name a path that this user may write to."
         ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()

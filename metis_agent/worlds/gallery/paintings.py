@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from metis_agent.formats import write_whole
+from metis_agent.formats import atomic_write
 from metis_agent.worlds.gallery.pictures import CANVAS
 
 __all__ = ["COLLECTION", "FIRST", "LAST", "Painting", "paint", "photograph", "write_collection"]
@@ -96,5 +96,5 @@ def write_collection(folder: Path) -> Path:
     for it in every:
         paint(it).save(folder / it.file)
     lines = (json.dumps({"file_name": it.file, "caption": it.caption}) + "\n" for it in every)
-    write_whole(notes, "".join(lines).encode())
+    atomic_write(notes, "".join(lines).encode())
     return folder

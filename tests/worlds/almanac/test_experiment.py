@@ -51,8 +51,8 @@ def train(folder: Path, *, kill_after: int | None = None) -> None:
 
 
 def stored(folder: Path) -> int:
-    segments = (folder / "trajectories" / "train").glob("*.jsonl")
-    return sum(segment.read_bytes().count(b"\n") for segment in segments)
+    shards = (folder / "trajectories" / "train").glob("*.jsonl")
+    return sum(shard.read_bytes().count(b"\n") for shard in shards)
 
 
 @pytest.fixture(scope="module")
