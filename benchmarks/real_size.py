@@ -35,8 +35,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from metis_agent.agent import create_metis_agent
 from metis_agent.budget import Budget
 from metis_agent.hdpo.policy_trainer import HDPOConfig, HDPOTrainer
+from metis_agent.models.checkpoint import StillsProcessor
 from metis_agent.models.local import LocalChatModel
-from metis_agent.models.stills import StillsProcessor
 from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, Rollouts

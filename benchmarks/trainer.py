@@ -44,9 +44,9 @@ from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
+from metis_agent.worlds.almanac.cold_start import build_tokenizer
 from metis_agent.worlds.almanac.experiment import COLD_START
 from metis_agent.worlds.almanac.questions import questions
-from metis_agent.worlds.almanac.tokens import build_tokenizer
 
 REPLY = 64
 """Tokens of one reply, for both."""

@@ -27,8 +27,8 @@ METHODS = ("cold start", "HDPO", "GRPO")
 def measured(method: str, seed: int, root: Path, questions: int) -> dict[str, Any]:
     """A policy's figures on held-out pictures, greedy, in the fonts of training and in the one held out."""
     from metis_agent.hdpo.advantages import Objective
-    from metis_agent.worlds.gallery.exhibits import HELD_OUT_FONT
     from metis_agent.worlds.gallery.experiment import Experiment
+    from metis_agent.worlds.gallery.pictures import HELD_OUT_FONT
 
     folder = root / f"{method.lower().replace(' ', '-')}-{seed}"
     done = folder / "result.json"
@@ -58,7 +58,7 @@ def control(steps: int) -> dict[str, float]:
     import torch
 
     from metis_agent.worlds.gallery.agent import gallery_model
-    from metis_agent.worlds.gallery.exhibits import CONTENTS
+    from metis_agent.worlds.gallery.pictures import CONTENTS
     from metis_agent.worlds.gallery.questions import drawn_from
     from metis_agent.worlds.gallery.rows import IGNORE, Rows
 

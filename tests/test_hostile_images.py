@@ -21,7 +21,7 @@ from metis_agent.agent import create_metis_agent
 from metis_agent.curation.rl import image_fault
 from metis_agent.errors import GateError, InputError
 from metis_agent.gates.scorers.base import Asked
-from metis_agent.gates.scorers.decision_model import DecisionModel
+from metis_agent.gates.scorers.decision_lm import DecisionModel
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.images import ImageStore
 from metis_agent.report.transcript import Pictures

@@ -61,7 +61,7 @@ def prepare_training() -> None:
 
 def _almanac(folder: Path, seed: int, steps: int, questions: int) -> WorldExperiment:
     from metis_agent.worlds.almanac.experiment import Experiment
-    from metis_agent.worlds.almanac.noise import Noise
+    from metis_agent.worlds.almanac.tools import Noise
 
     noise = Noise(wrong=_WRONG, error=_FAILING)
     return Experiment(folder=folder, seed=seed, steps=steps, test_questions=questions, noise=noise)

@@ -18,14 +18,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage
 
 from metis_agent.errors import ConfigurationError, GateError
 from metis_agent.gates.base import Gate, SupportsDecide, allows, as_gate
 from metis_agent.turns import is_first_step, turn_of
-from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
+from metis_agent.types import TOKEN_RECORD, Draft, GateDecision, GateRequest, ToolSpec
 
-__all__ = ["DraftConfidenceGate", "Reading"]
+__all__ = ["DraftConfidenceGate", "Reading", "draft_of", "log_probs_of", "read_log_probs"]
+
 
 Reading = Literal["mean", "min", "first", "all"]
 
@@ -122,3 +125,39 @@ class DraftConfidenceGate(Gate):
             reason="" if second is None else f"which: {second.gate or 'the second gate'} {second.reason}".rstrip(),
             seconds=time.perf_counter() - started,
         )
+
+
+def draft_of(reply: AIMessage) -> Draft:
+    """The draft that a reply is."""
+    return Draft(text=str(reply.text), log_probs=log_probs_of(reply))
+
+
+def log_probs_of(reply: AIMessage) -> tuple[float, ...]:
+    """Log-probabilities of the reply's tokens as `read_log_probs` has them; empty where the model gives none.
+
+    Two forms are read: the token record of `LocalChatModel`, and the `logprobs` that OpenAI and the servers that
+    speak its protocol give to a model bound with `logprobs=True`.
+    """
+    metadata: Mapping[str, Any] = reply.response_metadata
+    tokens = metadata.get(TOKEN_RECORD)
+    if isinstance(tokens, Mapping):
+        return read_log_probs(tokens.get("log_probs"), tokens.get("allowed_log_probs"), tokens.get("forced", 0))
+    offered = metadata.get("logprobs")
+    content = offered.get("content") if isinstance(offered, Mapping) else None
+    if not isinstance(content, list):
+        return ()
+    return tuple(float(token["logprob"]) for token in content)
+
+
+def read_log_probs(own: Sequence[float] | None, allowed: Sequence[float] | None, forced: int) -> tuple[float, ...]:
+    """What a gate reads of a model call's log-probabilities: without forced tokens, and those of a ban where one was.
+
+    Where a tool call was banned they are those among the allowed tokens: the first token of a draft must not tell
+    how much the model would rather have called a tool.
+
+    Args:
+        own: `log_probs` of the token record, or of the `ModelCall`.
+        allowed: its `allowed_log_probs`.
+        forced: how many leading tokens were forced.
+    """
+    return tuple(map(float, (allowed or own or ())[forced:]))

@@ -17,8 +17,7 @@ from pydantic import Field
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
-from metis_agent.gates.decision import ANSWERABLE
-from metis_agent.gates.systemone import langchain_decisions
+from metis_agent.gates.decision import ANSWERABLE, langchain_decisions
 from metis_agent.types import GateDecision, GateRequest, ToolSpec
 
 __all__ = ["TOOL_NEEDED", "as_decision_model"]

@@ -9,24 +9,23 @@ turn goes on it stays as it was, so a tool branch may call its tool again, as it
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metis_agent.deadline import arun_in_thread
-from metis_agent.errors import CheckpointError, ConfigurationError
-from metis_agent.gates.artefact import Artefact, load_artefact
+from metis_agent.errors import CheckpointError, ConfigurationError, GateError
+from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact
 from metis_agent.gates.base import Gate
-from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.gates.hub import fetch_gate
-from metis_agent.gates.request_images import read_images
+from metis_agent.gates.features import FeaturesScorer, draft_log_prob_features, draft_text_features
 from metis_agent.gates.scorers.base import Asked, Scorer
-from metis_agent.gates.scorers.features import FeaturesScorer
 from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
 
-__all__ = ["PolicyGate", "decision_probabilities", "read_request"]
+__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request"]
+
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
 ReadDraft = Callable[[Draft], Mapping[str, float]]
@@ -270,3 +269,40 @@ def _floats(values: object) -> list[float]:
 
 def _sigmoid(z: float) -> float:
     return 1 / (1 + math.exp(-z)) if z > -500 else 0.0
+
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<base64>[A-Za-z0-9+/=\s]+)")
+
+
+def read_images(request: GateRequest) -> tuple[str, ...]:
+    """Images of the turn's question, in order, each the base64 of its file.
+
+    Raises:
+        GateError: one is given by a URL, or by an id at a provider.
+    """
+    turn = turn_of(request.messages)
+    content = turn[0].content if turn else ""
+    if isinstance(content, str):
+        return ()
+    return tuple(_base64(block) for block in content if isinstance(block, dict) and _is_image(block))
+
+
+def _is_image(block: dict[str, Any]) -> bool:
+    return block.get("type") in ("image", "image_url")
+
+
+def _base64(block: dict[str, Any]) -> str:
+    """LangChain's own block, OpenAI's `image_url` and Anthropic's `source`."""
+    source = block.get("source")
+    found = block.get("base64") or (source.get("data") if isinstance(source, dict) else block.get("data"))
+    if found:
+        return str(found)
+    url = block.get("image_url", block.get("url", ""))
+    if isinstance(url, dict):
+        url = url.get("url", "")
+    if match := _DATA_URL.fullmatch(str(url)):
+        return match["base64"]
+    raise GateError(
+        f"The gate can't see the image {str(url or block)[:80]!r}: it fetches nothing. Put the image's bytes into the "
+        "message, as base64."
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
-from metis_agent.gates.drafts import draft_of
+from metis_agent.gates.confidence import draft_of
 from metis_agent.graphs.answers import has_answer, without_calls
 from metis_agent.graphs.notes import Notes
 from metis_agent.graphs.setup import Setup

@@ -15,7 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 
-from metis_agent.gates.drafts import draft_of
+from metis_agent.gates.confidence import draft_of
 from metis_agent.middleware.offer import narrowed
 from metis_agent.middleware.replies import reply_in
 from metis_agent.middleware.turn import TurnView

@@ -1,4 +1,4 @@
-"""A tokenizer with its chat template: render, encode, decode, quickly and from any thread."""
+"""A tokenizer with its chat template: render, encode, decode, and the first tokens of a forced call."""
 
 from __future__ import annotations
 
@@ -6,15 +6,53 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from jinja2 import TemplateError
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.models.recent import Recent
+from metis_agent.models.wire import TOOL_CALL_OPENING
 
-__all__ = ["ChatTokenizer"]
+__all__ = ["ChatTokenizer", "Recent", "named_opening"]
+
+
+ValueT = TypeVar("ValueT")
+
+
+class Recent(Generic[ValueT]):
+    """The most recently used results, by key. Safe in threads; a race only computes one twice.
+
+    Args:
+        size: What all results may weigh together; the newest is kept whatever it weighs.
+        weigh: The weight of a result; by default each weighs 1.
+    """
+
+    def __init__(self, size: int, weigh: Callable[[ValueT], int] = lambda value: 1) -> None:
+        self._size, self._weigh = size, weigh
+        self._weight = 0
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Hashable, ValueT] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def get(self, key: Hashable, compute: Callable[[], ValueT]) -> ValueT:
+        """The value for a key, computed where it is not remembered."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = compute()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._weight += self._weigh(value)
+            while self._weight > self._size and len(self._values) > 1:
+                self._weight -= self._weigh(self._values.popitem(last=False)[1])
+        return value
+
 
 _CACHED = 4096
 
@@ -138,3 +176,43 @@ def _identity(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+
+
+def named_opening(tokenizer: ChatTokenizer, schema: Mapping[str, Any]) -> tuple[int, ...]:
+    """The opening of a call through the closing quote of the tool's name, as the template writes calls.
+
+    Two calls with different arguments are rendered; what their ids share is certain. Where the token that
+    ends the name is not among it (a tokenizer joins the name to its arguments), or the template writes calls
+    in another way, it is the bare opening tag.
+
+    Args:
+        tokenizer: Renders and encodes.
+        schema: The tool's OpenAI-style schema.
+    """
+    bare = tokenizer.encode(TOOL_CALL_OPENING)
+    quoted = json.dumps(schema["function"]["name"], ensure_ascii=False)
+    first, second = (tokenizer.encode(_rendered_call(tokenizer, schema, value)) for value in ("0", "a"))
+    for length in range(len(bare) + 1, min(len(first), len(second)) + 1):
+        if first[:length] != second[:length]:
+            return bare
+        if quoted in tokenizer.decode(first[:length]):
+            return first[:length]
+    return bare
+
+
+def _rendered_call(tokenizer: ChatTokenizer, schema: Mapping[str, Any], value: str) -> str:
+    """The text of one call from its opening on; empty where the template has no such tag."""
+    function = schema["function"]
+    parameters = function.get("parameters", {})
+    required = parameters.get("required") or list(parameters.get("properties", {}))[:1]
+    call = {"name": function["name"], "arguments": dict.fromkeys(required, value)}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+    ]
+    try:
+        text = tokenizer.render(chat, [], reply=False)
+    except InputError:
+        return ""
+    start = text.rfind(TOOL_CALL_OPENING)
+    return text[start:] if start >= 0 else ""

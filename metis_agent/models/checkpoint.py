@@ -1,4 +1,7 @@
-"""Loading a model folder, with an error that teaches for every way in which one can be broken."""
+"""Loading a model folder, with an error that teaches for every way in which one can be broken.
+
+A model that reads images comes with its processor, what turns images into patches and their places into tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen3VLProcessor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.import_utils import is_torchvision_available
 
 from metis_agent.errors import CheckpointError
-from metis_agent.models.processors import load_processor, reads_images
 
-__all__ = ["LoadedCheckpoint", "load_checkpoint"]
+__all__ = ["LoadedCheckpoint", "StillsProcessor", "load_checkpoint", "load_processor", "reads_images"]
+
 
 _REMEDY = "Give a folder that save_pretrained wrote for model and tokenizer, or copy or download it again."
 
@@ -120,3 +132,54 @@ def _check_weights(file: Path) -> None:
         raise CheckpointError(
             f"{str(file)!r} is not a whole safetensors file ({error}): it was truncated or damaged. {_REMEDY}"
         ) from error
+
+
+_STILLS = ("qwen3_vl", "qwen3_vl_moe")
+
+
+def reads_images(folder: Path) -> bool:
+    """Whether the folder's model is one of images and text."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def load_processor(folder: Path) -> Any:
+    """The model's own processor; a Qwen3-VL's without its videos, where torchvision is not there to read them.
+
+    Raises:
+        ImportError: Another model's processor needs a library that is not installed.
+        OSError, ValueError: The folder has none, or it is damaged.
+    """
+    if _is_stills(folder):
+        return StillsProcessor.from_pretrained(folder, local_files_only=True)
+    loader: Any = AutoProcessor  # it has no annotations
+    processor = loader.from_pretrained(folder, local_files_only=True)
+    if getattr(processor, "image_processor", None) is None:  # what is found without one is the bare tokenizer
+        raise ValueError("it has no image processor (preprocessor_config.json or processor_config.json)")
+    return processor
+
+
+def _is_stills(folder: Path) -> bool:
+    """A Qwen3-VL that was saved without videos, or that meets a machine without torchvision."""
+    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type not in _STILLS:
+        return False
+    settings = folder / "processor_config.json"
+    saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return saved.get("processor_class") == StillsProcessor.__name__ or not is_torchvision_available()
+
+
+class StillsProcessor(Qwen3VLProcessor):
+    """`Qwen3VLProcessor` without videos.
+
+    Args:
+        image_processor: Such as `Qwen2VLImageProcessorPil`.
+        tokenizer: With `<|image_pad|>` among its tokens.
+        chat_template: By default the tokenizer's.
+        **options: Further arguments of `Qwen3VLProcessor`.
+    """
+
+    # The signature says which parts a processor loads and saves.
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **options: Any
+    ) -> None:
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **options)  # type: ignore[no-untyped-call]

@@ -28,18 +28,14 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr
 
 from metis_agent.errors import InputError
 from metis_agent.models.batching import MicroBatcher
-from metis_agent.models.call import Call
-from metis_agent.models.chat_tokenizer import ChatTokenizer
+from metis_agent.models.chat_tokenizer import ChatTokenizer, Recent, named_opening
 from metis_agent.models.checkpoint import load_checkpoint
-from metis_agent.models.completions import Completion, GenerationRequest
+from metis_agent.models.completions import Call, Completion, GenerationRequest
+from metis_agent.models.decoding import RowSampling
 from metis_agent.models.engine import Engine
-from metis_agent.models.opening import named_opening
 from metis_agent.models.prompt import Prompt, PromptBuilder
-from metis_agent.models.recent import Recent
-from metis_agent.models.sampler import RowSampling
-from metis_agent.models.tool_schemas import ToolSchemas, resolve_tool_choice
 from metis_agent.models.vision import ImageReader
-from metis_agent.models.wire import TOOL_CALL_OPENING
+from metis_agent.models.wire import TOOL_CALL_OPENING, ToolSchemas, resolve_tool_choice
 
 __all__ = ["LocalChatModel"]
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from metis_agent.models.chat_tokenizer import ChatTokenizer
-from metis_agent.models.recent import Recent
+from metis_agent.models.chat_tokenizer import ChatTokenizer, Recent
 from metis_agent.models.vision import ImageReader, SeenImage
 from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
 from metis_agent.types import TOKEN_RECORD

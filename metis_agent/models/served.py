@@ -23,8 +23,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from metis_agent.errors import InfrastructureError, InputError, MissingDependencyError
 from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_call
-from metis_agent.models.tool_schemas import ToolSchemas, resolve_tool_choice
-from metis_agent.models.wire import Reply, parse_reply
+from metis_agent.models.wire import Reply, ToolSchemas, parse_reply, resolve_tool_choice
 
 try:
     import openai

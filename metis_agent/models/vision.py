@@ -18,7 +18,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from torch import Tensor
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.models.recent import Recent
+from metis_agent.models.chat_tokenizer import Recent
 from metis_agent.tools.images import image_source, load_image
 
 __all__ = ["ImageReader", "SeenImage"]

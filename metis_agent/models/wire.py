@@ -1,6 +1,6 @@
-"""The tag format between text and messages: what a model writes, read as LangChain messages, and back.
+"""The wire between messages and text: how a conversation and its tools go out, and how a model's reply is read.
 
-The wire of Qwen3 and Metis (arXiv:2604.08545, section 4 of its code's prompts):
+The tag format of Qwen3 and Metis (arXiv:2604.08545, section 4 of its code's prompts):
 `<think>…</think>` or `<reason>…</reason>`, then either `<tool_call>{"name": …, "arguments": {…}}</tool_call>`
 (one or several) or `<answer>…</answer>`, or plain text. Reading never raises: a model's malformed call is
 data (an `invalid_tool_call` with the reason), not a crash. Needs no torch: the vLLM model reads it too.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,13 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from metis_agent.errors import InputError
+from metis_agent.errors import ConfigurationError, InputError, UnknownToolError
 
-__all__ = ["TOOL_CALL_OPENING", "Reply", "parse_reply", "to_chat_dicts"]
+__all__ = ["TOOL_CALL_OPENING", "Reply", "ToolSchemas", "parse_reply", "resolve_tool_choice", "to_chat_dicts"]
+
 
 TOOL_CALL_OPENING = "<tool_call>"
 
@@ -211,3 +215,60 @@ def _flatten(message: BaseMessage) -> str:
                 "it out, or describe it in words."
             )
     return "".join(parts)
+
+
+class ToolSchemas:
+    """Converts tools, remembering each tool object's schema: agents bind the same tools on every call."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[BaseTool], tuple[str, str], dict[str, Any]]] = {}
+
+    def convert(self, tools: Sequence[Any]) -> list[dict[str, Any]]:
+        """OpenAI-style schemas of LangChain tools, functions, pydantic classes or ready schemas."""
+        return [self._convert(tool) for tool in tools]
+
+    def _convert(self, tool: Any) -> dict[str, Any]:
+        if not isinstance(tool, BaseTool):
+            return convert_to_openai_tool(tool)
+        label = (tool.name, tool.description)
+        known = self._known.get(id(tool))
+        # An id can be used again once its tool is gone, hence the look through the weak reference.
+        if known is not None and known[0]() is tool and known[1] == label:
+            return known[2]
+        schema = convert_to_openai_tool(tool)
+        key = id(tool)
+        self._known[key] = (weakref.ref(tool, lambda _: self._known.pop(key, None)), label, schema)
+        return schema
+
+
+def resolve_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> str:
+    """The choice in one of four forms: "auto", "none", "any", or the name of a tool.
+
+    Args:
+        choice: `None`, "auto", "any", "required", "none", a tool's name, a bool (`True` is "any"), or the
+            OpenAI form `{"type": "function", "function": {"name": ...}}`.
+        tools: The offered schemas.
+
+    Raises:
+        UnknownToolError: A name that is not among the tools.
+        ConfigurationError: A call is required where no tool is offered.
+    """
+    if isinstance(choice, Mapping):
+        choice = choice.get("function", {}).get("name", choice.get("name"))
+    if choice is None or choice is False or choice == "auto":
+        return "auto"
+    if choice == "none":
+        return "none"
+    names = [tool["function"]["name"] for tool in tools]
+    if choice is True or choice in ("any", "required"):
+        if not names:
+            raise ConfigurationError(
+                f"tool_choice={choice!r} requires a tool call, but no tool is offered. Bind tools, or leave "
+                "tool_choice out."
+            )
+        return "any"
+    if choice not in names:
+        raise UnknownToolError(
+            f'tool_choice={choice!r} is not the name of an offered tool. Use one of {names!r}, "auto", "any" or "none".'
+        )
+    return str(choice)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
-from metis_agent.gates.drafts import read_log_probs
+from metis_agent.gates.confidence import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
 from metis_agent.judging.verifiers import Verify, judge
 from metis_agent.judging.verifiers import verify as default_verify

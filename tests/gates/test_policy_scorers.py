@@ -14,9 +14,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from metis_agent.errors import GateError
-from metis_agent.gates.request_images import read_images
-from metis_agent.gates.scorers.batching import Batcher
-from metis_agent.gates.scorers.decision_questions import decision_request, questions_about
+from metis_agent.gates.policy import read_images
+from metis_agent.gates.scorers.decision_lm import decision_request, questions_about
+from metis_agent.gates.scorers.pretrained import Batcher
 from metis_agent.types import GateRequest, ToolSpec
 
 
@@ -113,7 +113,7 @@ def test_the_questions_name_each_tool_with_its_description() -> None:
 
 def test_the_gates_module_imports_no_model_library() -> None:
     code = (
-        "import sys, metis_agent.gates.policy, metis_agent.gates.scorers.decision_questions; "
+        "import sys, metis_agent.gates.policy, metis_agent.gates.scorers.decision_lm; "
         "print(sorted({'numpy', 'torch', 'transformers'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,10 +21,9 @@ from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, Rollouts
 from metis_agent.types import Question, Trajectory
-from metis_agent.worlds.almanac.cold_start import build_model
+from metis_agent.worlds.almanac.cold_start import CHAT_TEMPLATE, build_model, build_tokenizer
 from metis_agent.worlds.almanac.experiment import COLD_START
 from metis_agent.worlds.almanac.questions import questions
-from metis_agent.worlds.almanac.tokens import CHAT_TEMPLATE, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 LESSONS = questions("train", 8, kinds=("sum",))

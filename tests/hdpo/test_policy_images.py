@@ -19,8 +19,7 @@ from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts
 from metis_agent.worlds.gallery.cold_start import build_model
-from metis_agent.worlds.gallery.exhibits import exhibit
-from metis_agent.worlds.gallery.pictures import as_png, draw
+from metis_agent.worlds.gallery.pictures import as_png, draw, exhibit
 from metis_agent.worlds.gallery.questions import questions
 from metis_agent.worlds.gallery.tokens import build_processor
 

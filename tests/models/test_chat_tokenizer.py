@@ -1,11 +1,16 @@
+"""Rendering, encoding and the forced opening; results are remembered in bounded memory."""
+
+from __future__ import annotations
+
+import json
 from typing import Any
 
 import pytest
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.models.chat_tokenizer import ChatTokenizer
+from metis_agent.models.chat_tokenizer import ChatTokenizer, Recent, named_opening
 
-from .conftest import STRIPS_THINKING, build_tokenizer
+from .conftest import PYTHON, STRIPS_THINKING, build_tokenizer
 
 
 @pytest.fixture
@@ -59,3 +64,52 @@ def test_what_the_template_refuses_is_an_input_error(tokenizer: Any) -> None:
         chat_tokenizer.render([{"role": "user", "content": "Hello"}], [], reply=True)
     with pytest.raises(InputError, match="at least one message"):
         chat_tokenizer.render([], [], reply=True)
+
+
+def test_opening_is_forced_through_the_name_where_tokens_allow(chat_tokenizer: ChatTokenizer, tokenizer: Any) -> None:
+    named = tokenizer.decode(named_opening(chat_tokenizer, PYTHON))
+    assert named.startswith('<tool_call>\n{"name": "python"')
+    assert '"code"' not in named
+
+
+def test_opening_stays_bare_where_the_name_is_joined_to_the_arguments() -> None:
+    tokenizer = build_tokenizer()
+    joined = json.loads(tokenizer.backend_tokenizer.to_str())
+    pieces = joined["model"]["vocab"]
+    for value in ("0", "a"):
+        pieces[f'python", "arguments": {{"code": "{value}'] = len(pieces)
+    pattern = joined["pre_tokenizer"]["pattern"]
+    pattern["Regex"] = 'python", "arguments": \\{"code": "[0a]|' + pattern["Regex"]
+    tokenizer._tokenizer = type(tokenizer._tokenizer).from_str(json.dumps(joined))
+    chat_tokenizer = ChatTokenizer(tokenizer, eos_ids=frozenset({tokenizer.eos_token_id}))
+    assert tokenizer.decode(named_opening(chat_tokenizer, PYTHON)) == "<tool_call>"
+
+
+def test_opening_stays_bare_where_the_template_writes_calls_in_another_way(tokenizer: Any) -> None:
+    other = build_tokenizer("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    chat_tokenizer = ChatTokenizer(other, eos_ids=frozenset({other.eos_token_id}))
+    assert other.decode(named_opening(chat_tokenizer, PYTHON)) == "<tool_call>"
+
+
+def test_a_value_is_computed_once() -> None:
+    recent: Recent[int] = Recent(2)
+    values = iter([1, 2])
+    assert [recent.get("a", lambda: next(values)) for _ in range(3)] == [1, 1, 1]
+
+
+def test_the_least_recently_used_goes() -> None:
+    recent: Recent[str] = Recent(2)
+    for key in ("a", "b", "a", "c"):
+        recent.get(key, lambda key=key: key.upper())  # type: ignore[misc]
+    assert ["a" in recent, "b" in recent, "c" in recent] == [True, False, True]
+
+
+def test_heavy_results_push_out_more_than_one() -> None:
+    recent: Recent[str] = Recent(6, len)
+    for value in ("aa", "bb", "cc"):
+        recent.get(value, lambda value=value: value)  # type: ignore[misc]
+    assert all(value in recent for value in ("aa", "bb", "cc"))
+    recent.get("ddd", lambda: "ddd")
+    assert [value in recent for value in ("aa", "bb", "cc", "ddd")] == [False, False, True, True]
+    recent.get("long", lambda: "far too long")
+    assert [value in recent for value in ("cc", "ddd", "long")] == [False, False, True]

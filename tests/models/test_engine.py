@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 
 from metis_agent.errors import InfrastructureError
 from metis_agent.models.completions import Completion, GenerationRequest
+from metis_agent.models.decoding import RowSampling
 from metis_agent.models.engine import Engine
-from metis_agent.models.sampler import RowSampling
 
 from .teacher import teacher_forced
 

@@ -59,7 +59,7 @@ TEMPLATE = (
 # The stock processor of a Qwen3-VL needs torchvision; the rest is transformers' own command.
 SERVE = (
     "import sys; from transformers import AutoProcessor, Qwen3VLConfig; "
-    "from metis_agent.models.stills import StillsProcessor; "
+    "from metis_agent.models.checkpoint import StillsProcessor; "
     "AutoProcessor.register(Qwen3VLConfig, StillsProcessor, exist_ok=True); "
     "from transformers.cli.transformers import main; sys.exit(main())"
 )

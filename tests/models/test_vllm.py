@@ -22,7 +22,7 @@ from metis_agent.hdpo.token_sequences import segments
 from metis_agent.models.vllm import VLLMChatModel
 from metis_agent.rollouts.runner import Rollout, roll_out
 from metis_agent.types import TOKEN_RECORD, Question
-from metis_agent.worlds.almanac.tokens import build_tokenizer
+from metis_agent.worlds.almanac.cold_start import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 CALL = '<tool_call>{"name": "python", "arguments": {"code": "52+73"}}</tool_call>'

@@ -1,3 +1,8 @@
+"""What a model writes is read whatever it is, and conversations and tools go out as templates want them."""
+
+from __future__ import annotations
+
+import gc
 import json
 import subprocess
 import sys
@@ -14,9 +19,13 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
-from metis_agent.errors import InputError
-from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
+from metis_agent.errors import ConfigurationError, InputError, UnknownToolError
+from metis_agent.models import wire
+from metis_agent.models.wire import Reply, ToolSchemas, parse_reply, resolve_tool_choice, to_chat_dicts
 
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
 
@@ -171,3 +180,81 @@ def test_images_are_refused() -> None:
 def test_unknown_message_type_is_refused() -> None:
     with pytest.raises(InputError, match="FunctionMessage"):
         to_chat_dicts([FunctionMessage(content="x", name="f")])
+
+
+@tool
+def python(code: str) -> str:
+    """Run code."""
+    return code
+
+
+class Search(BaseModel):
+    """Search the web."""
+
+    query: str
+
+
+def plain(x: int) -> int:
+    """A function.
+
+    Args:
+        x: A number.
+    """
+    return x
+
+
+def test_all_kinds_of_tools_become_schemas() -> None:
+    ready = convert_to_openai_tool(python)
+    schemas = ToolSchemas().convert([python, Search, plain, ready])
+    assert [schema["function"]["name"] for schema in schemas] == ["python", "Search", "plain", "python"]
+    assert schemas[0] == schemas[3] == ready
+
+
+def test_a_tool_is_converted_once_until_its_description_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[str] = []
+
+    def counting(tool: Any) -> dict[str, Any]:
+        converted.append(tool.description)
+        return convert_to_openai_tool(tool)
+
+    monkeypatch.setattr(wire, "convert_to_openai_tool", counting)
+    schemas = ToolSchemas()
+    mine = python.model_copy()
+    schemas.convert([mine, mine])
+    mine.description = "Run more code."
+    (schema,) = schemas.convert([mine])
+    assert converted == ["Run code.", "Run more code."]
+    assert schema["function"]["description"] == "Run more code."
+
+
+def test_forgotten_tools_are_not_kept() -> None:
+    schemas = ToolSchemas()
+    schemas.convert([python.model_copy()])
+    gc.collect()
+    assert schemas._known == {}
+
+
+OFFERED = [{"function": {"name": "python"}}, {"function": {"name": "search"}}]
+
+
+@pytest.mark.parametrize(
+    ("choice", "resolved"),
+    [
+        (None, "auto"), (False, "auto"), ("auto", "auto"), ("none", "none"), (True, "any"), ("any", "any"),
+        ("required", "any"), ("search", "search"),
+        ({"type": "function", "function": {"name": "python"}}, "python"),
+        ({"type": "tool", "name": "python"}, "python"),
+    ],
+)  # fmt: skip
+def test_choices(choice: object, resolved: str) -> None:
+    assert resolve_tool_choice(choice, OFFERED) == resolved
+
+
+def test_unknown_tool_name_is_refused() -> None:
+    with pytest.raises(UnknownToolError, match=r"'web'.*\['python', 'search'\]"):
+        resolve_tool_choice("web", OFFERED)
+
+
+def test_a_required_call_without_tools_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no tool is offered"):
+        resolve_tool_choice("any", [])

@@ -13,8 +13,7 @@ from typing import Any
 from metis_agent.errors import CheckpointError
 from metis_agent.gates.artefact import Artefact
 from metis_agent.gates.scorers.base import Asked
-from metis_agent.gates.scorers.batching import Batcher
-from metis_agent.gates.scorers.pretrained import import_transformers, load_part, pick_device
+from metis_agent.gates.scorers.pretrained import Batcher, import_transformers, load_part, pick_device
 
 __all__ = ["EncoderModel", "EncoderScorer"]
 

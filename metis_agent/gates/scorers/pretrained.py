@@ -1,18 +1,19 @@
-"""Loading transformers models for the scorers and the policies, with errors that say what to do.
+"""What scorers and policies on transformers models share: loading, with errors that say what to do, and batching.
 
 Imports torch and transformers inside the functions: a gate of kind `features` needs neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from metis_agent.errors import CheckpointError, ConfigurationError, MissingDependencyError
 
-__all__ = ["check_source", "import_transformers", "load_part", "pick_device", "quiet"]
+__all__ = ["Batcher", "check_source", "import_transformers", "load_part", "pick_device", "quiet"]
 
 
 def import_transformers(what: str) -> Any:
@@ -108,3 +109,76 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Batcher(Generic[Request, Answer]):
+    """Gathers the requests of concurrent threads.
+
+    Args:
+        work: Answers a batch, in order; never called twice at the same time.
+        limit: Requests in a batch, at most.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Request]], Sequence[Answer]], limit: int) -> None:
+        self._work = work
+        self._limit = limit
+        self._waiting: list[_Place[Request, Answer]] = []
+        self._guard, self._turn = threading.Lock(), threading.Lock()
+
+    def ask(self, request: Request) -> Answer:
+        """The answer to one request; what `work` raises of it is raised here."""
+        place: _Place[Request, Answer] = _Place(request)
+        with self._guard:
+            self._waiting.append(place)
+        while not place.done:
+            with self._turn:
+                if not place.done:
+                    self._answer_some()
+        return place.result()
+
+    def _answer_some(self) -> None:
+        with self._guard:
+            batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+        try:
+            answers = self._work([place.request for place in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+            # One bad request must not fail those that happened to come with it.
+            for place in batch if len(batch) > 1 else []:
+                try:
+                    place.answer(self._work([place.request])[0])
+                except Exception as own:
+                    place.fail(own)
+        except BaseException as error:
+            for place in batch:
+                place.fail(error)
+            raise
+        else:
+            for place, answer in zip(batch, answers, strict=True):
+                place.answer(answer)
+
+
+class _Place(Generic[Request, Answer]):
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.done = False
+        self._answers: list[Answer] = []
+        self._error: BaseException | None = None
+
+    def answer(self, answer: Answer) -> None:
+        self._answers.append(answer)
+        self.done = True
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self.done = True
+
+    def result(self) -> Answer:
+        if self._error is not None:
+            raise self._error
+        return self._answers[0]

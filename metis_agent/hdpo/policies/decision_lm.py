@@ -1,7 +1,7 @@
 """The `decision_lm` policy: any chat model, of text or of text and images, that answers by the logits of labels.
 
 Where it stands: `gate_trainer` fits it as it fits `features`, by the log loss of each branch's outcomes, and makes
-the same contrast of it. The heads come from questions in words (`metis_agent.gates.scorers.decision_questions`), so a
+the same contrast of it. The heads come from questions in words (`metis_agent.gates.scorers.decision_lm`), so a
 tool is known by its description and a new one can be asked about. Where tools are told apart by letters, they change
 places from epoch to epoch, so that no letter comes to mean a tool. It reads no `draft_*` numbers.
 """
@@ -21,8 +21,14 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import InputError, MissingDependencyError
 from metis_agent.gates.scorers.base import Asked
-from metis_agent.gates.scorers.decision_model import DecisionModel, Rendered, choose_labels, decision_files
-from metis_agent.gates.scorers.decision_questions import Form, questions_about
+from metis_agent.gates.scorers.decision_lm import (
+    DecisionModel,
+    Form,
+    Rendered,
+    choose_labels,
+    decision_files,
+    questions_about,
+)
 from metis_agent.gates.scorers.pretrained import check_source, import_transformers, load_part, pick_device, quiet
 from metis_agent.hdpo.policies.base import Traits
 from metis_agent.hdpo.policies.gradient import (

@@ -1,5 +1,10 @@
 """The recipe of the cold start: a tiny Qwen3 that knows some answers and calls a tool for nearly all of them.
 
+Its tokenizer has about 500 word-level tokens and every printable ASCII character, so that any English text has a
+spelling. Popular names are single tokens, as frequent words are in real vocabularies; obscure ones are spelled in
+syllables: otherwise a model could not tell what it knows. The template and the `<tool_call>` JSON are those of Qwen and
+Metis, shortened to single tokens.
+
 Supervised from nothing on rows that the world writes itself, about twelve minutes on one core (`make world`).
 Two sorts of row: whole trajectories, which teach the habit (a tool on nearly every question) and the wire
 format; and knowledge rows, direct answers with the decision left out of the loss, which teach the answers
@@ -13,21 +18,167 @@ short direct answers.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Sequence
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from metis_agent.types import Question
-from metis_agent.worlds.almanac.behaviour import natural_call, observe, read, recall
-from metis_agent.worlds.almanac.noise import Noise
+from metis_agent.worlds.almanac import questions
+from metis_agent.worlds.almanac.facts import COUNTRIES, RUMOURS, SYLLABLES, Place, entries, place
 from metis_agent.worlds.almanac.questions import HALF_KNOWN, KINDS, KNOWN, Kind, draw
-from metis_agent.worlds.almanac.tokens import build_tokenizer
+from metis_agent.worlds.almanac.tools import ERROR, Noise
+from metis_agent.worlds.chat_template import chat_template
 
-__all__ = ["Recipe", "build_model", "train_cold_start"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "END",
+    "NOTHING",
+    "UNKNOWN",
+    "Call",
+    "Recipe",
+    "build_model",
+    "build_tokenizer",
+    "natural_call",
+    "observe",
+    "read",
+    "recall",
+    "train_cold_start",
+]
+
+
+END = "<|end|>"
+_SPECIAL = ("<|pad|>", END, "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+_WIRE = (
+    "<answer>", "</answer>", "<tool_call>", "</tool_call>",
+    '{"name": "python", "arguments": {"code": "',
+    '{"name": "text_search", "arguments": {"query": "',
+    '"}}',
+)  # fmt: skip
+_ENTRY_WORDS = (
+    " was", " founded", " in", " and", " lies", " on", " the", " river", " is", " its", " money", " capital",
+    "unknown",
+)  # fmt: skip
+
+CHAT_TEMPLATE = chat_template("{%- else -%}{{- message.content -}}")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer, the same on every machine."""
+    vocabulary = list(dict.fromkeys((*_SPECIAL, *_WIRE, *string.printable[:95], *_words())))
+    longest_first = sorted((token for token in vocabulary if len(token) > 1), key=len, reverse=True)
+    pieces = "|".join(re.escape(token) for token in longest_first)
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{pieces}|[\\s\\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token=END,
+        unk_token="<|unk|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def _words() -> Iterator[str]:
+    """Words of the questions and answers (with the space before them), popular names, syllables."""
+    yield from _ENTRY_WORDS
+    for text in questions.phrasings():
+        # A space before a name or a number is a token of its own, so that copying a name is copying tokens.
+        yield from re.findall(r"^[A-Za-z]+| [A-Za-z]+", re.sub(r"\{\w+\}", "", text))
+    for country in COUNTRIES:
+        yield from (country.name, country.capital, country.currency, country.continent)
+    for syllable in SYLLABLES:
+        yield syllable
+        yield syllable.capitalize()
+
+
+NOTHING = "No results."
+UNKNOWN = "unknown"
+"""What the model says when a tool leaves it without an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A tool call with one argument."""
+
+    tool: str
+    key: str
+    value: str
+
+    @property
+    def wire(self) -> str:
+        """As the model writes it."""
+        arguments = json.dumps({self.key: self.value})
+        return f'<tool_call>{{"name": "{self.tool}", "arguments": {arguments}}}</tool_call>'
+
+
+def natural_call(question: Question) -> Call:
+    """Numbers go to Python, names to the search, and a greeting is searched for too."""
+    numbers = re.findall(r"\d+", question.text)
+    if question.verifier == "numeric" and len(numbers) == 2:
+        sign = "*" if question.kind == "product" else "+"
+        return Call(tool="python", key="code", value=f"{numbers[0]}{sign}{numbers[1]}")
+    words = re.findall(r"\w+", question.text)
+    names = [word for word in words if word in entries()]
+    return Call(tool="text_search", key="query", value=names[0] if names else words[0])
+
+
+def observe(call: Call, noise: Noise, rng: random.Random) -> str:
+    """What the tool will say, worked out without running it."""
+    if call.tool == "text_search":
+        content = entries().get(call.value, NOTHING)
+    else:
+        a, sign, b = re.split(r"([+*])", call.value)
+        content = str(int(a) * int(b) if sign == "*" else int(a) + int(b))
+    return noise.apply(content, rng) or ERROR
+
+
+def recall(question: Question) -> str:
+    """The answer that the model knows, or believes it knows, by heart."""
+    if question.kind != HALF_KNOWN:
+        return question.answer or ""
+    it = next(_heard_of()[word] for word in re.findall(r"\w+", question.text) if word in _heard_of())
+    return it.hearsay(question.metadata["relation"])
+
+
+def read(question: Question, content: str) -> str:
+    """The answer that the model reads off an observation."""
+    if question.kind == "greeting":
+        return question.answer or ""
+    if content in (ERROR, NOTHING):
+        return UNKNOWN
+    if question.verifier == "numeric":
+        return content
+    found = re.search(_VALUES[question.metadata["relation"]], content)
+    return found[1] if found else UNKNOWN
+
+
+@cache
+def _heard_of() -> dict[str, Place]:
+    return {it.name: it for it in map(place, range(RUMOURS))}
+
+
+_VALUES = {
+    "founded": r"founded in (\d+)",
+    "river": r"the river (\w+)",
+    "capital": r"capital is (\w+)",
+    "currency": r"money the (\w+)",
+    "continent": r" is in (\w+)",
+}
+
 
 _IGNORE = -100
 

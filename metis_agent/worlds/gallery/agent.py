@@ -1,21 +1,35 @@
-"""The gallery's agent: Python to crop with, and the collection to search in by image."""
+"""The gallery's agent: Python to crop with, and the collection to search in by image.
+
+In training the Python tool makes the same crop of the same picture once: the rollouts of one question nearly all crop
+the same cell, each in a session of its own. What a single call in a fresh session gives depends on the code and the
+pictures alone, and opening the session is most of its cost.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections.abc import Hashable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from langchain_core.tools import BaseTool
+from pydantic import PrivateAttr
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.budget import Budget
 from metis_agent.gates.base import Gate, SupportsDecide
 from metis_agent.models.local import LocalChatModel
+from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.image_search import ImageSearchTool
+from metis_agent.tools.images import conversation_images
 from metis_agent.tools.python import PythonTool
+from metis_agent.tools.sandboxes.base import Execution
 from metis_agent.tools.search.image_folder import ImageFolder
 
-__all__ = ["COLD_START", "REPLY", "gallery_agent", "gallery_model"]
+__all__ = ["COLD_START", "REPLY", "CachedPython", "gallery_agent", "gallery_model"]
+
 
 COLD_START = Path(str(files("metis_agent.worlds.gallery") / "weights"))
 """The trained cold start that the package ships."""
@@ -49,3 +63,23 @@ def gallery_agent(
         # The name is in words, and the tiny model has not learnt to look at what was found.
         tools.append(ImageSearchTool(likeness=collection, limit=1, thumbnail_side=0, label=""))
     return create_metis_agent(chat, tools, gate=gate, budget=Budget(calls=1), block_message="Error.")
+
+
+class CachedPython(PythonTool):
+    """For agents that call it once a run: a second call would not find what the first one left."""
+
+    _turns: threading.Semaphore = PrivateAttr(default_factory=lambda: threading.Semaphore(4))
+    """Hundreds of rollouts at once share a model's batches well, but a busy machine can't start as many sandboxes."""
+    _made: ResultCache[Execution] = PrivateAttr(default_factory=lambda: ResultCache(10_000))
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+    def _execute(self, code: str, key: Hashable, idle_seconds: float, messages: Any) -> Execution:
+        sources = conversation_images(messages).values()
+        digests = (hashlib.sha256(it.encode() if isinstance(it, str) else it).digest() for it in sources)
+        return self._made.get((code, *digests), lambda: self._in_turn(code, key, idle_seconds, messages))[0]
+
+    def _in_turn(self, code: str, key: Hashable, idle_seconds: float, messages: Any) -> Execution:
+        with self._turns:
+            return super()._execute(code, key, idle_seconds, messages)

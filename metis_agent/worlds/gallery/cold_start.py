@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from metis_agent.models.stills import StillsProcessor
-from metis_agent.worlds.gallery.exhibits import CONTENTS, Content
-from metis_agent.worlds.gallery.pictures import VIEW
+from metis_agent.models.checkpoint import StillsProcessor
+from metis_agent.worlds.gallery.pictures import CONTENTS, VIEW, Content
 from metis_agent.worlds.gallery.rows import IGNORE, Lesson, Rows
 from metis_agent.worlds.gallery.sight import SightHead
 from metis_agent.worlds.gallery.tokens import MERGE, PATCH, build_processor

@@ -17,11 +17,9 @@ from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Question
 from metis_agent.worlds.experiment import WorldExperiment
-from metis_agent.worlds.gallery.agent import COLD_START, REPLY, gallery_agent
-from metis_agent.worlds.gallery.crops import CachedPython
-from metis_agent.worlds.gallery.exhibits import FONTS
-from metis_agent.worlds.gallery.paintings import write_collection
-from metis_agent.worlds.gallery.questions import KINDS, LEGIBLE, questions
+from metis_agent.worlds.gallery.agent import COLD_START, REPLY, CachedPython, gallery_agent
+from metis_agent.worlds.gallery.pictures import FONTS
+from metis_agent.worlds.gallery.questions import KINDS, LEGIBLE, questions, write_collection
 
 __all__ = ["Experiment"]
 

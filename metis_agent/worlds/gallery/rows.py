@@ -17,11 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metis_agent.models.stills import StillsProcessor
-from metis_agent.worlds.gallery.exhibits import CONTENTS, SIZES, Content, Exhibit, Size
-from metis_agent.worlds.gallery.paintings import COLLECTION, Painting, photograph
-from metis_agent.worlds.gallery.pictures import CANVAS, CELL, VIEW, draw
-from metis_agent.worlds.gallery.questions import PAINTING_FORMS, drawn_from, forms
+from metis_agent.models.checkpoint import StillsProcessor
+from metis_agent.worlds.gallery.pictures import CANVAS, CELL, CONTENTS, SIZES, VIEW, Content, Exhibit, Size, draw
+from metis_agent.worlds.gallery.questions import COLLECTION, PAINTING_FORMS, Painting, drawn_from, forms, photograph
 from metis_agent.worlds.gallery.sight import Told, told_of
 from metis_agent.worlds.gallery.tokens import IMAGE, MERGE, PATCH, SEARCH, SHOWN, crop_code, found_text
 

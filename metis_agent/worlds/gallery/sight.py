@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metis_agent.worlds.gallery.exhibits import COLOURS, WORDS, Exhibit
-from metis_agent.worlds.gallery.pictures import GRID
+from metis_agent.worlds.gallery.pictures import COLOURS, GRID, WORDS, Exhibit
 
 __all__ = ["SightHead", "Told", "told_of"]
 

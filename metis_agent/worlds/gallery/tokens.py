@@ -15,12 +15,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from metis_agent.models.stills import StillsProcessor
+from metis_agent.models.checkpoint import StillsProcessor
 from metis_agent.worlds.chat_template import chat_template
-from metis_agent.worlds.gallery.exhibits import WORDS
-from metis_agent.worlds.gallery.paintings import FIRST, LAST
-from metis_agent.worlds.gallery.pictures import CANVAS, CELL, GRID, VIEW
-from metis_agent.worlds.gallery.questions import phrasings
+from metis_agent.worlds.gallery.pictures import CANVAS, CELL, GRID, VIEW, WORDS
+from metis_agent.worlds.gallery.questions import FIRST, LAST, phrasings
 
 __all__ = [
     "CHAT_TEMPLATE",

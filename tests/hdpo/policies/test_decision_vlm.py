@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from metis_agent.errors import GateError
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.gates.scorers.decision_questions import decision_request
+from metis_agent.gates.scorers.decision_lm import decision_request
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
 from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy

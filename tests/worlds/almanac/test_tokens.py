@@ -5,10 +5,9 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metis_agent.worlds.almanac.behaviour import natural_call
+from metis_agent.worlds.almanac.cold_start import build_tokenizer, natural_call
 from metis_agent.worlds.almanac.facts import place
 from metis_agent.worlds.almanac.questions import Kind, draw
-from metis_agent.worlds.almanac.tokens import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

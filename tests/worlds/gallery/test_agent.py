@@ -1,7 +1,4 @@
-"""The shipped cold start on pictures that it has never seen: what it reads, what it can't, and what a crop is good for.
-
-Fixed questions, greedy: the same answers every time.
-"""
+"""The gallery's agent crops and searches, and the same crop of the same picture is made once."""
 
 from __future__ import annotations
 
@@ -10,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import ToolMessage
 
 from metis_agent.recording.store import TrajectoryStore
-from metis_agent.rollouts.runner import Rollouts, group_rollouts
+from metis_agent.rollouts.runner import Rollouts, group_rollouts, question_message
+from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Branch, Trajectory
-from metis_agent.worlds.gallery.agent import COLD_START, gallery_agent, gallery_model
-from metis_agent.worlds.gallery.crops import CachedPython
-from metis_agent.worlds.gallery.paintings import write_collection
-from metis_agent.worlds.gallery.questions import KINDS, PAINTING, questions
+from metis_agent.worlds.gallery.agent import COLD_START, CachedPython, gallery_agent, gallery_model
+from metis_agent.worlds.gallery.questions import KINDS, PAINTING, questions, write_collection
+from metis_agent.worlds.gallery.tokens import crop_code
 
 LARGE = [kind for kind in KINDS if kind.startswith("large")]
 TINY = [kind for kind in KINDS if kind.startswith("tiny")]
@@ -79,3 +77,39 @@ def test_a_painter_is_found_beside_the_painting(gallery: Gallery) -> None:
 
 def test_it_calls_a_tool_on_nearly_everything(gallery: Gallery) -> None:
     assert sum(run.tool_calls > 0 for run in gallery.run(LARGE, 16, "free")) >= 15
+
+
+def call(tool: PythonTool, code: str, messages: list[Any], number: int) -> ToolMessage:
+    arguments = {"code": code, "messages": messages}
+    answer: ToolMessage = tool.invoke(
+        {"name": "python", "args": arguments, "id": f"call {number}", "type": "tool_call"}
+    )
+    return answer
+
+
+def test_a_call_is_made_once_for_each_code_and_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    plain = PythonTool._execute
+
+    def counted(self: PythonTool, code: str, *rest: Any) -> Any:
+        runs.append(code)
+        return plain(self, code, *rest)
+
+    monkeypatch.setattr(PythonTool, "_execute", counted)
+    one, other = (([question_message(question)]) for question in questions("test", 2))
+    tool, stock = CachedPython(), PythonTool()
+    try:
+        first, again = (call(tool, crop_code((1, 1)), one, number) for number in (1, 2))
+        assert len(runs) == 1
+        assert first.content == again.content
+        assert (first.tool_call_id, again.tool_call_id) == ("call 1", "call 2")
+        assert call(tool, crop_code((1, 1)), other, 3).content != first.content
+        assert call(tool, crop_code((2, 1)), one, 4).content != first.content
+        assert len(runs) == 3
+        assert call(stock, crop_code((1, 1)), one, 5).content == first.content
+        failed = call(tool, "image_7.size", one, 6)
+        assert failed.status == "error"
+        assert call(tool, "image_7.size", one, 7).status == "error"
+    finally:
+        tool.close()
+        stock.close()

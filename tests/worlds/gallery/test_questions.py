@@ -1,25 +1,34 @@
-"""Splits by picture; a question carries its picture."""
+"""Questions of the gallery: splits hold apart, and a photograph of a painting finds it in the collection."""
+
+from __future__ import annotations
 
 import random
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.judging.verifiers import verify
 from metis_agent.tools.images import load_image
-from metis_agent.worlds.gallery.exhibits import HELD_OUT_FONT, Exhibit
-from metis_agent.worlds.gallery.paintings import Painting
-from metis_agent.worlds.gallery.pictures import draw
+from metis_agent.tools.search.image_folder import ImageFolder
+from metis_agent.worlds.gallery.pictures import CANVAS, HELD_OUT_FONT, Exhibit, draw
 from metis_agent.worlds.gallery.questions import (
+    COLLECTION,
+    FIRST,
     KINDS,
+    LAST,
     LEGIBLE,
     PAINTING,
+    Painting,
     Split,
     drawn_from,
+    paint,
     paintings,
+    photograph,
     questions,
+    write_collection,
 )
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -70,3 +79,40 @@ def test_a_question_does_not_tell_how_large_the_text_is() -> None:
 def test_a_leading_zero_counts() -> None:
     question = next(it for it in questions("validation", 60, kinds=["tiny number"]) if (it.answer or "")[0] == "0")
     assert not verify(question, (question.answer or "").lstrip("0"))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_collection(tmp_path_factory.mktemp("gallery") / "collection")
+
+
+def test_every_photograph_finds_its_painting(collection: Path) -> None:
+    folder = ImageFolder.build(collection)
+    assert len(folder) == COLLECTION
+    for number in range(0, COLLECTION, 5):
+        it = Painting(number=number)
+        (hit,) = folder.similar(photograph(it, seed=number + 3), 1)
+        assert (hit.title, hit.text) == (it.file, it.caption)
+
+
+def test_what_the_collection_has_not_is_not_found(collection: Path) -> None:
+    folder = ImageFolder.build(collection)
+    strangers = [folder.similar(photograph(Painting(number=number), 0), 1) for number in range(1000, 1040)]
+    assert sum(map(bool, strangers)) <= 1
+
+
+def test_a_painting_and_its_photographs_are_repeatable() -> None:
+    it = Painting(number=7)
+    first, last = it.painter.split()
+    assert first in FIRST
+    assert last in LAST
+    assert paint(it).size == photograph(it, 1).size == (CANVAS, CANVAS)
+    assert paint(it).tobytes() == paint(it).tobytes()
+    assert photograph(it, 1).tobytes() == photograph(it, 1).tobytes()
+    assert len({paint(it).tobytes(), photograph(it, 1).tobytes(), photograph(it, 2).tobytes()}) == 3
+
+
+def test_a_collection_that_is_there_stays(collection: Path) -> None:
+    before = (collection / "000.png").stat().st_mtime_ns
+    assert write_collection(collection) == collection
+    assert (collection / "000.png").stat().st_mtime_ns == before

@@ -21,10 +21,8 @@ from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import TOKEN_RECORD, Question, Trajectory
 from metis_agent.worlds.gallery.agent import REPLY, gallery_agent
 from metis_agent.worlds.gallery.cold_start import build_model
-from metis_agent.worlds.gallery.exhibits import CONTENTS, SIZES, WORDS, Content, Exhibit, Size
-from metis_agent.worlds.gallery.paintings import Painting, photograph, write_collection
-from metis_agent.worlds.gallery.pictures import CANVAS, GRID
-from metis_agent.worlds.gallery.questions import ask, ask_painter, drawn_from
+from metis_agent.worlds.gallery.pictures import CANVAS, CONTENTS, GRID, SIZES, WORDS, Content, Exhibit, Size
+from metis_agent.worlds.gallery.questions import Painting, ask, ask_painter, drawn_from, photograph, write_collection
 from metis_agent.worlds.gallery.rows import Row, Rows, call_pieces, patches_of
 from metis_agent.worlds.gallery.tokens import SEARCH, SHOWN, build_processor, crop_code
 

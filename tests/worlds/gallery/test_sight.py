@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from metis_agent.worlds.gallery.exhibits import COLOURS, CONTENTS, SIZES, WORDS, exhibit
+from metis_agent.worlds.gallery.pictures import COLOURS, CONTENTS, SIZES, WORDS, exhibit
 from metis_agent.worlds.gallery.sight import _OUTPUTS, _SIZES, SightHead, told_of
 
 
