@@ -12,23 +12,72 @@ import platform
 import sqlite3
 import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metis_agent.cli.doctor_check import Check, guarded
-from metis_agent.cli.doctor_packages import EXTRAS, extra, packages, unmet
-from metis_agent.cli.doctor_sandboxes import PIXEL, sandboxes
+if TYPE_CHECKING:
+    from metis_agent.tools.sandboxes import Backend, BackendReport
 
 __all__ = ["Check", "doctor", "examine"]
 
 _MARKS = {"ok": "[green]works[/]", "absent": "[yellow]absent[/]", "broken": "[bold red]broken[/]"}
+_REMEDIES = {
+    "store": "Name a place that this user may write to, with --store.",
+    "text search": "Use a Python whose SQLite has FTS5, such as those of python.org, conda and uv.",
+    "torch": "Install a PyTorch that fits this machine's driver: https://pytorch.org/get-started",
+    "web search": "Check the network and its proxy; the agent works without web search.",
+}
+_DISTRIBUTION = "langgraph-metis"
+_NAMESAKE = "metis-agent"
+"""Another project's distribution, whose import package and command have the names of ours."""
+_EXTRAS = {
+    "images": "images that users send, and image search",
+    "search": "search of the web",
+    "tantivy": "a faster index for text search",
+    "train": "training, and local models",
+    "langchain": "the gate as middleware of create_agent",
+    "vllm": "models served by vLLM",
+    "e2b": "the python tool in E2B's cloud",
+    "math": "answers that are mathematics",
+    "serve": "serving a decision model by transformers",
+}
+"""What each extra is for."""
+_PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+"""An image."""
+_DRAWS = """
+import importlib
+for name in ("numpy", "PIL", "matplotlib"):
+    try:
+        importlib.import_module(name)
+        print(name)
+    except ImportError:
+        pass
+image_1.rotate(90)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What one look found."""
+
+    name: str
+    status: Literal["ok", "absent", "broken"]
+    """`absent` is what can be done without; `broken` is there, but does not work."""
+    detail: str
+    remedy: str = ""
+    """What to do, where it does not work."""
+    core: bool = False
+    """True where nothing works without it."""
 
 
 def examine(*, store: str = "runs", online: bool = False) -> list[Check]:
@@ -38,16 +87,16 @@ def examine(*, store: str = "runs", online: bool = False) -> list[Check]:
         store: where trajectories are to be written; a folder or an fsspec URL. What is written is removed again.
         online: also try the web search, and E2B where a key is set.
     """
-    checks = [guarded("python", True, _python), packages()]
-    checks.append(guarded("store", True, lambda: _store(store)))
-    checks.append(guarded("text search", True, _text_search))
-    checks += sandboxes(online)
-    if unmet(extra="images") == []:
-        checks.append(guarded("image search", False, _images))
-    checks += [guarded(f"extra {name}", False, partial(extra, name)) for name in EXTRAS]
-    checks.append(guarded("torch", False, _torch))
+    checks = [_guarded("python", True, _python), _packages(), *_namesake()]
+    checks.append(_guarded("store", True, lambda: _store(store)))
+    checks.append(_guarded("text search", True, _text_search))
+    checks += _sandboxes(online)
+    if _unmet(extra="images") == []:
+        checks.append(_guarded("image search", False, _images))
+    checks += [_guarded(f"extra {name}", False, partial(_extra, name)) for name in _EXTRAS]
+    checks.append(_guarded("torch", False, _torch))
     if online:
-        checks.append(guarded("web search", False, _web_search))
+        checks.append(_guarded("web search", False, _web_search))
     return checks
 
 
@@ -80,7 +129,20 @@ def _show(console: Console, checks: Sequence[Check], healthy: bool) -> None:
     console.print("The core works." if healthy else "[bold red]The core does not work:[/] see the lines marked broken.")
 
 
-# --- what is looked at -----------------------------------------------------------------------------------------------
+def _guarded(name: str, core: bool, look: Callable[[], Check]) -> Check:
+    """A check that breaks is a finding, not the end of the examination."""
+    try:
+        return look()
+    except Exception as error:
+        return Check(name=name, status="broken", detail=_said(error), core=core, remedy=_REMEDIES.get(name, ""))
+
+
+def _said(error: Exception) -> str:
+    """An error, in a line."""
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def _python() -> Check:
@@ -137,7 +199,7 @@ def _images() -> Check:
     from metis_agent.tools.search.image_folder import ImageFolder
 
     with TemporaryDirectory() as folder:
-        image = load_image(PIXEL)
+        image = load_image(_PIXEL)
         image.save(os.path.join(folder, "pixel.png"))
         found = ImageFolder.build(folder)
         hits = [*found.search("pixel", 1), *found.similar(image, 1)]
@@ -166,3 +228,126 @@ def _web_search() -> Check:
 
     hits = web_search(retries=0).search("wikipedia", 3)
     return Check(name="web search", status="ok", detail=f"{len(hits)} results came back")
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+def _packages() -> Check:
+    """Those of the core."""
+    wrong = _unmet(extra="")
+    found = ", ".join(f"{name} {_version(name)}" for name in (_DISTRIBUTION, "langgraph", "langchain-core"))
+    if wrong:
+        remedy = "Install them with: pip install --upgrade langgraph-metis"
+        return Check(name="packages", status="broken", detail="; ".join(wrong), remedy=remedy, core=True)
+    return Check(name="packages", status="ok", detail=found, core=True)
+
+
+def _namesake() -> list[Check]:
+    """A warning where the other project is installed too: whichever came last has replaced files of the first."""
+    if (found := _version(_NAMESAKE)) == "missing":
+        return []
+    detail = f"{_NAMESAKE} {found} is another project, and shares the package metis_agent and the command metis"
+    remedy = (
+        f"pip uninstall --yes {_NAMESAKE}, then pip install --force-reinstall --no-deps {_DISTRIBUTION}, "
+        "which puts back the files that the two had in common"
+    )
+    return [Check(name=_NAMESAKE, status="broken", detail=detail, remedy=remedy)]
+
+
+def _extra(name: str) -> Check:
+    """Those of an extra, and the key of one that needs a key."""
+    wrong = _unmet(extra=name)
+    if wrong:
+        remedy = f"pip install 'langgraph-metis[{name}]'"
+        detail = f"for {_EXTRAS[name]}: {'; '.join(wrong)}"
+        return Check(name=f"extra {name}", status="absent", detail=detail, remedy=remedy)
+    detail = f"for {_EXTRAS[name]}"
+    if name == "e2b" and not os.environ.get("E2B_API_KEY"):
+        return Check(name="extra e2b", status="absent", detail=f"{detail}: no key", remedy="Set E2B_API_KEY to use it.")
+    return Check(name=f"extra {name}", status="ok", detail=detail)
+
+
+def _unmet(extra: str) -> list[str]:
+    """The requirements of the package, or of one of its extras, that are not met."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for requirement in map(Requirement, requires(_DISTRIBUTION) or ()):
+        marker = requirement.marker
+        in_core = marker is None or marker.evaluate({"extra": ""})
+        wanted = in_core if not extra else not in_core and marker is not None and marker.evaluate({"extra": extra})
+        if not wanted:
+            continue
+        found = _version(requirement.name)
+        if found == "missing":
+            wrong.append(f"{requirement.name} is missing")
+        elif not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
+    return wrong
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+# --- sandboxes --------------------------------------------------------------------------------------------------------
+
+
+def _sandboxes(online: bool) -> list[Check]:
+    """One line for each backend, and one for what the `python` tool would do."""
+    from metis_agent.tools.sandboxes import diagnose
+
+    try:
+        reports = diagnose(online=online)
+    except Exception as error:  # whatever it is, the other checks still count
+        return [Check(name="sandbox", status="broken", detail=_said(error))]
+    lines = [_sandbox(report) for report in reports]
+    if any(report.works for report in reports):
+        best = next(report.backend for report in reports if report.works)
+        first = "tries E2B first, as its key is set; else " if any(map(_not_tried, reports)) else ""
+        tool = Check(name="python tool", status="ok", detail=f"{first}runs code in {best}")
+        return [*lines, tool, _guarded("python images", False, partial(_python_images, best))]
+    remedy = (
+        "Install bubblewrap (apt-get install bubblewrap), or use Linux 5.13 or newer with Landlock; in a container, "
+        "allow user namespaces or Landlock in its seccomp profile; or set E2B_API_KEY."
+    )
+    return [*lines, Check(name="python tool", status="absent", detail="nothing here contains code", remedy=remedy)]
+
+
+def _sandbox(report: BackendReport) -> Check:
+    name = f"sandbox {report.backend}"
+    if report.works:
+        return Check(name=name, status="ok", detail="contains code: the self-test's attacks failed")
+    detail = "; ".join(report.problems)
+    if _not_tried(report):
+        return Check(name=name, status="absent", detail=detail, remedy="Try it with: metis doctor --online")
+    if report.backend == "e2b" and os.environ.get("E2B_API_KEY"):
+        remedy = "Unset E2B_API_KEY to go without E2B; a sandbox of this machine is used meanwhile, if one works."
+        return Check(name=name, status="broken", detail=detail, remedy=remedy)
+    return Check(name=name, status="absent", detail=detail)
+
+
+def _not_tried(report: BackendReport) -> bool:
+    from metis_agent.tools.sandboxes.choose import NOT_TRIED
+
+    return NOT_TRIED in report.problems
+
+
+def _python_images(backend: str) -> Check:
+    """Whether code gets images, and what it draws comes back."""
+    from metis_agent.tools.sandboxes import open_sandbox
+    from metis_agent.tools.sandboxes.pictures import InputImage
+
+    with open_sandbox(backend=cast("Backend", backend)) as sandbox, sandbox.open() as session:
+        execution = session.run(_DRAWS, timeout=60, images={"image_1": InputImage(source=_PIXEL)})
+    found, lacking = execution.stdout.split(), {"numpy", "PIL", "matplotlib"} - set(execution.stdout.split())
+    detail = f"code can use {', '.join(found) or 'the standard library'}"
+    if execution.images and not lacking:
+        return Check(name="python images", status="ok", detail=f"{detail}; images go in and come back")
+    why = "; ".join((*execution.notes, *(f"{name} is missing" for name in sorted(lacking))))
+    remedy = "pip install 'langgraph-metis[images]' numpy matplotlib"
+    return Check(name="python images", status="absent", detail=f"{detail}; {why}", remedy=remedy)

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from metis_agent.cli import doctor_packages, doctor_sandboxes
+from metis_agent.cli import doctor as doctor_module
 from metis_agent.cli.doctor import Check, doctor, examine
 from metis_agent.errors import SandboxUnavailableError, StorageError
 from metis_agent.tools import sandboxes
@@ -26,7 +26,7 @@ def no_sandbox_trials(monkeypatch):
     ]
     monkeypatch.setattr(sandboxes, "diagnose", lambda **_: reports)
     monkeypatch.setattr(
-        doctor_sandboxes, "_python_images", lambda backend: Check(name="python images", status="ok", detail=backend)
+        doctor_module, "_python_images", lambda backend: Check(name="python images", status="ok", detail=backend)
     )
 
 
@@ -60,10 +60,10 @@ def test_images_are_searched_and_drawn(tmp_path, monkeypatch):
     local = [report for report in sandboxes.diagnose() if report.works]
     if not local:
         pytest.skip("nothing contains code here")
-    check = doctor_sandboxes._python_images(local[0].backend)
+    check = doctor_module._python_images(local[0].backend)
     assert (check.status, "images go in and come back" in check.detail) == ("ok", True)
-    monkeypatch.setattr(doctor_sandboxes, "_DRAWS", "print('numpy')")
-    check = doctor_sandboxes._python_images(local[0].backend)
+    monkeypatch.setattr(doctor_module, "_DRAWS", "print('numpy')")
+    check = doctor_module._python_images(local[0].backend)
     assert (check.status, check.remedy) == ("absent", "pip install 'langgraph-metis[images]' numpy matplotlib")
     assert "PIL is missing; matplotlib is missing" in check.detail
 
@@ -123,8 +123,8 @@ def test_without_a_sandbox_the_agent_still_works(tmp_path, monkeypatch):
 
 def test_missing_and_old_packages_are_named(tmp_path, monkeypatch):
     versions = {"langgraph": "0.9", "pydantic": "missing", "ddgs": "missing"}
-    real = doctor_packages._version
-    monkeypatch.setattr(doctor_packages, "_version", lambda name: versions.get(name) or real(name))
+    real = doctor_module._version
+    monkeypatch.setattr(doctor_module, "_version", lambda name: versions.get(name) or real(name))
     checks = by_name(examine(store=str(tmp_path)))
     assert checks["packages"].status == "broken"
     assert "pydantic is missing" in checks["packages"].detail
@@ -136,6 +136,19 @@ def test_missing_and_old_packages_are_named(tmp_path, monkeypatch):
         remedy="pip install 'langgraph-metis[search]'",
     )
     assert run("--store", str(tmp_path)).exit_code == 1
+
+
+def test_a_namesake_is_named_and_how_to_part_with_it(tmp_path, monkeypatch):
+    assert "metis-agent" not in by_name(examine(store=str(tmp_path)))
+    theirs = tmp_path / "site-packages" / "metis_agent-2.0.dist-info"
+    theirs.mkdir(parents=True)
+    (theirs / "METADATA").write_text("Metadata-Version: 2.1\nName: metis-agent\nVersion: 2.0\n")
+    monkeypatch.syspath_prepend(str(theirs.parent))
+    check = by_name(examine(store=str(tmp_path)))["metis-agent"]
+    assert (check.status, check.core) == ("broken", False)
+    assert check.detail.startswith("metis-agent 2.0 is another project")
+    assert "pip uninstall --yes metis-agent" in check.remedy
+    assert run("--store", str(tmp_path)).exit_code == 0
 
 
 def test_without_torch(tmp_path, monkeypatch):

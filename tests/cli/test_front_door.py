@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from metis_agent import cli
 from metis_agent.cli import app
-from metis_agent.cli.doctor_packages import EXTRAS
+from metis_agent.cli.doctor import _EXTRAS
 from metis_agent.cli.output import write_json
 from metis_agent.errors import ConfigurationError
 
@@ -158,4 +158,4 @@ def test_completion_is_shown_and_installed(
 
 def test_the_doctor_looks_at_every_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"all", "docs", "dev"}
+    assert set(_EXTRAS) == set(extras) - {"all", "docs", "dev"}

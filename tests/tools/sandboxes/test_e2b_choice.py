@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metis_agent.cli.doctor_packages import extra
-from metis_agent.cli.doctor_sandboxes import sandboxes
+from metis_agent.cli import doctor
 from metis_agent.errors import ConfigurationError, SandboxUnavailableError
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.sandboxes import E2BSandbox, Sandbox, SandboxLimits, diagnose, open_sandbox
@@ -96,7 +95,7 @@ def test_diagnosis(server: E2BServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_doctor(server: E2BServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = {check.name: check for check in [*sandboxes(online=False), extra("e2b")]}
+    checks = {check.name: check for check in [*doctor._sandboxes(online=False), doctor._extra("e2b")]}
     assert checks["sandbox e2b"].status == "absent"
     assert "metis doctor --online" in checks["sandbox e2b"].remedy
     assert checks["extra e2b"].status == "ok"
@@ -104,7 +103,7 @@ def test_the_doctor(server: E2BServer, monkeypatch: pytest.MonkeyPatch) -> None:
         assert checks["python tool"].detail.startswith("tries E2B first, as its key is set; else runs code in ")
     assert server.requests == []
     monkeypatch.setenv("E2B_API_KEY", "e2b_wrong_but_secret")
-    check = next(check for check in sandboxes(online=True) if check.name == "sandbox e2b")
+    check = next(check for check in doctor._sandboxes(online=True) if check.name == "sandbox e2b")
     assert (check.status, check.core) == ("broken", False)
     assert "refused the key" in check.detail
 
