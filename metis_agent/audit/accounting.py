@@ -40,6 +40,8 @@ class Amount:
     """Tokens of the chat model, read and written, that the run would have done without."""
     unpriced: int = 0
     """Of these, tokens of a model whose price is unknown: they are not in `dollars`."""
+    guessed: int = 0
+    """Of these, tokens that were not recorded, and guessed from the length of the texts."""
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(
@@ -47,6 +49,7 @@ class Amount:
             seconds=self.seconds + other.seconds,
             tokens=self.tokens + other.tokens,
             unpriced=self.unpriced + other.unpriced,
+            guessed=self.guessed + other.guessed,
         )
 
 
