@@ -72,7 +72,14 @@ class Resampled:
 
 
 def corrected_ratio(
-    judged: Float, below: Float, checked: NDArray[np.int64], person: Float, groups: Sequence[str], *, seed: int = 0
+    judged: Float,
+    below: Float,
+    checked: NDArray[np.int64],
+    person: Float,
+    groups: Sequence[str],
+    *,
+    fallible: NDArray[np.bool_] | None = None,
+    seed: int = 0,
 ) -> Estimate:
     """A share by a judge's verdicts, corrected by a person's on some of the turns.
 
@@ -83,9 +90,10 @@ def corrected_ratio(
     Args:
         judged: [N], redundant calls of each turn by the judge.
         below: [N], calls of each turn.
-        checked: [n], rows drawn at random from the N.
+        checked: [n], rows drawn at random from the fallible ones.
         person: [n], redundant calls of those turns by the person's verdicts.
         groups: [N], conversations.
+        fallible: [N], turns on which a judge ruled; the others are taken as they are. All by default.
         seed: Of the bootstrap.
     """
     if not len(checked) or not below[checked].sum():
@@ -95,10 +103,13 @@ def corrected_ratio(
     is_checked = ~np.isnan(by_person)
     weight = _weight(judged[checked], person, below[checked])
 
+    by_judge = np.ones(len(judged), dtype=bool) if fallible is None else fallible
+    weighed = np.where(by_judge, weight * judged, judged)
+
     def parts(rows: NDArray[np.int64]) -> tuple[float, float]:
-        few = rows[is_checked[rows]]
-        error = _by(by_person[few].sum() - weight * judged[few].sum(), below[few].sum())
-        return weight * _by(judged[rows].sum(), below[rows].sum()), error
+        few, whole = rows[is_checked[rows]], float(below[rows].sum())
+        error = _by(by_person[few].sum() - weighed[few].sum(), below[few].sum())
+        return _by(weighed[rows].sum(), whole), error * _by(below[rows[by_judge[rows]]].sum(), whole)
 
     table: Any = SimpleNamespace(groups=tuple(groups), keys=())
     drawn = Resamples(table, _RESAMPLES, seed).values(parts)

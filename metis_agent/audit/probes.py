@@ -254,9 +254,7 @@ class Prober:
             raise group.exceptions[0] from None
         return found
 
-    def _note(
-        self, point: ProbePoint, probe: Probe, found: dict[tuple[str, int, str], Probe], what: str
-    ) -> None:
+    def _note(self, point: ProbePoint, probe: Probe, found: dict[tuple[str, int, str], Probe], what: str) -> None:
         found[point.name] = probe
         self.counts[what] += 1
         self.counts["refused"] += probe.refused
@@ -346,7 +344,12 @@ class Prober:
 
     def _key(self, point: ProbePoint) -> str:
         messages = [
-            [message.type, message.content, getattr(message, "tool_calls", None), getattr(message, "tool_call_id", None)]
+            [
+                message.type,
+                message.content,
+                getattr(message, "tool_calls", None),
+                getattr(message, "tool_call_id", None),
+            ]
             for message in self._messages(point)
         ]
         return content_key("probe", _FORMAT, self.name, messages, self._acting(point))

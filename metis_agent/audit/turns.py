@@ -11,7 +11,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.traces.steps import Step, steps_of
 from metis_agent.types import Trajectory
 
-__all__ = ["RecordedTurn", "Survey", "ToolEffects", "survey", "tokens_of"]
+__all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "survey", "tokens_of"]
 
 _CHARACTERS_A_TOKEN = 4
 ALL = "*"
@@ -68,6 +68,9 @@ class RecordedTurn:
     """s_0 .. s_K."""
     effects: Mapping[str, Effect]
     """Of the tools that it called or was offered."""
+    definitions: tuple[Mapping[str, Any], ...] = ()
+    """Of the tools that it was offered, as OpenAI's API takes them; where the record has none, of those that were
+    called anywhere in the store, as far as the calls show them."""
 
     @cached_property
     def rounds(self) -> tuple[tuple[str, ...], ...]:
@@ -173,6 +176,8 @@ class Survey:
     left_out: Counter[str] = field(default_factory=Counter)
     """Turns that don't count, by the reason."""
     conversations: int = 0
+    definitions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each tool that was called, as far as its calls show it."""
     sample: list[RecordedTurn] = field(default_factory=list)
     """In an order drawn at random, the same for the same seed."""
 
@@ -229,6 +234,10 @@ def survey(
         found.turns += 1
         conversations.add(turn.conversation)
         found.models[turn.model_at(len(turn.steps) - 1)] += 1
+        for outcome in (outcome for step in turn.steps if step.round for outcome in step.round.outcomes):
+            found.definitions[outcome.tool] = definition_of(
+                outcome.tool, outcome.arguments, found.definitions.get(outcome.tool)
+            )
         for tools in turn.rounds:
             for tool in tools:
                 effect = turn.effects[tool]
@@ -238,8 +247,18 @@ def survey(
             found.with_calls += 1
             kept.offer(_lot(seed, run.id), turn)
     found.conversations = len(conversations)
-    found.sample = kept.in_order()
+    found.sample = [_with_definitions(turn, found.definitions, effects) for turn in kept.in_order()]
     return found
+
+
+def definition_of(
+    tool: str, arguments: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """A definition that fits a call, and those from which an earlier one was made: a name and its arguments' names."""
+    known = earlier["function"]["parameters"]["properties"] if earlier else {}
+    properties = {**known, **{str(name): {} for name in arguments}}
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": tool, "description": "", "parameters": parameters}}
 
 
 def tokens_of(messages: Iterable[BaseMessage]) -> int:
@@ -290,7 +309,23 @@ def _recorded(run: Trajectory, effects: ToolEffects) -> RecordedTurn:
     steps = steps_of(run)
     names = {outcome.tool for step in steps if step.round for outcome in step.round.outcomes}
     names |= {name for definition in run.tools if (name := _name(definition))}
-    return RecordedTurn(run=run, steps=steps, effects={name: effects.of(name, run.tools) for name in names})
+    return RecordedTurn(
+        run=run,
+        steps=steps,
+        effects={name: effects.of(name, run.tools) for name in names},
+        definitions=tuple(
+            it if "function" in it else {"type": "function", "function": dict(it)} for it in run.tools if _name(it)
+        ),
+    )
+
+
+def _with_definitions(
+    turn: RecordedTurn, called: Mapping[str, Mapping[str, Any]], effects: ToolEffects
+) -> RecordedTurn:
+    if turn.definitions:
+        return turn
+    known = {name: effects.of(name) for name in called} | dict(turn.effects)
+    return replace(turn, definitions=tuple(called.values()), effects=known)
 
 
 def _name(definition: Mapping[str, Any]) -> str:
