@@ -125,7 +125,7 @@ def measure(
         for name, one in out_of_fold(table, seed, seed < group_seeds, whole).items():
             runs.setdefault(name, []).append(one)
         print(f"  seed {seed}", file=sys.stderr)
-    methods = compare_rankings(runs, table, Resamples(table, resamples, 0), reference="gate")
+    methods = compare_rankings(runs, table, Resamples(table.groups or table.keys, resamples, 0), reference="gate")
     for name in ("gate", *GROUPS):
         at = [evaluate_gate(one, table, 0.5, resamples=2) for one in runs.get(name, [])]
         if at:

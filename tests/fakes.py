@@ -46,7 +46,7 @@ class ScriptedChatModel(BaseChatModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
     ) -> Runnable[Any, AIMessage]:
-        names = tuple(tool.name if isinstance(tool, BaseTool) else tool.__name__ for tool in tools)
+        names = tuple(_name_of(tool) for tool in tools)
         self.bindings.append((names, tool_choice))
         return self.bind(tools=names, tool_choice=tool_choice, **kwargs)
 
@@ -75,6 +75,12 @@ class ScriptedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         return self._generate(messages, stop, None, **kwargs)
+
+
+def _name_of(tool: Any) -> str:
+    if isinstance(tool, dict):
+        return str(tool["function"]["name"])
+    return tool.name if isinstance(tool, BaseTool) else str(tool.__name__)
 
 
 def model(*script: Any) -> ScriptedChatModel:

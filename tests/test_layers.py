@@ -34,11 +34,13 @@ ALLOWED = {
     "curation": {"agent", "gates", "judging", "recording", "rollouts"},
     "hdpo": {"evaluation", "gates", "judging", "recording", "rollouts"},
     "report": {"evaluation", "gates", "judging", "recording", "rollouts"},
+    "audit": {"evaluation", "judging", "report", "traces"},
     "engines": {"hdpo", "judging", "models"},
     "publish": {"gates"},
     "worlds": {"agent", "budget", "evaluation", "gates", "hdpo", "judging", "models", "recording", "rollouts", "tools"},
     "cli": {
         "agent",
+        "audit",
         "budget",
         "curation",
         "evaluation",

@@ -1,12 +1,12 @@
 """Would stopping here have been as good? Verdicts on probes, from a reference, from feedback, or by agreement.
 
-Verdicts are never invented. Where a question has a reference answer, its verifier rules. Elsewhere a probe *agrees* or
-does not: would it have told the user what the run's own answer told? A run whose users said that it was bad is left out,
-since agreeing with it would be no merit. An acting call that the probe names is compared with the run's own.
+Verdicts are never invented. Where a question has a reference answer, its verifier rules. Elsewhere a probe *agrees*
+or does not: would it have told the user what the run's own answer told? A run whose users said that it was bad is left
+out, since agreeing with it would be no merit. An acting call that the probe names is compared with the run's own.
 
 Agreement is ruled by comparing where that decides, else by a judge that is asked in both orders: only what agrees in
-both does. Probes may hold anything, so everything is shown delimited (see `rubric_judge`), and what was ruled the same is
-asked about twice more with a decoy in the place of either answer: an answer that agrees with *any* other steers the judge.
+both does. Probes may hold anything, so all is shown delimited (see `judging.rubric`), and what was ruled the same is
+asked about twice more with a decoy in the place of either answer: what agrees with *any* other steers the judge.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pydantic import BaseModel, Field
 from metis_agent.audit.probes import Probe
 from metis_agent.audit.turns import RecordedTurn
 from metis_agent.errors import JudgeUnavailableError
-from metis_agent.hdpo.disk_cache import DiskCache
-from metis_agent.hdpo.rubric_judge import Asking, RubricJudge, Ruling
-from metis_agent.hdpo.verifiers import VERIFIERS, Verifier, choice, normalise, numeric
+from metis_agent.judging.cache import DiskCache
+from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
+from metis_agent.judging.verifiers import VERIFIERS, Verifier, choice, normalise, numeric
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Agreement", "AgreementJudge", "AgreementVerdict", "Pair", "Source", "Verdicts", "compare", "feedback_of"]

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.hdpo.evaluation import Estimate
-from metis_agent.hdpo.resamples import Resamples, interval_of
+from metis_agent.evaluation.agents import Estimate
+from metis_agent.evaluation.bootstrap import Resamples, interval_of
 
 __all__ = ["Resampled", "corrected_ratio"]
 
@@ -37,8 +35,7 @@ class Resampled:
     def __init__(self, groups: Sequence[str], *, seed: int = 0) -> None:
         self._n = len(groups)
         self._count = len(set(groups))
-        table: Any = SimpleNamespace(groups=tuple(groups), keys=())
-        self._resamples = Resamples(table, _RESAMPLES, seed) if groups else None
+        self._resamples = Resamples(groups, _RESAMPLES, seed) if groups else None
 
     def ratio(self, above: Float, below: Float) -> Estimate:
         """Sum of one column by sum of another; `questions` is the latter.
@@ -111,8 +108,7 @@ def corrected_ratio(
         error = _by(by_person[few].sum() - weighed[few].sum(), below[few].sum())
         return _by(weighed[rows].sum(), whole), error * _by(below[rows[by_judge[rows]]].sum(), whole)
 
-    table: Any = SimpleNamespace(groups=tuple(groups), keys=())
-    drawn = Resamples(table, _RESAMPLES, seed).values(parts)
+    drawn = Resamples(groups, _RESAMPLES, seed).values(parts)
     everywhere, error = parts(np.arange(len(judged)))
     low, high = interval_of(np.clip(drawn.sum(axis=1) + _doubt(drawn[:, 1], groups, checked, seed), 0.0, 1.0))
     return Estimate(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metis_agent.audit.accounting import AuditedCall, AuditedTurn, Use, harmful_rounds, uses
 from metis_agent.audit.estimates import Resampled, corrected_ratio
-from metis_agent.hdpo.evaluation import Estimate
+from metis_agent.evaluation.agents import Estimate
 
 __all__ = ["Check", "Figures", "Row", "figures_of"]
 
@@ -200,7 +200,7 @@ def _entries(turn: AuditedTurn) -> Iterator[_Entry]:
 
 def _counts(entries: Sequence[Sequence[_Entry]]) -> dict[str, Float]:
     """[N] each: calls, those of each use, and harmful ones."""
-    counts = {
+    counts: dict[str, Float] = {
         use: np.array([sum(it[2] == use for it in of_turn) for of_turn in entries], dtype=np.float64) for use in _SHARES
     }
     counts["harmful"] = np.array([sum(it[3] for it in of_turn) for of_turn in entries], dtype=np.float64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metis_agent.audit.accounting import AuditedTurn, stretches
 from metis_agent.audit.estimates import Resampled
-from metis_agent.hdpo.evaluation import Estimate
+from metis_agent.evaluation.agents import Estimate
 
 __all__ = ["Replayable", "RulePoint", "best", "caps", "oracle", "replay", "replayable", "self_report"]
 
@@ -90,7 +90,7 @@ def replay(
 
 
 def stops_where(runs: Sequence[Replayable], says_stop: Callable[[int, int], bool]) -> Stops:
-    """tau of each run: the first state at which a rule, given run and state of the last stretch, says stop."""
+    """Tau of each run: the first state at which a rule, given run and state of the last stretch, says stop."""
     return np.array(
         [next((k for k in range(run.rounds) if says_stop(i, k)), run.rounds) for i, run in enumerate(runs)],
         dtype=np.int64,

@@ -21,7 +21,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from metis_agent.audit.money import Prices
 from metis_agent.audit.turns import RecordedTurn, definition_of, tokens_of
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.hdpo.disk_cache import DiskCache, content_key
+from metis_agent.judging.cache import DiskCache, content_key
 
 __all__ = ["DONE", "Probe", "ProbeEstimate", "ProbePoint", "Prober", "Probing", "TokenBucket"]
 
@@ -309,11 +309,11 @@ class Prober:
         last = DONE if point.ask == "done" else self._probing.instruction
         return [*messages, HumanMessage(last)] if last else messages
 
-    def _acting(self, point: ProbePoint) -> list[Mapping[str, Any]]:
+    def _acting(self, point: ProbePoint) -> list[dict[str, Any]]:
         """Definitions of the tools that the model may call in this probe."""
         if point.ask == "done":
             return []
-        return [it for it in point.turn.definitions if point.turn.effects.get(_name(it)) != "reads"]
+        return [dict(it) for it in point.turn.definitions if point.turn.effects.get(_name(it)) != "reads"]
 
     def _bound(self, point: ProbePoint) -> Any:
         acting = self._acting(point)
@@ -329,7 +329,7 @@ class Prober:
             if not called:
                 return self._model
             known = {_name(definition): definition for definition in point.turn.definitions}
-            return _without_calls(self._model, list((called | known).values()))
+            return _without_calls(self._model, [dict(it) for it in (called | known).values()])
         except NotImplementedError:  # a model that knows of no tools
             return self._model
 
@@ -355,10 +355,10 @@ class Prober:
         return content_key("probe", _FORMAT, self.name, messages, self._acting(point))
 
 
-def _without_calls(model: BaseChatModel, definitions: Sequence[Mapping[str, Any]]) -> Any:
+def _without_calls(model: BaseChatModel, definitions: list[dict[str, Any]]) -> Any:
     """The model with tools that it may not call."""
     forbidden: Any = {"type": "none"} if "anthropic" in type(model).__module__ else "none"
-    return model.bind_tools(list(definitions), tool_choice=forbidden)
+    return model.bind_tools(definitions, tool_choice=forbidden)
 
 
 def _name(definition: Mapping[str, Any]) -> str:

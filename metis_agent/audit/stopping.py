@@ -2,8 +2,8 @@
 
 Optimal stopping by regression (Longstaff and Schwartz, 2001; for retrieval: Stop-RAG, arXiv 2510.14337). At s_k two
 heads are fitted: q_stop = P(a_k = 1), and q_go = E[a_tau' | s_k], what comes of going on under the current rule from
-s_{k+1}. The rule answers where q_go - q_stop <= beta * saving: with beta = 0 accuracy alone decides, and economy is only
-asked for within beta. Each run is decided by heads that saw none of its conversation.
+s_{k+1}. The rule answers where q_go - q_stop <= beta * saving: with beta = 0 accuracy alone decides, and economy is
+only asked for within beta. Each run is decided by heads that saw none of its conversation.
 
 This says what a gate could save before one is trained; the gate that serves is trained by `metis train gate`.
 """
@@ -11,6 +11,7 @@ This says what a gate could save before one is trained; the gate that serves is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,14 +135,15 @@ def _decide(
     """Fit on some runs, and say for the states of others whether to stop."""
     learnt = inputs.x[inputs.rows(places)]
     held = inputs.x[rows]
-    begins = np.concatenate([[0], np.cumsum([run.rounds for run in train])])
+    lengths = [run.rounds for run in train]
+    begins = np.concatenate([[0], np.cumsum(lengths)])
+    owner = np.repeat(np.arange(len(train)), lengths).tolist()
     now = np.concatenate([run.right[:-1] for run in train]).astype(np.float64)
     q_stop, q_stop_held = _fit(learnt, now, learnt, held)
     # At first the rule is to go on always; each sweep replays the rule of the one before.
-    taus = np.array([run.rounds for run in train])[np.repeat(np.arange(len(train)), np.diff(begins))]
+    taus = np.repeat(lengths, lengths)
     stop_held = np.zeros(len(rows), dtype=bool)
     for _ in range(_SWEEPS):
-        owner = np.repeat(np.arange(len(train)), np.diff(begins))
         later = np.array([train[run].right[tau] for run, tau in zip(owner, taus, strict=True)], dtype=np.float64)
         left = np.array(
             [train[run].calls[tau] - train[run].calls[state - begins[run]]
@@ -158,7 +160,7 @@ def _decide(
 def _first_stop_after(stop: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each state s_k of each run: where the rule stops it from s_{k+1} on."""
     taus = np.empty(len(stop), dtype=np.int64)
-    for begin, end in zip(begins[:-1], begins[1:], strict=True):
+    for begin, end in itertools.pairwise(begins.tolist()):
         tau = end - begin
         for k in range(end - begin - 1, -1, -1):
             taus[begin + k] = tau

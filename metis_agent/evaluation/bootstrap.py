@@ -1,18 +1,16 @@
-"""Bootstrap resamples of the questions that a gate is judged on.
+"""Bootstrap resamples of whole groups: of a document's questions, of a conversation's turns.
 
-Beside `gate_evaluation` and `gate_comparison`, which measure on each resample.
+Under the evaluation of gates, their comparison, and the audit, which measure on each resample.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["Resamples", "interval_of"]
 
@@ -21,16 +19,16 @@ Index = NDArray[np.int64]
 
 
 class Resamples:
-    """Bootstrap resamples of whole groups of questions, the same ones whenever they are asked for.
+    """Bootstrap resamples of whole groups of rows, the same ones whenever they are asked for.
 
     Args:
-        table: The questions.
+        groups: The group of each row; at least one.
         count: How many resamples, at most.
         seed: Of the drawing.
     """
 
-    def __init__(self, table: OutcomeTable, count: int, seed: int) -> None:
-        _, place = np.unique(table.groups or table.keys, return_inverse=True)
+    def __init__(self, groups: Sequence[str], count: int, seed: int) -> None:
+        _, place = np.unique(groups, return_inverse=True)
         order = np.argsort(place, kind="stable")
         starts = np.searchsorted(place[order], np.arange(place.max() + 2))
         self._members = [order[a:b] for a, b in itertools.pairwise(starts)]

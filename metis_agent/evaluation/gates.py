@@ -161,7 +161,7 @@ def evaluate_gate(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
-    draws = Resamples(table, resamples, seed)
+    draws = Resamples(table.groups or table.keys, resamples, seed)
     rows = np.arange(len(table))
     direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
     called = scored.need > threshold

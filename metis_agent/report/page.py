@@ -1,27 +1,22 @@
 """The page: everything that is known, in one HTML file that loads nothing.
 
-Last step of the report. Its policy (`Content-Security-Policy`) allows just the style and the script that are in this
-package, by their hashes, and images from `data:`: what a record holds can't run, and can't reach out. The summary
-stands before the runs in the file, so a browser draws it while the rest still arrives.
+Last step of the report; see `document` for what such a file may do. The summary stands before the runs in it, so a
+browser draws it while the rest still arrives.
 
 What the report's words mean, what was left out of its figures, and which runs it carries.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from html import escape
-from importlib import resources
 from pathlib import Path
 
-from metis_agent.errors import StorageError
-from metis_agent.formats import atomic_path
 from metis_agent.report import headline, sections
 from metis_agent.report.archive import packed
+from metis_agent.report.document import packaged, policy, version, write_page
 from metis_agent.report.facts import Facts, Progress, ReportInputs, gather
 from metis_agent.report.words import clipped, html, plural
 
@@ -40,32 +35,23 @@ def write_report(
         InputError: see `facts.gather`.
     """
     facts = gather(inputs, progress)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(page_of(facts, title))
-    except OSError as error:
-        raise StorageError(f"{str(out)!r} can't be written: {error}. Give another --out.") from error
+    write_page(out, page_of(facts, title))
     return facts
 
 
 def page_of(facts: Facts, title: str) -> Iterator[str]:
     """The page, piece by piece."""
-    style, script = _packaged("page.css"), _packaged("page.js")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = packaged("page.css"), packaged("page.js")
     pieces = {
-        "policy": policy, "style": style, "script": script, "title": escape(clipped(title, 200)),
+        "policy": policy(style, script), "style": style, "script": script, "title": escape(clipped(title, 200)),
         "opening": headline.opening(facts), "verdict": headline.verdict(facts), "cards": headline.cards(facts),
         "measured": headline.before_and_after(facts) + sections.branches(facts), "shadow": sections.shadow(facts),
         "frontier": sections.frontier(facts), "kinds": sections.by_kind(facts), "tools": sections.by_tool(facts),
         "training": sections.training(facts), "calibration": sections.calibration(facts),
-        "carried": carried(facts), "method": method(facts), "version": _version(),
+        "carried": carried(facts), "method": method(facts), "version": version(),
     }  # fmt: skip
     # Split once, and only the template: what is put in is never looked at for slots.
-    for place, piece in enumerate(_SLOT.split(_packaged("page.html"))):
+    for place, piece in enumerate(_SLOT.split(packaged("page.html"))):
         if place % 2 == 0:
             yield piece
         elif piece == "archive":
@@ -82,23 +68,6 @@ def _archive(facts: Facts) -> Iterator[str]:
         yield f'<script type="application/octet-stream" data-block>{block}</script>\n'
     for number, picture in enumerate(facts.archive.pictures.embedded):
         yield f'<script type="application/octet-stream" data-picture="{number}">{picture}</script>\n'
-
-
-def _packaged(name: str) -> str:
-    return resources.files("metis_agent.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("langgraph-metis")
-    except PackageNotFoundError:
-        return ""
 
 
 def method(facts: Facts) -> str:

@@ -44,24 +44,24 @@ def test_a_correction_by_hand() -> None:
 
 def test_a_judge_that_errs_is_corrected_to_the_truth() -> None:
     inside, raw_inside, widths, alone = 0, 0, [], []
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
-        n = 600
+        n = 400
         truth = (rng.random(n) < 0.6).astype(float)
-        judged = np.where(rng.random(n) < 0.15, 1 - truth, truth)
-        checked = rng.choice(n, 100, replace=False)
+        judged = np.where(rng.random(n) < 0.25, 1 - truth, truth)
+        checked = rng.choice(n, 80, replace=False)
         groups = [str(row) for row in range(n)]
         found = corrected_ratio(judged, np.ones(n), checked, truth[checked], groups, seed=seed)
-        person = Resampled([groups[row] for row in checked], seed=seed).ratio(truth[checked], np.ones(100))
+        person = Resampled([groups[row] for row in checked], seed=seed).ratio(truth[checked], np.ones(80))
         raw = Resampled(groups, seed=seed).ratio(judged, np.ones(n))
         inside += found.low <= 0.6 <= found.high
         raw_inside += raw.low <= 0.6 <= raw.high
         widths.append(found.high - found.low)
         alone.append(person.high - person.low)
-    # 95% of 60 is 57, with a standard error of 1.7; uncorrected the judge's share is off by 3 points.
-    assert inside >= 53
+    # 95% of 30 is 28.5, with a standard error of 1.2; uncorrected the judge's share is off by 5 points.
+    assert inside >= 26
     assert raw_inside < inside
-    assert np.mean(widths) < 0.9 * np.mean(alone)
+    assert np.mean(widths) < 0.95 * np.mean(alone)
 
 
 def test_checks_without_an_error_do_not_prove_that_there_are_none() -> None:

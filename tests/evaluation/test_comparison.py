@@ -43,7 +43,10 @@ def test_a_gap_is_narrower_than_the_figures_it_lies_between() -> None:
     close = [scored(np.clip(skill + rng.normal(0, 0.05, 600), 0, 1)) for _ in range(2)]
     noisy = [scored(np.clip(skill + rng.normal(0, 0.4, 600), 0, 1)) for _ in range(2)]
     found = compare_rankings(
-        {"gate": close, "same": close, "noisy": noisy}, outcomes, Resamples(outcomes, 200, 0), reference="gate"
+        {"gate": close, "same": close, "noisy": noisy},
+        outcomes,
+        Resamples(outcomes.groups or outcomes.keys, 200, 0),
+        reference="gate",
     )
     assert found["gate"]["auc"] == pytest.approx(np.mean(found["gate"]["auc_seeds"]))
     low, high = found["gate"]["auc_interval"]
@@ -60,6 +63,6 @@ def test_a_gap_is_narrower_than_the_figures_it_lies_between() -> None:
 
 def test_rows_of_a_group_are_drawn_together() -> None:
     outcomes = table(np.eye(2)[np.arange(40) % 2], groups=tuple(f"g{row // 4}" for row in range(40)))
-    counts = Resamples(outcomes, 50, 0).values(lambda index: np.bincount(index, minlength=40))
+    counts = Resamples(outcomes.groups or outcomes.keys, 50, 0).values(lambda index: np.bincount(index, minlength=40))
     assert (counts.reshape(50, 10, 4) == counts.reshape(50, 10, 4)[:, :, :1]).all()
     assert (counts.sum(axis=1) == 40).all()
