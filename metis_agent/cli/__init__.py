@@ -20,6 +20,7 @@ from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld
 from metis_agent.cli.doctor import doctor as doctor_command
 from metis_agent.cli.drift import drift_command
 from metis_agent.cli.evaluate import evaluate_app
+from metis_agent.cli.import_traces import import_command
 from metis_agent.cli.push import push_command
 from metis_agent.cli.report import report_command
 from metis_agent.cli.rollout import rollout_command
@@ -33,7 +34,20 @@ __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
 _TRY, _LEARN, _LOOK = "Try it", "Record and learn", "Measure, watch, publish"
-_ORDER = ("demo", "ask", "doctor", "rollout", "curate", "train", "calibrate", "evaluate", "report", "drift", "push")
+_ORDER = (
+    "demo",
+    "ask",
+    "doctor",
+    "import",
+    "rollout",
+    "curate",
+    "train",
+    "calibrate",
+    "evaluate",
+    "report",
+    "drift",
+    "push",
+)
 
 
 class _InOrder(TyperGroup):
@@ -100,6 +114,7 @@ def demo(
 
 app.command("ask", rich_help_panel=_TRY)(ask_command)
 app.command("doctor", rich_help_panel=_TRY)(doctor_command)
+app.command("import", rich_help_panel=_LEARN)(import_command)
 app.command("rollout", rich_help_panel=_LEARN)(rollout_command)
 app.add_typer(curate_app, name="curate", rich_help_panel=_LEARN)
 train_app.command("sft")(train_sft_command)

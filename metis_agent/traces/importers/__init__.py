@@ -1,0 +1,1 @@
+"""One importer a format, each in a file; `metis_agent.traces.registry` names them."""

@@ -1,0 +1,179 @@
+"""OpenAI: message logs as JSONL, one conversation a line or one request a line.
+
+A conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what was sent
+with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or `choices`
+beside, of Chat Completions or Responses; lines of the batch API too. Requests that go on from each other are joined to
+conversations by their messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from metis_agent.errors import InputError
+from metis_agent.traces.messages import Message, messages_of, reply_of, tool_definitions
+from metis_agent.traces.registry import Importer
+from metis_agent.traces.traced import ModelSpan, Trace
+from metis_agent.traces.values import as_json, time_of, usage_of
+
+__all__ = ["MessageLog", "OpenAI"]
+
+_IDS = ("conversation_id", "session_id", "thread_id", "chat_id", "conversation", "session", "id", "custom_id")
+_USERS = ("user_id", "user", "safety_identifier")
+_FEEDBACK = ("reward", "score", "rating", "feedback", "thumb")
+_REQUEST = ("request", "body", "input_body", "params", "kwargs")
+_REPLY = ("response", "completion", "output_message", "choices", "output")
+_SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
+
+
+class MessageLog(Importer):
+    """What OpenAI's and Anthropic's logs have in common: conversations and requests."""
+
+    def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """A conversation by its id or its content; a request by its conversation's id or its opening."""
+        request, reply = _split(record)
+        if not isinstance(request.get("messages", request.get("input")), list | str):
+            if "role" in record:
+                raise InputError('a message by itself; a conversation is {"messages": [...]} on one line')
+            raise InputError("no messages, and no request with messages")
+        named = _first(record, _IDS[:-2]) or _first(_mapping(request.get("metadata")), _IDS[:-2])
+        if reply is None:
+            yield named or _first(record, ("id",)) or _digest(request["messages"]), record
+        else:
+            yield named or _digest([request.get("system"), request.get("instructions"), _opening(request)]), record
+
+    def traces(self, key: str, parts: Sequence[Mapping[str, Any]]) -> Iterable[Trace]:
+        """A trace for each conversation; one for all requests of a key, whose threads are conversations."""
+        requests = [part for part in parts if _split(part)[1] is not None]
+        if requests:
+            yield self._of_requests(key, requests)
+        seen: set[str] = set()
+        for part in parts:
+            if _split(part)[1] is not None:
+                continue
+            digest = _digest(part["messages"])
+            if digest in seen:
+                continue  # the same line twice
+            trace = self._of_conversation(key if not seen else f"{key}-{digest}", part)
+            seen.add(digest)
+            yield trace
+
+    def _of_conversation(self, key: str, record: Mapping[str, Any]) -> Trace:
+        trace = self._trace(key, record)
+        trace.every_turn = True
+        trace.messages = self._read(record, trace)
+        trace.definitions = tool_definitions(record.get("tools") or record.get("functions"))
+        trace.model = str(record.get("model") or "")
+        trace.start = time_of(record.get("created_at") or record.get("created") or record.get("timestamp"))
+        return trace
+
+    def _of_requests(self, key: str, records: Sequence[Mapping[str, Any]]) -> Trace:
+        named = any(_first(record, _IDS[:-2]) for record in records)
+        trace = self._trace(key, records[0])
+        trace.conversation = key if named else ""
+        trace.every_thread = not named
+        seen: set[str] = set()
+        for record in records:
+            request, given = _split(record)
+            digest = _digest([request.get("messages", request.get("input")), given])
+            if digest in seen:
+                trace.odd["span that came twice"] += 1
+                continue
+            seen.add(digest)
+            given = as_json(given)
+            body = _mapping(given).get("body") or given
+            reply = reply_of({"choices": body} if _is_choices(body) else body, trace.odd)
+            error = _mapping(body).get("error") or record.get("error")
+            start = time_of(
+                record.get("start_time")
+                or record.get("created_at")
+                or record.get("timestamp")
+                or _mapping(body).get("created")
+                or _mapping(body).get("created_at")
+            )
+            duration = record.get("duration") or record.get("latency") or 0.0
+            end = time_of(record.get("end_time")) or (start + float(duration) if start and duration else None)
+            trace.models.append(
+                ModelSpan(
+                    id=digest, input=self._read(request, trace), output=None if error else reply,
+                    model=str(_mapping(body).get("model") or request.get("model") or ""),
+                    usage=usage_of(_mapping(body).get("usage") or record.get("usage")), error=str(error or ""),
+                    tools=tool_definitions(request.get("tools") or request.get("functions")), start=start, end=end,
+                    sampling={name: request[name] for name in _SAMPLING if request.get(name) is not None},
+                )
+            )  # fmt: skip
+        return trace
+
+    def _trace(self, key: str, record: Mapping[str, Any]) -> Trace:
+        metadata = _mapping(record.get("metadata"))
+        scores = [
+            {"key": name, "score": float(record[name])}
+            for name in _FEEDBACK
+            if isinstance(record.get(name), int | float)
+        ]
+        kept = {name: record[name] for name in ("task_id", "trial") if name in record}
+        user = _first(record, _USERS) or _first(metadata, _USERS)
+        return Trace(
+            id=key, source=self.name, user=user, feedback=scores, conversation=_first(record, _IDS[:-2]), metadata=kept
+        )
+
+    def _read(self, request: Mapping[str, Any], trace: Trace) -> list[Message]:
+        system = request.get("system") or request.get("instructions")
+        said = messages_of(request.get("messages", request.get("input")), trace.odd)
+        return [*messages_of([{"role": "system", "content": system}], trace.odd), *said] if system else said
+
+
+class OpenAI(MessageLog):
+    """Logs of OpenAI's APIs, and of all that speak like them."""
+
+    name = "openai"
+    title = "OpenAI messages, one conversation or one request a line"
+    source = (
+        "https://platform.openai.com/docs/api-reference/chat, https://platform.openai.com/docs/api-reference/responses"
+    )
+    versions = "Chat Completions v1, Responses v1, openai 1 to 3"
+
+    def recognises(self, record: Mapping[str, Any]) -> bool:
+        """Messages with roles, in the record or in its request."""
+        request, _ = _split(record)
+        said = request.get("messages", request.get("input"))
+        first = next((item for item in said if isinstance(item, Mapping)), {}) if isinstance(said, list) else {}
+        return "role" in first and not {"run_type", "traceId", "trace_id"} & set(record)
+
+
+def _split(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+    """Request and reply; the reply is `None` where the record is a conversation."""
+    request = next((_mapping(record[name]) for name in _REQUEST if _mapping(record.get(name))), record)
+    reply = next((record[name] for name in _REPLY if record.get(name)), None)
+    return request, reply
+
+
+def _is_choices(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and "message" in _mapping(value[0])
+
+
+def _opening(request: Mapping[str, Any]) -> Any:
+    """The messages up to the first user's: what requests of one conversation share."""
+    said = request.get("messages", request.get("input"))
+    if not isinstance(said, list):
+        return said
+    for place, message in enumerate(said):
+        if _mapping(message).get("role") == "user":
+            return said[: place + 1]
+    return said[:1]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    value = as_json(value)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return next((str(values[key]) for key in keys if isinstance(values.get(key), str | int)), "")

@@ -1,0 +1,277 @@
+"""Files of records, read as a stream: JSONL, JSON documents, Parquet; plain, gzip, from any fsspec URL.
+
+A record is one line, one element of a document's array, or one row. None is gathered up beyond the limit, and what is
+no record comes as `BadRecord` in its place, so that nothing is lost silently.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import IO, Any
+
+import fsspec
+
+from metis_agent.errors import InputError, MissingDependencyError, StorageError
+from metis_agent.traces.values import parse_json
+
+__all__ = ["BadRecord", "Record", "expanded", "records_of", "size_of"]
+
+LONGEST = 64 * 2**20
+"""Bytes that one record may take."""
+_BLOCK = 2**20
+_SIGNS = re.compile(rb'["\\\[\]{}]')
+_QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
+_ALONE, _IN_ARRAY, _IN_KEYED_ARRAY = (), (ord("["),), (ord("{"), ord("["))
+_KEYED = re.compile(rb'\{\s*"(resourceSpans|resourceLogs|data|runs|traces|observations|spans|scores)"\s*:\s*\[')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record as it was read."""
+
+    number: int
+    """Its place in the file, from 1."""
+    value: Mapping[str, Any]
+    raw: bytes | None = None
+    """Its JSON, where the file has it on a line of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRecord:
+    """What stands in a record's place and is none."""
+
+    number: int
+    reason: str
+    raw: bytes = b""
+    """Its beginning."""
+
+
+def expanded(paths: list[str]) -> list[str]:
+    """Return the files that paths, folders, patterns and URLs name, in order.
+
+    Raises:
+        StorageError: one names nothing.
+    """
+    found: list[str] = []
+    for path in paths:
+        fs, root = fsspec.core.url_to_fs(path)
+        if fs.isdir(root):
+            names = [name for name in fs.find(root) if _is_readable(name)]
+        else:
+            names = fs.glob(root) if any(sign in root for sign in "*?[") else [root] if fs.exists(root) else []
+        if not names:
+            raise StorageError(
+                f"{path!r} names no file with traces; give a file, a folder, a pattern or an fsspec URL."
+            )
+        found += [fs.unstrip_protocol(name) if "://" in path else name for name in sorted(names)]
+    return found
+
+
+def size_of(path: str) -> int:
+    """Return a file's size in bytes."""
+    fs, root = fsspec.core.url_to_fs(path)
+    return int(fs.size(root) or 0)
+
+
+def records_of(path: str, *, skip: int = 0) -> Iterator[Record | BadRecord]:
+    """Stream a file's records.
+
+    Args:
+        path: a file or an fsspec URL; compression and kind are known by their first bytes.
+        skip: how many records to leave out at the beginning, unparsed.
+
+    Raises:
+        StorageError: it can't be read.
+        MissingDependencyError: it is Parquet and pyarrow is not installed.
+    """
+    try:
+        with _opened(path) as (file, start):
+            if start.startswith(b"PAR1"):
+                yield from _rows(path, file, skip)
+                return
+            around, key = _layout(start)
+            torn: list[bool] = []
+            blocks, number = _blocks(file, torn), 0
+            for record in _lines(blocks, skip) if around is None else _elements(blocks, around, key, skip):
+                number = record.number
+                yield record
+            if torn:
+                yield BadRecord(number=number + 1, reason="the gzip stream breaks off here: a half-written export")
+    except (OSError, EOFError) as error:
+        if isinstance(error, StorageError | MissingDependencyError):
+            raise
+        raise StorageError(f"{path!r} can't be read: {error}.") from error
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[IO[bytes], bytes]]:
+    """The file, decompressed, at its beginning, and its first bytes."""
+    with fsspec.open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        content: Any = gzip.GzipFile(fileobj=file) if packed else file
+        start = b""
+        for block in _blocks(content, []):
+            start += block
+            if len(start) >= _BLOCK:
+                break
+        content.seek(0)
+        yield content, start
+
+
+def _blocks(file: IO[bytes], torn: list[bool]) -> Iterator[bytes]:
+    """Yield a file's content; `torn` is added to where a gzip stream breaks off, after what there is of it."""
+    read = getattr(file, "read1", file.read)  # `read` would lose what comes before the break
+    try:
+        while block := read(_BLOCK):
+            yield block
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        torn.append(True)
+
+
+def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
+    """In which brackets records stand, and under which key; `None` where each has a line of its own."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:1] == b"[":
+        return _IN_ARRAY, ""
+    line, _, rest = text.partition(b"\n")
+    try:
+        parse_json(line)
+    except InputError:
+        keyed = _KEYED.match(text)
+        if keyed is not None:
+            return _IN_KEYED_ARRAY, keyed[1].decode()
+        # A torn line among whole ones is JSONL still.
+        return (None, "") if not rest or rest.startswith(b"{") else (_ALONE, "")
+    return None, ""
+
+
+def _lines(blocks: Iterator[bytes], skip: int) -> Iterator[Record | BadRecord]:
+    for number, (line, length) in enumerate(_split(blocks), start=1):
+        if number <= skip:
+            continue
+        if length > LONGEST:
+            yield _too_long(number, length, line)
+        elif line.strip():
+            yield _record(number, line)
+
+
+def _split(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Each line without its break, and its length; of one over the limit, the beginning."""
+    parts: list[bytes] = []
+    length = 0
+    for block in blocks:
+        *whole, tail = block.split(b"\n")
+        for piece in whole:
+            yield b"".join((*parts, piece)) if length + len(piece) <= LONGEST else b"".join(parts), length + len(piece)
+            parts, length = [], 0
+        length += len(tail)
+        if length <= LONGEST:
+            parts.append(tail)
+        elif parts:
+            parts = [b"".join(parts)[:1000]]
+    if length:
+        yield b"".join(parts), length
+
+
+def _record(number: int, raw: bytes) -> Record | BadRecord:
+    try:
+        value = parse_json(raw)
+    except InputError as error:
+        return BadRecord(number=number, reason=f"{error}; a half-written export ends so", raw=raw)
+    if not isinstance(value, dict | list):
+        return BadRecord(number=number, reason=f"a {type(value).__name__}, no JSON object", raw=raw)
+    return Record(number=number, value=value if isinstance(value, dict) else {"messages": value}, raw=raw)
+
+
+def _too_long(number: int, length: int, start: bytes) -> BadRecord:
+    return BadRecord(number=number, reason=f"{length:,} bytes; one record may take {LONGEST:,}", raw=start[:1000])
+
+
+def _elements(blocks: Iterator[bytes], around: tuple[int, ...], key: str, skip: int) -> Iterator[Record | BadRecord]:
+    """The elements of the arrays that a document is, or holds at its top, each as it stands."""
+    for number, (raw, length) in enumerate(_scanned(blocks, around), start=1):
+        if number <= skip:
+            continue
+        record = _record(number, raw) if length <= LONGEST else _too_long(number, length, raw)
+        if isinstance(record, Record) and key.startswith("resource"):
+            record = Record(number=number, value={key: [record.value]})
+        yield record
+
+
+def _scanned(blocks: Iterator[bytes], around: tuple[int, ...]) -> Iterator[tuple[bytes, int]]:
+    """Each object or array that stands right within these open brackets, and its length."""
+    stack: list[int] = []
+    kept: list[bytes] = []
+    length = 0
+    inside = quoted = escaped = False
+    for block in blocks:
+        begin = position = 0
+        while position < len(block):
+            if escaped:
+                escaped, position = False, position + 1
+                continue
+            found = _SIGNS.search(block, position)
+            if found is None:
+                break
+            position, sign = found.end(), block[found.start()]
+            if quoted:
+                escaped, quoted = sign == _BACKSLASH, sign != _QUOTE
+            elif sign == _QUOTE:
+                quoted = True
+            elif sign in _OPENING:
+                if not inside and tuple(stack) == around:
+                    inside, begin, kept, length = True, found.start(), [], 0
+                stack.append(sign)
+            elif sign in _CLOSING and stack:
+                stack.pop()
+                if inside and tuple(stack) == around:
+                    yield _gathered(kept, length, block[begin:position])
+                    inside = False
+        if inside:
+            whole, length = _gathered(kept, length, block[begin:])
+            kept = [whole]
+    if inside:
+        yield b"".join(kept), length
+
+
+def _gathered(kept: list[bytes], length: int, piece: bytes) -> tuple[bytes, int]:
+    """What there is of a record, and how long it is; over the limit only its beginning is kept."""
+    length += len(piece)
+    return (b"".join((*kept, piece)) if length <= LONGEST else b"".join(kept)[:1000]), length
+
+
+def _rows(path: str, file: IO[bytes], skip: int) -> Iterator[Record | BadRecord]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f"{path!r} is Parquet, which pyarrow reads. Install it with: pip install 'langgraph-metis[traces]'"
+        ) from missing
+    number = 0
+    try:
+        table = ParquetFile(file)
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if number + rows <= skip:
+                number += rows
+                continue
+            for batch in table.iter_batches(batch_size=256, row_groups=[group]):
+                for row in batch.to_pylist():
+                    number += 1
+                    if number > skip:
+                        yield Record(number=number, value=row)
+    except (ArrowException, ValueError) as error:
+        yield BadRecord(number=number + 1, reason=f"no whole Parquet file: {error}")
+
+
+def _is_readable(name: str) -> bool:
+    kinds = {".jsonl", ".json", ".ndjson", ".gz", ".parquet"}
+    return bool(kinds & set(PurePath(name).suffixes)) and not PurePath(name).name.startswith((".", "_"))
