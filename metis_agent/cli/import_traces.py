@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +52,7 @@ def import_command(
 ) -> None:
     """Read traces of any agent into a store of trajectories: what `metis audit` and `metis train gate` work on.
 
-    Each turn of a conversation becomes one trajectory, with its messages, tool calls and results, tokens, times, errors,
+    Each turn of a conversation is one trajectory, with its messages, tool calls and results, tokens, times, errors,
     images, conversation and user. The same trace twice is one. Secrets (what looks like a key, a token or a password,
     and those that this environment holds) are taken out on the way in. What can't be read is kept in a file with the
     reason, and counted.
@@ -61,7 +60,6 @@ def import_command(
     The export may be larger than memory. Stop it at any time and run the same command to go on.
 
     Examples:
-
     metis import runs.jsonl --store runs                     LangSmith, OpenTelemetry, message logs: it sees which
 
     metis import exports/*.parquet --store runs              a bulk export

@@ -13,8 +13,8 @@ from typing import Any
 
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message
-from metis_agent.traces.traced import ModelSpan, ToolSpan, Trace
 from metis_agent.traces.threads import Thread, plain_text, run_of, threads_of, whole_spans
+from metis_agent.traces.traced import ModelSpan, ToolSpan, Trace
 from metis_agent.traces.values import text_of, usage_of
 from metis_agent.types import ModelCall, OutcomeStatus, Question, ToolOutcome, Trajectory
 

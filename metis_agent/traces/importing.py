@@ -1,7 +1,7 @@
-"""The import itself: an export is read, sorted by trace, made into trajectories, and put into the store.
+r"""The import itself: an export is read, sorted by trace, made into trajectories, and put into the store.
 
     read each record -> spool (by trace) -> traces -> trajectories -> without secrets -> store
-                    \\-> rejects           \\-> rejects
+                    \-> rejects           \-> rejects
 
 A state file says how far it is, after every few seconds of work. A stopped import goes on from there when the same
 command is given again; whatever was written after that point is cut off or recognised by its id, so that the result is
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.formats import atomic_write
 from metis_agent.recording.store import TrajectoryStore
-from metis_agent.recording.whole import write_whole
 from metis_agent.tools.redaction import Redactor
 from metis_agent.traces import reading
 from metis_agent.traces.assemble import trajectories_of
@@ -332,7 +332,7 @@ class _Job:
             "stage": stage, "rejects": self._rejects.tell(), "seconds": time.monotonic() - began,
             "counts": dict(self._counts), "reasons": dict(self._reasons), "handled": dict(self._handled), **changed,
         }  # fmt: skip
-        write_whole(self._folder / "state.json", json.dumps(self._state).encode())
+        atomic_write(self._folder / "state.json", json.dumps(self._state).encode())
         self._log.info("%s: %s", stage, ", ".join(f"{count:,} {name}" for name, count in self._counts.items()))
 
     def _tell(self, stage: str, done: int, total: int) -> None:
