@@ -152,7 +152,7 @@ def _run_of(call: Message, runs: Sequence[ToolSpan]) -> ToolSpan | None:
 
 def _same_arguments(one: Any, other: Any) -> bool:
     if isinstance(one, str) and isinstance(other, dict) and len(other) == 1:
-        return one == next(iter(other.values()))  # LangChain traces a lone argument bare
+        return bool(one == next(iter(other.values())))  # LangChain traces a lone argument bare
     return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
 
 

@@ -368,7 +368,7 @@ def _remembering(redactor: Redactor) -> Redactor:
         return known[given]
 
     remembering = copy(redactor)
-    remembering.text = text  # type: ignore[method-assign]
+    remembering.text = text  # type: ignore[method-assign, assignment]
     return remembering
 
 

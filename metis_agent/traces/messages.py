@@ -163,10 +163,10 @@ def _ai(content: Any, calls: Iterable[Message], item: Mapping[str, Any] | None =
 
 def _call(item: Mapping[str, Any]) -> Message:
     """A tool call as LangChain has it; arguments that are no JSON object make it an invalid one."""
-    function = item.get("function") if isinstance(item.get("function"), Mapping) else item.get("tool_call") or item
+    function = next((item[key] for key in ("function", "tool_call") if isinstance(item.get(key), Mapping)), item)
     if isinstance(function.get("function"), Mapping):
         item, function = {**item, "id": function.get("id") or item.get("id")}, function["function"]
-    given = next((function[key] for key in ("args", "arguments", "input") if function.get(key) is not None), {})
+    given: Any = next((function[key] for key in ("args", "arguments", "input") if function.get(key) is not None), {})
     arguments = as_json(given) if isinstance(given, str) and given.strip() else given or {}
     call = {"name": str(function.get("name") or ""), "id": item.get("call_id") or item.get("id") or None}
     if isinstance(arguments, Mapping):
