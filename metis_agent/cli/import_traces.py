@@ -59,12 +59,9 @@ def import_command(
 
     The export may be larger than memory. Stop it at any time and run the same command to go on.
 
-    Examples:
-    metis import runs.jsonl --store runs                     LangSmith, OpenTelemetry, message logs: it sees which
+    Example: metis import runs.jsonl --store runs
 
-    metis import exports/*.parquet --store runs              a bulk export
-
-    metis import checkpoints.sqlite --store runs             the threads of a LangGraph agent
+    So too: metis import exports/*.parquet --store runs; metis import checkpoints.sqlite --store runs
 
     Next: metis audit --store runs
     """
