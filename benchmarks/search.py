@@ -24,7 +24,7 @@ from langchain_core.tools import tool
 from metis_agent.errors import MissingDependencyError
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.images import load_image, thumbnail
-from metis_agent.tools.metered import MeteredTool
+from metis_agent.tools.instrumented import MeteredTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, SearchHit, resilient
 from metis_agent.tools.search.image_folder import ImageFolder

@@ -30,8 +30,8 @@ from metis_agent.rollouts.runner import question_message
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.images import load_image
 from metis_agent.tools.python import PythonTool
-from metis_agent.tools.sandboxes.e2b.pictures import shown_images
-from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.base import SandboxLimits
+from metis_agent.tools.sandboxes.e2b.call import shown_images
 from metis_agent.tools.search import ImageHit
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Question, ToolSpec

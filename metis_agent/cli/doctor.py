@@ -340,7 +340,7 @@ def _not_tried(report: BackendReport) -> bool:
 def _python_images(backend: str) -> Check:
     """Whether code gets images, and what it draws comes back."""
     from metis_agent.tools.sandboxes import open_sandbox
-    from metis_agent.tools.sandboxes.pictures import InputImage
+    from metis_agent.tools.sandboxes.base import InputImage
 
     with open_sandbox(backend=cast("Backend", backend)) as sandbox, sandbox.open() as session:
         execution = session.run(_DRAWS, timeout=60, images={"image_1": InputImage(source=_PIXEL)})

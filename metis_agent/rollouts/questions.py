@@ -163,8 +163,7 @@ def question_images(named: Any, folder: Path, place: str) -> list[str]:
 
 
 def _checked(name: str, folder: Path, place: str) -> str:
-    from metis_agent.tools.images import data_uri_content
-    from metis_agent.tools.sendable import RULES, sendable_image
+    from metis_agent.tools.images import RULES, data_uri_content, sendable_image
 
     try:
         content = data_uri_content(name, RULES) if name[:5].lower() == "data:" else _file(name, folder, RULES.max_bytes)

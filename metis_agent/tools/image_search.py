@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field, SkipValidation, model_validator
 from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 from metis_agent.errors import InputError, ToolError
 from metis_agent.tools.images import ImageRules, conversation_images, image_block, load_image, thumbnail
+from metis_agent.tools.search.base import ImageHit, ImageSearchBackend, SimilarImageBackend
 from metis_agent.tools.search.clean import cut, visible, web_link
-from metis_agent.tools.search.images import ImageHit, ImageSearchBackend, SimilarImageBackend
 
 if TYPE_CHECKING:
     from PIL.Image import Image

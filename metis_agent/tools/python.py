@@ -8,6 +8,7 @@ the code does wrong is a result that the model can read; what the sandbox does w
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +19,19 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import InjectedState
+from langgraph.runtime import get_runtime
 from pydantic import BaseModel, Field, PrivateAttr
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.tools.conversations import session_key
-from metis_agent.tools.named_images import named_images
-from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, Sandbox
-from metis_agent.tools.sandboxes.choose import Backend
-from metis_agent.tools.sandboxes.lazy import LazySandbox
-from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.pictures import ShownImage
+from metis_agent.tools.image_blocks import named_images
+from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, Sandbox, SandboxLimits, ShownImage
+from metis_agent.tools.sandboxes.choose import Backend, LazySandbox
 from metis_agent.tools.sandboxes.pool import SessionPool
-from metis_agent.tools.sandboxes.report import report, unwrap_fence
 
 if TYPE_CHECKING:
     from metis_agent.tools.images import ImageRules
 
-__all__ = ["CodeInput", "PythonInput", "PythonTool"]
+__all__ = ["CodeInput", "PythonInput", "PythonTool", "report", "session_key", "unwrap_fence"]
 
 _DESCRIPTION = (
     "Run Python code, for calculations and for anything that has to be exact. Variables last from call to "
@@ -260,3 +257,81 @@ def _check_keeping(max_sessions: int, idle_seconds: float) -> None:
         raise ConfigurationError(f"PythonTool(max_sessions={max_sessions!r}): it must be at least 1.")
     if not idle_seconds >= 0:
         raise ConfigurationError(f"PythonTool(idle_seconds={idle_seconds!r}): it must be seconds, 0 or more.")
+
+
+def session_key(config: RunnableConfig) -> tuple[str, Hashable] | None:
+    """Which calls share a session.
+
+    Returns:
+        `("thread", thread_id)`; without a thread, `("run", something that only this graph run has)`; outside
+        of a graph `None`: the call shares with none.
+    """
+    thread = (config.get("configurable") or {}).get("thread_id")
+    if thread:
+        return "thread", str(thread)
+    try:
+        runtime: Any = get_runtime()
+    except (RuntimeError, KeyError):
+        runtime = None
+    run_id = getattr(getattr(runtime, "execution_info", None), "run_id", None)
+    if run_id:
+        return "run", str(run_id)
+    # The same object in every step of a run. As part of the key it lives on, so that no later run's has its id.
+    control = getattr(runtime, "control", None)
+    return ("run", control) if control is not None else None
+
+
+_NOTHING_SHOWN = "The code ran but printed nothing; print the value or end with an expression."
+_CUT = "[The output was longer than is shown. Print less.]"
+_STATE_LOST = "Variables and files of earlier calls are gone."
+_LESS_WORK = "Do less in one call, or use a faster method."
+
+_HINTS = (
+    (
+        re.compile(r"^ModuleNotFoundError", re.M),
+        "Nothing can be installed here; use the standard library or a package that is installed.",
+    ),
+    (
+        re.compile(r"^\s+[!%].*\n\s+\^+\nSyntaxError", re.M),
+        "Shell and notebook commands (! and %) do not run here; write plain Python.",
+    ),
+    (
+        re.compile(r"^(PermissionError|OSError: \[Errno 30\])", re.M),
+        "This Python has no network, starts no programs, and reads and writes files in its current folder only.",
+    ),
+    (re.compile(r"^(\w+\.)*_?\w*MemoryError", re.M), "The memory limit was reached; work on smaller pieces."),
+)
+
+_FENCE = re.compile(r"\A\s*```[^\n`]*\n(?P<code>.*?)(?:\n?```\s*)?\Z", re.S)
+
+
+def report(execution: Execution) -> str:
+    """What happened, for the model: the output, then the result or what went wrong and what to do."""
+    parts = [execution.stdout.rstrip("\n")]
+    if execution.stderr.strip():
+        parts.append("stderr:\n" + execution.stderr.rstrip("\n"))
+    if execution.result is not None:
+        parts.append(execution.result)
+    parts.append(execution.traceback)
+    if execution.truncated:
+        parts.append(_CUT)
+    parts += [f"[image {n}: {i.width} x {i.height} pixels]" for n, i in enumerate(execution.images, start=1)]
+    parts += execution.notes
+    parts.append(_advice(execution))
+    return "\n".join(part for part in parts if part) or _NOTHING_SHOWN
+
+
+def unwrap_fence(code: str) -> str:
+    """The code of a Markdown block, if the whole text is one; models often write it so."""
+    match = _FENCE.match(code)
+    return match["code"] if match else code
+
+
+def _advice(execution: Execution) -> str:
+    if execution.status == "timeout":
+        return f"{execution.reason} {_STATE_LOST} {_LESS_WORK}"
+    if execution.status == "killed":
+        return f"{execution.reason} {_STATE_LOST}"
+    if execution.status == "error":
+        return next((hint for pattern, hint in _HINTS if pattern.search(execution.traceback)), "")
+    return ""

@@ -26,7 +26,7 @@ from metis_agent.errors import SandboxGoneError
 from metis_agent.judging.rubric import Asking
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.python import PythonTool
-from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.base import SandboxLimits
 from metis_agent.tools.search import CorpusSearch, Document
 from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import ModelCall, Question, ToolOutcome, Trajectory

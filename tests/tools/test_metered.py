@@ -20,11 +20,10 @@ from pydantic import BaseModel, ValidationError
 from metis_agent.budget import terms_of
 from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.metered import MeteredTool
+from metis_agent.tools.instrumented import MeteredTool, UsageMeter
 from metis_agent.tools.redaction import REDACTED, Redactor
 from metis_agent.tools.search import SearchHit
 from metis_agent.tools.text_search import TextSearchTool
-from metis_agent.tools.usage import UsageMeter
 
 SECRET = "opensesame"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from metis_agent import create_metis_agent
 from metis_agent.gates.baselines import ModelGate
 from metis_agent.tools.images import ImageRules, conversation_images, load_image
-from metis_agent.tools.metered import MeteredTool
+from metis_agent.tools.instrumented import MeteredTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.sandboxes import Sandbox, SandboxLimits

@@ -30,12 +30,12 @@ from PIL import Image
 from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.image_search import ImageSearchTool
-from metis_agent.tools.metered import MeteredTool
+from metis_agent.tools.instrumented import MeteredTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, ImageHit, SearchHit, SearchUnavailableError, resilient
-from metis_agent.tools.search.ddgs import DdgsSearch
 from metis_agent.tools.search.image_folder import ImageFolder
+from metis_agent.tools.search.web import DdgsSearch
 from metis_agent.tools.text_search import TextSearchTool
 
 NASTY = [

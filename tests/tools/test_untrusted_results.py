@@ -18,7 +18,7 @@ from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.search import SearchHit, SearchUnavailableError, resilient
-from metis_agent.tools.search.ddgs import DdgsImageSearch, DdgsSearch
+from metis_agent.tools.search.web import DdgsImageSearch, DdgsSearch
 from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import GateRequest, ToolSpec
 from tests.fakes import call, calling, model

@@ -1,6 +1,6 @@
 import pytest
 
-from metis_agent.tools.usage import ToolUsage, UsageMeter
+from metis_agent.tools.instrumented import ToolUsage, UsageMeter
 
 
 def test_the_meter_adds_up():

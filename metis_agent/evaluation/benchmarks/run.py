@@ -22,7 +22,7 @@ from metis_agent.judging.verifiers import Verify, judge
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchRecorder, RecordingReport
 from metis_agent.rollouts.runner import Rollout
-from metis_agent.tools.sendable import sendable_image
+from metis_agent.tools.images import sendable_image
 from metis_agent.types import Branch, Question, Trajectory
 
 __all__ = ["BenchmarkResult", "BenchmarkRun", "Runs", "chosen_items"]

@@ -12,13 +12,19 @@
 - `pool` and `report`: sessions by key, and an execution in words, for the `python` tool
 """
 
-from metis_agent.tools.sandboxes.base import Execution, ExecutionStatus, Sandbox, SandboxSession
+from metis_agent.tools.sandboxes.base import (
+    Execution,
+    ExecutionStatus,
+    InputImage,
+    Sandbox,
+    SandboxLimits,
+    SandboxSession,
+    ShownImage,
+)
 from metis_agent.tools.sandboxes.bubblewrap import BubblewrapSandbox
 from metis_agent.tools.sandboxes.choose import Backend, BackendReport, diagnose, open_sandbox
 from metis_agent.tools.sandboxes.e2b import E2BSandbox, E2BSession
 from metis_agent.tools.sandboxes.landlock import LandlockSandbox
-from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.pictures import InputImage, ShownImage
 from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox, UnsafeSandboxWarning
 
 __all__ = [

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from metis_agent.errors import SandboxUnavailableError
-from metis_agent.tools.sandboxes.inside.landlock import supported_abi
-from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.base import SandboxLimits
+from metis_agent.tools.sandboxes.inside.linux import supported_abi
 from metis_agent.tools.sandboxes.machine import inside_folder, interpreter, readable_paths
-from metis_agent.tools.sandboxes.template import TemplatePlan
-from metis_agent.tools.sandboxes.warm import DEFAULT_PACKAGES, WarmSandbox
+from metis_agent.tools.sandboxes.template import DEFAULT_PACKAGES, TemplatePlan, WarmSandbox
 
 __all__ = ["BubblewrapSandbox"]
 

@@ -6,23 +6,25 @@ functional `selftest` is used.
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
+import tempfile
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, SandboxUnavailableError
-from metis_agent.tools.sandboxes.base import Sandbox
+from metis_agent.tools.sandboxes.base import Sandbox, SandboxLimits, SandboxSession
 from metis_agent.tools.sandboxes.bubblewrap import BubblewrapSandbox
 from metis_agent.tools.sandboxes.e2b.sandbox import KEY_VARIABLE, E2BSandbox
+from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter
 from metis_agent.tools.sandboxes.landlock import LandlockSandbox
-from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.selftest import failures
 from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox
 
-__all__ = ["NOT_TRIED", "Backend", "BackendReport", "diagnose", "open_sandbox"]
+__all__ = ["NOT_TRIED", "Backend", "BackendReport", "LazySandbox", "diagnose", "failures", "open_sandbox"]
 
 NOT_TRIED = "not tried: that needs the network"
 
@@ -126,3 +128,140 @@ def _say_if_not_as_set_up(reports: list[BackendReport], name: str) -> None:
             problems = "; ".join(report.problems)
             message = f"{KEY_VARIABLE} is set, but E2B does not work: {problems} Code runs in {name} instead."
             warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+_LOOP_SECONDS = 0.1
+
+_ESCAPES = """
+import os, socket
+escapes = {{
+    "read a file outside": lambda: open({secret!r}).read(),
+    "wrote a file outside": lambda: open({secret!r} + ".written", "w"),
+    "read the host's environment": lambda: open("/proc/{host}/environ").read(),
+    "signalled the host": lambda: os.kill({host} if {host} != os.getpid() else 1, 0),
+    "opened a network socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+    "started a process": lambda: os.fork() or os._exit(0),
+    "used {memory} MB more memory than it may": lambda: bytearray(2 * {memory} << 20),
+}}
+succeeded = []
+for name, attempt in escapes.items():
+    try:
+        attempt()
+        succeeded.append(name)
+    except (OSError, MemoryError):
+        pass
+succeeded
+"""
+
+# On a machine of its own code may start processes and fill the memory; but is it one?
+_REMOTE_ESCAPES = """
+import socket
+escapes = {{
+    "read a file of this machine": lambda: open({secret!r}).read(),
+    "wrote a file of this machine": lambda: open({secret!r}, "r+"),
+    "reached the internet": lambda: {internet} or socket.create_connection(("1.1.1.1", 443), timeout=1).close(),
+}}
+succeeded = []
+for name, attempt in escapes.items():
+    try:
+        if attempt() is not True:
+            succeeded.append(name)
+    except OSError:
+        pass
+succeeded
+"""
+
+_WORK = """
+import colorsys, os
+with open("note", "w") as note:
+    note.write("kept")
+open("note").read(), os.getcwd() == os.path.abspath(".")
+"""
+
+
+def failures(sandbox: Sandbox) -> list[str]:
+    """What is wrong with a sandbox, in words; an empty list where it works and contains.
+
+    Raises:
+        SandboxUnavailableError: it can't start.
+        SandboxGoneError: it died under the test.
+    """
+    remote = isinstance(sandbox, E2BSandbox)
+    parent = tempfile.gettempdir() if everyone_may_enter(os.path.realpath(tempfile.gettempdir())) else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="metis-probe-", dir=parent) as folder, sandbox.open() as session:
+        secret = os.path.join(folder, "secret")
+        with open(secret, "w") as file:
+            file.write("secret")
+        # Open to every uid, so that only the sandbox can be what refuses.
+        os.chmod(secret, 0o666)
+        os.chmod(folder, 0o777)
+        wrong = []
+        work = session.run(_WORK)
+        if work.result != "('kept', True)":
+            wrong.append(f"ordinary code does not run in it: {work.traceback or work.reason or work.result}")
+        names: Mapping[str, object] = {
+            "secret": secret,
+            "host": os.getpid(),
+            "memory": sandbox.limits.memory_mb,
+            "internet": getattr(sandbox, "internet", False),
+        }
+        escaped = session.run((_REMOTE_ESCAPES if remote else _ESCAPES).format_map(names))
+        if escaped.status != "ok":
+            wrong.append(f"the attempts to escape did not run: {escaped.traceback or escaped.reason}")
+        else:
+            wrong += [f"code in it {name}" for name in ast.literal_eval(escaped.result or "[]")]
+        # Of a remote one, the time is kept on this side.
+        if not remote and session.run("while True: pass", timeout=_LOOP_SECONDS).status != "timeout":
+            wrong.append("an endless loop was not stopped")
+        return wrong
+
+
+class LazySandbox:
+    """Holds a sandbox: a given one, or its own, opened at the first use. Thread-safe.
+
+    Args:
+        given: the caller's, which the caller closes; `None` for an own one.
+        limits: of the sessions.
+        backend: which one to open, where none is given.
+        allow_unsafe: as for `open_sandbox`.
+    """
+
+    def __init__(self, given: Sandbox | None, *, limits: SandboxLimits, backend: Backend, allow_unsafe: bool) -> None:
+        self._given, self._limits, self._backend, self._allow_unsafe = given, limits, backend, allow_unsafe
+        self._lock = threading.Lock()
+        self._own: Sandbox | None = None
+
+    def open_session(self) -> SandboxSession:
+        """A fresh session.
+
+        Raises:
+            SandboxUnavailableError: nothing contains code on this machine.
+        """
+        return self._sandbox().open(self._limits)
+
+    def check(self) -> str:
+        """Test it now; gives its name.
+
+        Raises:
+            SandboxUnavailableError: nothing contains code on this machine, or the given one does not.
+        """
+        sandbox = self._sandbox()
+        problems = failures(sandbox) if sandbox is self._given else []
+        if problems:
+            raise SandboxUnavailableError(f"the sandbox {sandbox.name!r} does not hold: {'; '.join(problems)}.")
+        return sandbox.name
+
+    def close(self) -> None:
+        """Close an own sandbox; the next use opens another."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            own.close()
+
+    def _sandbox(self) -> Sandbox:
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._own is None:
+                self._own = open_sandbox(self._limits, backend=self._backend, allow_unsafe=self._allow_unsafe)
+            return self._own

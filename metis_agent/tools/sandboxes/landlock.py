@@ -23,11 +23,10 @@ import tempfile
 from collections.abc import Iterable
 
 from metis_agent.errors import SandboxUnavailableError
-from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter, remove_folder
-from metis_agent.tools.sandboxes.inside.landlock import supported_abi
-from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.template import TemplatePlan
-from metis_agent.tools.sandboxes.warm import DEFAULT_PACKAGES, WarmSandbox
+from metis_agent.tools.sandboxes.base import SandboxLimits
+from metis_agent.tools.sandboxes.inside.linux import supported_abi
+from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter, remove_folder
+from metis_agent.tools.sandboxes.template import DEFAULT_PACKAGES, TemplatePlan, WarmSandbox
 
 __all__ = ["LandlockSandbox"]
 

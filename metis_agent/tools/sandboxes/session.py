@@ -9,12 +9,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
-from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, ExecutionStatus
-from metis_agent.tools.sandboxes.closing import Closing
-from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
+from metis_agent.tools.sandboxes.base import (
+    NO_IMAGES,
+    Closing,
+    Execution,
+    ExecutionStatus,
+    InputImage,
+    SandboxLimits,
+    encode_pixels,
+    load_or_say,
+)
+from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
 from metis_agent.tools.sandboxes.inside.wire import FrameError
-from metis_agent.tools.sandboxes.limits import SandboxLimits
-from metis_agent.tools.sandboxes.pictures import InputImage, encode_pixels, load_or_say
 from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, Reply, SessionProcess
 
 if TYPE_CHECKING:

@@ -16,17 +16,16 @@ import tempfile
 import warnings
 
 from metis_agent.errors import ConfigurationError, SandboxGoneError
-from metis_agent.tools.sandboxes.closing import Closing
-from metis_agent.tools.sandboxes.inside.folders import remove_folder
-from metis_agent.tools.sandboxes.inside.screen import screen_size
-from metis_agent.tools.sandboxes.limits import SandboxLimits
+from metis_agent.tools.sandboxes.base import Closing, SandboxLimits
+from metis_agent.tools.sandboxes.inside.paths import remove_folder
+from metis_agent.tools.sandboxes.inside.wire import screen_size
 from metis_agent.tools.sandboxes.machine import bare_environment, inside_folder, interpreter, site_folders
 from metis_agent.tools.sandboxes.process import PopenHandle, SessionProcess, answer_limits
 from metis_agent.tools.sandboxes.session import LocalSession
 
 __all__ = ["UnsafeSandbox", "UnsafeSandboxWarning"]
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.unsafe import main; main()"
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.session import main_uncontained; main_uncontained()"
 _START_SECONDS = 60.0
 
 

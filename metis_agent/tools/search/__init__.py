@@ -8,12 +8,20 @@
 - `clean`: text of strangers made fit to be shown
 """
 
-from metis_agent.tools.search.base import AsyncSearchBackend, SearchBackend, SearchHit, SearchUnavailableError
+from metis_agent.tools.search.base import (
+    AsyncSearchBackend,
+    ImageEmbedder,
+    ImageHit,
+    ImageSearchBackend,
+    RetrieverSearch,
+    SearchBackend,
+    SearchHit,
+    SearchUnavailableError,
+    SimilarImageBackend,
+)
 from metis_agent.tools.search.corpus import CorpusSearch
 from metis_agent.tools.search.documents import Document, read_documents
-from metis_agent.tools.search.images import ImageEmbedder, ImageHit, ImageSearchBackend, SimilarImageBackend
 from metis_agent.tools.search.resilient import BreakerSearch, CachedSearch, DeadlineSearch, RetryingSearch
-from metis_agent.tools.search.retriever import RetrieverSearch
 from metis_agent.tools.search.web import resilient, web_image_search, web_search
 
 __all__ = [

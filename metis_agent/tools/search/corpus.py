@@ -21,8 +21,15 @@ from typing import Self
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
 from metis_agent.formats import atomic_path
 from metis_agent.tools.search.base import SearchHit
-from metis_agent.tools.search.documents import Document, digest_documents, digest_path, read_documents
-from metis_agent.tools.search.terms import TOKENIZER, index_text, query_terms
+from metis_agent.tools.search.documents import (
+    TOKENIZER,
+    Document,
+    digest_documents,
+    digest_path,
+    index_text,
+    query_terms,
+    read_documents,
+)
 
 __all__ = ["CorpusSearch"]
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Self
 from metis_agent.errors import ConfigurationError, InputError, StorageError, ToolError
 from metis_agent.formats import atomic_path
 from metis_agent.tools.images import ImageRules, load_image, thumbnail
+from metis_agent.tools.search.base import ImageEmbedder, ImageHit
 from metis_agent.tools.search.corpus import CorpusSearch
 from metis_agent.tools.search.documents import Document
-from metis_agent.tools.search.fingerprint import Fingerprint, fingerprint
-from metis_agent.tools.search.image_notes import captions_of, notes_of
-from metis_agent.tools.search.images import ImageEmbedder, ImageHit
+from metis_agent.tools.search.image_folder import captions_of, notes_of
+from metis_agent.tools.search.likeness import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

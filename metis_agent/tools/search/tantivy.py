@@ -13,8 +13,7 @@ from typing import Any, Self
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.tools.search.base import SearchHit
-from metis_agent.tools.search.documents import Document, read_documents
-from metis_agent.tools.search.terms import index_text, query_terms
+from metis_agent.tools.search.documents import Document, index_text, query_terms, read_documents
 
 __all__ = ["TantivySearch"]
 

@@ -22,8 +22,7 @@ FLUSH_SECONDS = 0.02
 def contain(inside: str, folder: str, internet: bool) -> None:
     """Hold this process to its folder."""
     sys.path.insert(0, inside)
-    from inside.landlock import READ, READ_AND_WRITE, Ruleset, supported_abi
-    from inside.linux import forbid_new_privileges
+    from inside.linux import READ, READ_AND_WRITE, Ruleset, forbid_new_privileges, supported_abi
 
     sys.path.remove(inside)
     if not supported_abi() or internet:

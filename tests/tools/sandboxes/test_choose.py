@@ -26,7 +26,7 @@ from metis_agent.tools.sandboxes import (
     landlock,
     open_sandbox,
 )
-from metis_agent.tools.sandboxes.selftest import failures
+from metis_agent.tools.sandboxes.choose import failures
 
 from .conftest import LIGHT_IMPORT, PACKAGE
 
@@ -43,7 +43,7 @@ def test_a_package_below_tmp_works(sandbox: Sandbox) -> None:
         copied = shutil.copytree(PACKAGE, Path(folder) / "metis_agent", ignore=shutil.ignore_patterns("weights"))
         script = LIGHT_IMPORT.replace(str(PACKAGE), str(copied)) + (
             f"from metis_agent.tools.sandboxes import {kind}, SandboxLimits\n"
-            "from metis_agent.tools.sandboxes.selftest import failures\n"
+            "from metis_agent.tools.sandboxes.choose import failures\n"
             f"print(failures({kind}(SandboxLimits(memory_mb=256))))"
         )
         ran = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, timeout=60)

@@ -11,8 +11,8 @@ from metis_agent.cli import doctor
 from metis_agent.errors import ConfigurationError, SandboxUnavailableError
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.sandboxes import E2BSandbox, Sandbox, SandboxLimits, diagnose, open_sandbox
-from metis_agent.tools.sandboxes.inside.landlock import supported_abi
-from metis_agent.tools.sandboxes.selftest import failures
+from metis_agent.tools.sandboxes.choose import failures
+from metis_agent.tools.sandboxes.inside.linux import supported_abi
 
 from .e2b_server import E2BServer
 

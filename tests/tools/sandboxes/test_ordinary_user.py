@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from metis_agent.tools.sandboxes import BubblewrapSandbox, Sandbox
-from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter
+from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter
 
 from .conftest import LIGHT_IMPORT, PACKAGE, SECRET
 from .test_attacks import REACHING_OUT, state_of
@@ -28,7 +28,7 @@ os.setresgid(uid, uid, uid)
 os.setresuid(uid, uid, uid)
 import metis_agent.tools.sandboxes as sandboxes
 from metis_agent.tools.sandboxes import SandboxLimits
-from metis_agent.tools.sandboxes.selftest import failures
+from metis_agent.tools.sandboxes.choose import failures
 Sandbox = getattr(sandboxes, kind)
 """
 

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.tools.python import report, unwrap_fence
 from metis_agent.tools.sandboxes import Execution, SandboxLimits
-from metis_agent.tools.sandboxes.closing import Closing
+from metis_agent.tools.sandboxes.base import Closing
 from metis_agent.tools.sandboxes.inside import wire
-from metis_agent.tools.sandboxes.inside.folders import everyone_may_enter, remove_folder
-from metis_agent.tools.sandboxes.inside.screen import Screen, read_screen, screen_size
+from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter, remove_folder
+from metis_agent.tools.sandboxes.inside.wire import Screen, read_screen, screen_size
 from metis_agent.tools.sandboxes.machine import spare_uids
 from metis_agent.tools.sandboxes.pool import SessionPool
-from metis_agent.tools.sandboxes.report import report, unwrap_fence
-from metis_agent.tools.sandboxes.watch import folder_bytes
+from metis_agent.tools.sandboxes.process import folder_bytes
 
 
 def receiver(data: bytes, most: int = 3) -> Callable[[int], bytes]:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from metis_agent.errors import MissingDependencyError
 from metis_agent.tools.images import ImageRules, load_image
-from metis_agent.tools.sandboxes import Execution, Sandbox, SandboxLimits, SandboxSession, pictures
+from metis_agent.tools.sandboxes import Execution, Sandbox, SandboxLimits, SandboxSession, base
+from metis_agent.tools.sandboxes.base import InputImage, encode_image
 from metis_agent.tools.sandboxes.inside.pictures import flat_pixels
 from metis_agent.tools.sandboxes.inside.wire import LONGEST_SIDE
-from metis_agent.tools.sandboxes.pictures import InputImage, encode_image
-from metis_agent.tools.sandboxes.warm import DEFAULT_PACKAGES
+from metis_agent.tools.sandboxes.template import DEFAULT_PACKAGES
 
 
 def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -266,7 +266,7 @@ def test_a_file_has_its_limit() -> None:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match="langgraph-metis"):
-        pictures.encode_pixels(1, 1, b"abc")
+        base.encode_pixels(1, 1, b"abc")
 
 
 def test_the_source_is_not_in_messages() -> None:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from metis_agent.tools.sandboxes.inside.seccomp import Filter
-from metis_agent.tools.sandboxes.inside.syscalls import ABSENT, ALLOWED, NUMBERS, OWN_PROCESS_ONLY, RULES
+from metis_agent.tools.sandboxes.inside.seccomp import ABSENT, ALLOWED, NUMBERS, OWN_PROCESS_ONLY, RULES, Filter
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, KILL = 0x7FFF0000, 0x80000000

@@ -8,8 +8,8 @@ from PIL import Image
 
 from metis_agent.errors import CheckpointError, MissingDependencyError
 from metis_agent.tools.image_search import ImageSearchTool
-from metis_agent.tools.search.clip import ClipEmbedder
 from metis_agent.tools.search.image_folder import ImageFolder
+from metis_agent.tools.search.likeness import ClipEmbedder
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

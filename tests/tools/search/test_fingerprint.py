@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image, ImageEnhance
 
-from metis_agent.tools.search.fingerprint import fingerprint
+from metis_agent.tools.search.likeness import fingerprint
 
 
 def picture(seed, size=(300, 200)):

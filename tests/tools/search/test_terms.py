@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metis_agent.tools.search.terms import index_text, query_terms
+from metis_agent.tools.search.documents import index_text, query_terms
 
 
 @pytest.mark.parametrize(

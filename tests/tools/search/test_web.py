@@ -11,7 +11,7 @@ from langchain_tests.unit_tests import ToolsUnitTests
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, ToolError
 from metis_agent.tools.search import SearchHit, SearchUnavailableError, web_image_search, web_search
-from metis_agent.tools.search.ddgs import DdgsImageSearch, DdgsSearch
+from metis_agent.tools.search.web import DdgsImageSearch, DdgsSearch
 from metis_agent.tools.text_search import TextSearchTool
 
 engines = pytest.importorskip("ddgs.engines")

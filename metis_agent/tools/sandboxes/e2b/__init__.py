@@ -13,7 +13,6 @@ server on the same machine that speaks E2B's HTTP protocol and runs the code for
 reached, so nothing here is a statement about its speed or its faults beyond what the SDK's source shows.
 """
 
-from metis_agent.tools.sandboxes.e2b.sandbox import E2BSandbox
-from metis_agent.tools.sandboxes.e2b.session import E2BSession
+from metis_agent.tools.sandboxes.e2b.sandbox import E2BSandbox, E2BSession
 
 __all__ = ["E2BSandbox", "E2BSession"]

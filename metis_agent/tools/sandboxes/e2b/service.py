@@ -9,19 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from e2b import SandboxNotFoundException, SandboxNotRunningException
 
-from metis_agent.deadline import DeadlineError, arun_within
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within
 from metis_agent.errors import SandboxGoneError
+from metis_agent.tools.sandboxes.base import InputImage, SandboxLimits
+from metis_agent.tools.sandboxes.e2b.call import Call, binding, image_file, shown_images
 from metis_agent.tools.sandboxes.e2b.client import NotRunningError, RemoteSandbox, UnreachableError, translated
-from metis_agent.tools.sandboxes.e2b.loop import LoopThread
 
-__all__ = ["Remote", "Service", "Settings", "Slot"]
+__all__ = ["Attempt", "LoopThread", "ProcessEndedError", "Remote", "Service", "Settings", "Slot"]
 
 _EXTEND_EVERY = 60.0
 _KILL_SECONDS = 10.0
@@ -181,3 +185,135 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+R = TypeVar("R")
+
+
+class LoopThread:
+    """Started at the first use. The thread is a daemon: it keeps no interpreter from ending."""
+
+    def __init__(self) -> None:
+        # Garbage collection under the lock may end a session, whose finalizer comes here again.
+        self._lock = threading.RLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._owner = os.getpid()
+
+    @property
+    def usable(self) -> bool:
+        """False once closed, and in a fork of the process: neither the thread nor the client survives it."""
+        return not self._closed and self._owner == os.getpid()
+
+    def submit(self, work: Coroutine[Any, Any, R]) -> Future[R]:
+        """Run a coroutine on the loop; cancelling the future cancels it.
+
+        Raises:
+            SandboxGoneError: the loop is closed, or belongs to the process that this one was forked from.
+        """
+        with self._lock:
+            if self.usable:
+                return asyncio.run_coroutine_threadsafe(work, self._running())
+        work.close()
+        cause = "is closed" if self._closed else "was made before this process was forked"
+        raise SandboxGoneError(f"this E2B sandbox {cause}; make another one.")
+
+    def close(self) -> None:
+        """Stop the loop and cancel what runs on it; may be called twice."""
+        with self._lock:
+            mine, self._closed = self.usable, True
+            loop, thread = self._loop, self._thread
+        if mine and loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="metis-e2b", daemon=True)
+            self._thread.start()
+        return self._loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
+
+
+class ProcessEndedError(Exception):
+    """The process that runs the code ended, and its server said so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """See the module's docstring. Keeps no time; whoever does cancels it."""
+
+    service: Service
+    remote: Remote
+    call: Call
+    """Takes what comes back."""
+    limits: SandboxLimits
+
+    async def run(self, code: str, seconds: float, images: Mapping[str, InputImage]) -> None:
+        """Run code.
+
+        Raises:
+            ProcessEndedError: see there.
+            Exception: what `RemoteSandbox.execute` and `Service` raise.
+        """
+        new = {name: image for name, image in images.items() if self.remote.images.get(name) != image}
+        files = await self._load(new)
+        try:
+            await self.service.extend(self.remote)
+            placed = await self._send(code, seconds, files)
+        except NotRunningError:
+            # Paused, perhaps. It did not run, so it may be sent again.
+            await self.service.resume(self.remote)
+            placed = await self._send(code, seconds, files)
+        _check(self.call)
+        if placed:
+            self.remote.images.update({name: new[name] for name in files})
+        if self.call.encoded:
+            self.call.images, notes = await arun_in_thread(shown_images, self.call.encoded, self.limits)
+            self.call.notes += notes
+
+    async def _load(self, images: Mapping[str, InputImage]) -> dict[str, bytes]:
+        files = {}
+        for name, image in images.items():
+            self.call.loading = name
+            content, note = await arun_in_thread(image_file, name, image)
+            if content is None:
+                self.call.notes.append(note)
+            else:
+                files[name] = content
+        self.call.loading = ""
+        return files
+
+    async def _send(self, code: str, seconds: float, files: Mapping[str, bytes]) -> bool:
+        """Send images, then code; gives whether the images arrived."""
+        problem = ""
+        if files:
+            paths = {name: await self.remote.sandbox.upload(f".metis/{name}.png", files[name]) for name in files}
+            placing = Call(self.limits)
+            lines = [binding(name, path) for name, path in paths.items()]
+            await self.remote.sandbox.execute("\n".join(lines), placing, seconds)
+            _check(placing)
+            problem = placing.execution().traceback
+            if problem:
+                self.call.notes.append(f"{', '.join(files)}: not there. {problem.splitlines()[-1]}")
+        await self.remote.sandbox.execute(code, self.call, seconds)
+        return not problem
+
+
+def _check(call: Call) -> None:
+    if call.kernel_ended:
+        raise ProcessEndedError

@@ -9,7 +9,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import landlock, linux
+from . import linux
 from .seccomp import Filter
 
 __all__ = ["Containment"]
@@ -80,14 +80,14 @@ class Containment:
             os.environ[name] = folder
         return folder
 
-    def _rules(self, folder: str) -> landlock.Ruleset:
-        rules = landlock.Ruleset(self._abi)
+    def _rules(self, folder: str) -> linux.Ruleset:
+        rules = linux.Ruleset(self._abi)
         for fd in self._readable:
-            rules.grant(fd, landlock.READ)
+            rules.grant(fd, linux.READ)
         null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
         own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        rules.grant(null, landlock.READ_AND_WRITE)
-        rules.grant(own, landlock.READ_AND_WRITE)
+        rules.grant(null, linux.READ_AND_WRITE)
+        rules.grant(own, linux.READ_AND_WRITE)
         os.close(null)
         os.close(own)
         return rules

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from . import imports
+from . import paths
 from .contain import Containment
-from .folders import remove_folder
-from .screen import Screen
-from .serve import AnswerLimits, announce, serve
+from .paths import remove_folder
+from .session import AnswerLimits, announce, serve
+from .wire import Screen
 
 __all__ = ["main"]
 
@@ -67,12 +67,12 @@ class Template:
         for fd in (_STREAM_FD, _SCREEN_FD, _OWN_PIDFD):
             # Held until a session puts its own there, so that nothing else gets these numbers.
             os.dup2(0, fd, inheritable=False)
-        imports.add_site_folders(settings["site"])
-        self._packages = imports.warm(settings["packages"])
-        imports.be_like_a_console()
+        paths.add_site_folders(settings["site"])
+        self._packages = paths.warm(settings["packages"])
+        paths.be_like_a_console()
         # A session's own mounts bring their own parent folders; without them, its uid may be shut out.
         rerouting = bool(self._uids) and self._folder is not None
-        routes = imports.reroute(settings["readable"]) if rerouting else []
+        routes = paths.reroute(settings["readable"]) if rerouting else []
         self._first_free = max([_OWN_PIDFD, *routes]) + 1
         self._containment = Containment(settings)
         # What exists now is shared with every session; a collection there should not copy its pages.
@@ -155,7 +155,7 @@ class Template:
         answer = AnswerLimits(*request["answer"])
 
         def prepare() -> None:
-            imports.reseed()
+            paths.reseed()
             self._containment.enter(request, uid)
             os.closerange(self._first_free, self._open_files)
 

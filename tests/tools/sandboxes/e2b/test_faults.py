@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from metis_agent.errors import SandboxGoneError
+from metis_agent.tools.python import report
 from metis_agent.tools.sandboxes import E2BSandbox, E2BSession, Execution
-from metis_agent.tools.sandboxes.report import report
 
 from ..e2b_server import E2BServer
 from .watching import GRACE, LIMITS, only, started, until

@@ -59,7 +59,7 @@ def test_images_out_that_are_too_many_too_large_or_none(sandbox: E2BSandbox) -> 
 
 
 def test_images_in(server: E2BServer, session: E2BSession) -> None:
-    from metis_agent.tools.sandboxes.pictures import InputImage
+    from metis_agent.tools.sandboxes.base import InputImage
 
     def uploads() -> int:
         return server.requests.count(("POST", "/files"))
@@ -81,7 +81,7 @@ def test_images_in(server: E2BServer, session: E2BSession) -> None:
 
 
 def test_an_image_that_is_shown_came_from_png(session: E2BSession) -> None:
-    from metis_agent.tools.sandboxes.pictures import InputImage
+    from metis_agent.tools.sandboxes.base import InputImage
 
     shown = session.run("image_1.resize((6, 4))", images={"image_1": InputImage(source=png("red"))}).images[0]
     assert opened(shown.content).size == (6, 4)

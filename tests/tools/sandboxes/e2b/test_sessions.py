@@ -13,9 +13,9 @@ from metis_agent.errors import (
     MissingDependencyError,
     SandboxUnavailableError,
 )
+from metis_agent.tools.python import report
 from metis_agent.tools.sandboxes import E2BSandbox, E2BSession, Execution, Sandbox
-from metis_agent.tools.sandboxes.inside.serve import MAX_CODE_BYTES
-from metis_agent.tools.sandboxes.report import report
+from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
 
 from ..e2b_server import KEY, E2BServer
 from .watching import GRACE, LIMITS

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from metis_agent.tools.sandboxes.base import NO_IMAGES
-from metis_agent.tools.sandboxes.pictures import InputImage
+from metis_agent.tools.sandboxes.base import NO_IMAGES, InputImage
 
 if TYPE_CHECKING:
     from metis_agent.tools.images import ImageRules

@@ -5,12 +5,11 @@ import contextlib
 import importlib
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterable
 
-from .folders import everyone_may_enter
-
-__all__ = ["add_site_folders", "be_like_a_console", "reroute", "reseed", "warm"]
+__all__ = ["add_site_folders", "be_like_a_console", "everyone_may_enter", "remove_folder", "reroute", "reseed", "warm"]
 
 # fmt: off
 _STANDARD = (
@@ -104,3 +103,43 @@ def _no_input(prompt: object = "", /) -> str:
 
 def _copy_nothing(source: object, destination: object, *, follow_symlinks: bool = True) -> None:
     return None
+
+
+def everyone_may_enter(folder: str) -> bool:
+    """Whether any uid may pass through this folder and all above it, by their permissions."""
+    while True:
+        if not os.stat(folder).st_mode & stat.S_IXOTH:
+            return False
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return True
+        folder = parent
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all in it; what can't be removed is left, never an error.
+
+    Unlike `shutil.rmtree` it neither recurses nor builds long paths: each folder found is first moved up
+    beside the top one, so a tree a thousand levels deep, or without permissions, goes as well.
+    """
+    waiting, count = [path], 0
+    while waiting:
+        folder = waiting.pop()
+        try:
+            os.chmod(folder, stat.S_IRWXU)
+            with os.scandir(folder) as entries:
+                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError:
+            continue
+        for entry, is_folder in found:
+            with contextlib.suppress(OSError):
+                if is_folder:
+                    count += 1
+                    moved = f"{path}.{count}"
+                    os.chmod(entry, stat.S_IRWXU)
+                    os.rename(entry, moved)
+                    waiting.append(moved)
+                else:
+                    os.unlink(entry)
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)

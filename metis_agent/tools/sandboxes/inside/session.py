@@ -1,0 +1,231 @@
+"""Runs code like a notebook cell: names stay, the value of a last expression is shown."""
+
+import ast
+import builtins
+import contextlib
+import inspect
+import json
+import linecache
+import os
+import socket
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TextIO
+
+from . import paths
+from .pictures import Pictures
+from .wire import FrameError, Screen, pack_frame, pack_parts, pack_pictures, read_frame, unpack_parts
+
+__all__ = ["CALL_NAME", "MAX_CODE_BYTES", "AnswerLimits", "Repl", "announce", "main_uncontained", "serve"]
+
+CALL_NAME = "<call {}>"
+"""The file name of a call's code in tracebacks."""
+
+_MOST_FRAMES = 40
+"""The innermost frames shown; an endless recursion has millions."""
+_MESSAGE_START = 1000
+
+_TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+class Repl:
+    """One namespace, `__main__`, in which calls run one after another."""
+
+    def __init__(self, stdout: TextIO, stderr: TextIO, pictures: Pictures) -> None:
+        self._streams = (stdout, stderr)
+        self._pictures = pictures
+        self._calls = 0
+        module = types.ModuleType("__main__")
+        # A module of that name must exist: dataclasses and pickle look classes up in it.
+        sys.modules["__main__"] = module
+        self.names: dict[str, Any] = module.__dict__
+        """What the code has bound, and finds bound."""
+        self.names["__builtins__"] = builtins
+
+    def run(self, code: str) -> tuple[bool, str, str | None]:
+        """Run one call.
+
+        Returns:
+            Whether it ended without an exception, the traceback if not, and the `repr` of the value of a
+            last expression if there is one other than `None` and images.
+        """
+        sys.stdout, sys.stderr = self._streams
+        vars(sys).update(__stdout__=self._streams[0], __stderr__=self._streams[1])
+        self._calls += 1
+        name = CALL_NAME.format(self._calls)
+        lines = [line + "\n" for line in code.splitlines()]
+        linecache.cache[name] = (len(code), None, lines, name)
+        try:
+            return True, "", self._execute(code, name)
+        except SystemExit as stop:
+            if stop.code in (None, 0):
+                return True, "", None
+            return False, f"SystemExit: {stop.code}", None
+        except BaseException as error:
+            return False, _user_traceback(error), None
+        finally:
+            self._pictures.end(code)
+
+    def _execute(self, code: str, name: str) -> str | None:
+        tree = ast.parse(code, name)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        if tree.body:
+            self._evaluate(compile(tree, name, "exec", _TOP_LEVEL_AWAIT))
+        if not isinstance(last, ast.Expr):
+            return None
+        value = self._evaluate(compile(ast.Expression(last.value), name, "eval", _TOP_LEVEL_AWAIT))
+        if value is None:
+            return None
+        self.names["_"] = value
+        return None if self._pictures.show(value) else repr(value)
+
+    def _evaluate(self, compiled: types.CodeType) -> object:
+        value = eval(compiled, self.names)
+        if compiled.co_flags & inspect.CO_COROUTINE:
+            import asyncio
+
+            return asyncio.run(value)
+        return value
+
+
+def _user_traceback(error: BaseException) -> str:
+    """The traceback without the frames of this program, and of libraries below the user's lines."""
+    try:
+        report = traceback.TracebackException.from_exception(error, limit=-_MOST_FRAMES, compact=True)
+        _trim(report, set())
+        return "".join(report.format()).rstrip()
+    except BaseException:
+        # The exception's own code can fail, or memory is short.
+        return f"{type(error).__name__}: {_start_of_message(error)}"
+
+
+def _start_of_message(error: BaseException) -> str:
+    try:
+        return str(error)[:_MESSAGE_START]
+    except BaseException:
+        return "(its message could not be printed)"
+
+
+def _trim(report: traceback.TracebackException | None, seen: set[int]) -> None:
+    if report is None or id(report) in seen:
+        return
+    seen.add(id(report))
+    own = [frame for frame in report.stack if frame.filename.startswith("<call ")]
+    report.stack[:] = own
+    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
+        _trim(other, seen)
+
+
+MAX_CODE_BYTES = 1 << 20
+"""The longest code that a call may bring, in bytes of UTF-8."""
+
+_MAX_REQUEST_BYTES = (1 << 32) - 1
+
+
+class AnswerLimits(NamedTuple):
+    """How much an answer carries."""
+
+    text: int
+    """Bytes of traceback, of result, and of notes, each."""
+    pictures: int
+    pixels: int
+    """Of each picture."""
+
+
+def announce(stream: socket.socket, prepare: Callable[[], None], descriptors: Sequence[int] = ()) -> bool:
+    """Run the preparation and tell the host how it went, handing it `descriptors`.
+
+    Returns:
+        Whether the session may go on.
+    """
+    try:
+        prepare()
+    except Exception as error:
+        stream.sendall(f"failed: {type(error).__name__}: {error}".encode())
+        return False
+    socket.send_fds(stream, [b"ready"], descriptors)
+    for fd in descriptors:
+        os.close(fd)
+    return True
+
+
+def serve(stream: socket.socket, screen: Screen, limits: AnswerLimits) -> None:
+    """Take pictures and answer calls until the host hangs up.
+
+    Args:
+        stream: the host's stream.
+        screen: where prints go.
+        limits: of an answer.
+    """
+    pictures = Pictures(limits.pictures, limits.pixels)
+    repl = Repl(screen.stdout, screen.stderr, pictures)
+    while True:
+        try:
+            number, payload = read_frame(stream.recv, _MAX_REQUEST_BYTES)
+        except MemoryError:
+            pictures.did_not_fit()
+            continue
+        except (EOFError, OSError, FrameError):
+            return
+        parts = unpack_parts(payload)
+        if b"i" in parts:
+            name = str(parts[b"n"], "utf-8")
+            pictures.place(repl.names, name, str(parts[b"m"], "ascii"), parts[b"i"])
+            # The next picture should find the memory of this frame free.
+            del payload, parts
+            continue
+        screen.clear()
+        pictures.begin()
+        finished, error, result = repl.run(str(parts[b"c"], "utf-8", "replace"))
+        stream.sendall(pack_frame(number, pack_parts(_answer(finished, error, result, pictures, limits))))
+
+
+def _answer(
+    finished: bool, error: str, result: str | None, pictures: Pictures, limits: AnswerLimits
+) -> dict[bytes, bytes]:
+    parts = {b"s": b"o" if finished else b"e"}
+    for tag, text in ((b"e", error), (b"r", result), (b"n", "\n".join(pictures.notes) or None)):
+        if text is not None:
+            body = text.encode("utf-8", "backslashreplace")
+            parts[tag] = body[: limits.text]
+            if len(body) > limits.text:
+                parts[b"t"] = b"1"
+    if pictures.taken:
+        parts[b"p"] = pack_pictures(pictures.taken)
+    return parts
+
+
+def main_uncontained() -> None:
+    """Arguments: a folder to take off the path, the stream's and the screen's descriptor, settings as JSON."""
+    sys.path.remove(sys.argv[1])
+    stream = socket.socket(fileno=int(sys.argv[2]))
+    settings = json.loads(sys.argv[4])
+    threading.Thread(target=_end_with_host, daemon=True).start()
+
+    def prepare() -> None:
+        paths.add_site_folders(settings["site"])
+        paths.be_like_a_console()
+        os.chdir(settings["folder"])
+        _limit(settings)
+
+    if announce(stream, prepare):
+        answer = AnswerLimits(*settings["answer"])
+        serve(stream, Screen(int(sys.argv[3]), answer.text), answer)
+
+
+def _end_with_host() -> None:
+    """Standard input is a pipe that the host holds open; its end means that the host is gone."""
+    os.read(0, 1)
+    os._exit(0)
+
+
+def _limit(settings: dict[str, Any]) -> None:
+    import resource
+
+    for kind, value in ((resource.RLIMIT_DATA, settings["memory"]), (resource.RLIMIT_FSIZE, settings["disk"])):
+        # macOS refuses some of these.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (value, value))
