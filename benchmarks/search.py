@@ -24,7 +24,7 @@ from langchain_core.tools import tool
 from metis_agent.errors import MissingDependencyError
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.images import load_image, thumbnail
-from metis_agent.tools.instrumented import MeteredTool
+from metis_agent.tools.instrumented import InstrumentedTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, SearchHit, resilient
 from metis_agent.tools.search.image_folder import ImageFolder
@@ -114,8 +114,8 @@ def measure_wrappers(rounds: int) -> dict[str, float]:
 
     search = resilient(Instant())
     plain = _per_call(rounds, lambda number: instant.invoke({"number": number}))
-    timed = MeteredTool(instant, timeout=10)
-    full = MeteredTool(instant, timeout=10, cache=ResultCache(), redactor=Redactor())
+    timed = InstrumentedTool(instant, timeout=10)
+    full = InstrumentedTool(instant, timeout=10, cache=ResultCache(), redactor=Redactor())
     full.invoke({"number": -1})
     return {
         "resilient_search_us": _per_call(rounds, lambda number: search.search(str(number), 5)),

@@ -17,7 +17,7 @@ __all__ = ["FROZEN", "MODULES", "described"]
 FROZEN = Path(__file__).with_name("public_api.txt")
 MODULES = (
     "metis_agent", "metis_agent.types", "metis_agent.errors", "metis_agent.gates", "metis_agent.recording",
-    "metis_agent.tools.search", "metis_agent.tools.sandboxes",
+    "metis_agent.tools", "metis_agent.tools.search", "metis_agent.tools.sandboxes",
 )  # fmt: skip
 """Those whose `__all__` is promised."""
 

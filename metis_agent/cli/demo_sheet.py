@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metis_agent.tools.images import image_source, load_image
+from metis_agent.image_blocks import image_source
+from metis_agent.tools.images import load_image
 from metis_agent.types import Question, Trajectory
 
 if TYPE_CHECKING:

@@ -1,9 +1,51 @@
 """The tools that Metis brings: `python`, `text_search`, `image_search`. Any other LangChain tool works as well.
 
-- `python`, `text_search`, `image_search`: the tools; each is imported from its own module, so that one does not
-  load what the others need
-- `metered`: any tool with a time limit, retries, accounting (`usage`), a result `cache`, secrets out (`redaction`)
+- `python`, `text_search`, `image_search`: the tools
+- `instrumented`: any tool with a time limit, retries, accounting, a result `cache`, secrets out (`redaction`); it
+  is a `proxy` of the tool
 - `images`: safe loading of images; `download`: safe fetching, from the public internet only
-- `deadline`: running code for so long and no longer
 - `sandboxes` and `search`: what the tools stand on
+
+Each name is imported when it is asked for, so that one tool does not load what the others need.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metis_agent.tools.cache import ResultCache
+    from metis_agent.tools.image_search import ImageSearchTool
+    from metis_agent.tools.images import ImageRules, load_image
+    from metis_agent.tools.instrumented import InstrumentedTool
+    from metis_agent.tools.python import PythonTool
+    from metis_agent.tools.redaction import Redactor
+    from metis_agent.tools.text_search import TextSearchTool
+
+__all__ = [
+    "ImageRules",
+    "ImageSearchTool",
+    "InstrumentedTool",
+    "PythonTool",
+    "Redactor",
+    "ResultCache",
+    "TextSearchTool",
+    "load_image",
+]
+
+_HOMES = {
+    "ImageRules": "images",
+    "ImageSearchTool": "image_search",
+    "InstrumentedTool": "instrumented",
+    "PythonTool": "python",
+    "Redactor": "redaction",
+    "ResultCache": "cache",
+    "TextSearchTool": "text_search",
+    "load_image": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,6 +1,6 @@
 """Results kept for a while, so that the same call is made once.
 
-Stands under `CachedSearch` and `MeteredTool`. Callers that ask for the same key at the same time share one
+Stands under `CachedSearch` and `InstrumentedTool`. Callers that ask for the same key at the same time share one
 call: in training, the G rollouts of one question often begin with the same search.
 """
 

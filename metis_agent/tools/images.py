@@ -11,13 +11,10 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from langchain_core.messages import HumanMessage, ToolMessage
 
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import InputError, MissingDependencyError
@@ -31,10 +28,7 @@ __all__ = [
     "ImageRules",
     "SendableImage",
     "aload_image",
-    "conversation_images",
     "data_uri_content",
-    "image_block",
-    "image_source",
     "load_image",
     "sendable_image",
     "thumbnail",
@@ -93,35 +87,6 @@ async def aload_image(source: str | bytes | os.PathLike[str], rules: ImageRules 
     return await arun_in_thread(load_image, source, rules)
 
 
-def image_source(block: object) -> str | bytes | None:
-    """Return what `load_image` takes of a content block (LangChain's, OpenAI's or Anthropic's); `None` of others."""
-    if not isinstance(block, Mapping) or block.get("type") not in ("image", "image_url"):
-        return None
-    inner: Any = block.get("source") or block.get("image_url") or block
-    if isinstance(inner, str):
-        return inner
-    if not isinstance(inner, Mapping):
-        return None
-    encoded = inner.get("base64") or inner.get("data")
-    if isinstance(encoded, str):
-        return f"data:;base64,{encoded}"
-    url = inner.get("url")
-    return url if isinstance(url, str) else None
-
-
-def conversation_images(messages: object) -> dict[str, str | bytes]:
-    """Return the images that the user sent and that tools showed, in their order, as tools and models call them.
-
-    Returns:
-        `image_1`, `image_2` and so on, each with what `load_image` takes.
-    """
-    found: list[str | bytes] = []
-    for message in messages if isinstance(messages, Sequence) else ():
-        if isinstance(message, HumanMessage | ToolMessage) and isinstance(message.content, list):
-            found += [source for block in message.content if (source := image_source(block)) is not None]
-    return {f"image_{number}": source for number, source in enumerate(found, start=1)}
-
-
 def thumbnail(image: Image, side: int = 256) -> tuple[bytes, str]:
     """Return a small copy as file content, and its MIME type: JPEG, or PNG where something shows through.
 
@@ -139,9 +104,44 @@ def thumbnail(image: Image, side: int = 256) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def image_block(content: bytes, mime_type: str) -> dict[str, Any]:
-    """Return the LangChain content block of a file."""
-    return {"type": "image", "base64": base64.b64encode(content).decode(), "mime_type": mime_type}
+RULES = ImageRules(max_bytes=60_000_000, max_pixels=89_000_000)
+"""Wider than for what strangers send: questions are about photographs of 8K. At a few more Pillow warns of a bomb."""
+
+_AGENT = ImageRules()
+_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_ORIENTATION, _UPRIGHT = 0x0112, (None, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendableImage:
+    """An image that may be asked about."""
+
+    uri: str
+    """Of the `data:` kind."""
+    shrunk: bool = False
+    """It had more pixels than the agent reads."""
+
+
+def sendable_image(content: bytes, rules: ImageRules = RULES) -> SendableImage:
+    """Check an image.
+
+    Args:
+        content: The file's bytes.
+        rules: What is loaded.
+
+    Raises:
+        InputError: it can't be used; the message says why.
+        MissingDependencyError: Pillow is not installed.
+    """
+    image = load_image(content, rules)
+    most = _AGENT.max_pixels
+    shrunk = image.width * image.height > most
+    if not shrunk and len(content) <= _AGENT.max_bytes and (kind := _as_it_is(content)):
+        return SendableImage(uri=_uri(content, kind))
+    if shrunk:
+        scale = (most / (image.width * image.height)) ** 0.5
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+    return SendableImage(uri=_uri(*_written(image)), shrunk=shrunk)
 
 
 def _decoded(content: bytes, rules: ImageRules) -> Image:
@@ -244,46 +244,6 @@ def _too_many_pixels(width: int, height: int, rules: ImageRules) -> InputError:
 def _reason(error: Exception) -> str:
     name = type(error).__name__
     return "it is no PNG, JPEG, WEBP or GIF, or it is damaged" if name == "UnidentifiedImageError" else f"{error}"[:200]
-
-
-RULES = ImageRules(max_bytes=60_000_000, max_pixels=89_000_000)
-"""Wider than for what strangers send: questions are about photographs of 8K. At a few more Pillow warns of a bomb."""
-
-_AGENT = ImageRules()
-_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_ORIENTATION, _UPRIGHT = 0x0112, (None, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SendableImage:
-    """An image that may be asked about."""
-
-    uri: str
-    """Of the `data:` kind."""
-    shrunk: bool = False
-    """It had more pixels than the agent reads."""
-
-
-def sendable_image(content: bytes, rules: ImageRules = RULES) -> SendableImage:
-    """Check an image.
-
-    Args:
-        content: The file's bytes.
-        rules: What is loaded.
-
-    Raises:
-        InputError: it can't be used; the message says why.
-        MissingDependencyError: Pillow is not installed.
-    """
-    image = load_image(content, rules)
-    most = _AGENT.max_pixels
-    shrunk = image.width * image.height > most
-    if not shrunk and len(content) <= _AGENT.max_bytes and (kind := _as_it_is(content)):
-        return SendableImage(uri=_uri(content, kind))
-    if shrunk:
-        scale = (most / (image.width * image.height)) ** 0.5
-        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-    return SendableImage(uri=_uri(*_written(image)), shrunk=shrunk)
 
 
 def _as_it_is(content: bytes) -> str:

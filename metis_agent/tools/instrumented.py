@@ -1,7 +1,7 @@
 """Any LangChain tool with a time limit, retries, accounting, a result cache and secrets taken out.
 
-It stands where the tool stood (`stand_in`). The tool's code runs within this one's run, so that tracers, too, get the
-redacted result.
+It stands where the tool stood (`proxy`). The tool's code runs within this one's run, so that tracers, too, get the
+redacted result. `UsageMeter` adds up what the calls came to.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.proxy import StandInTool, injected
+from metis_agent.tools.proxy import ProxyTool, injected
 from metis_agent.tools.redaction import Redactor
 
-__all__ = ["CallEnd", "MeteredTool", "ToolUsage", "UsageMeter"]
+__all__ = ["CallEnd", "InstrumentedTool", "ToolUsage", "UsageMeter"]
 
 # Another try would end the same, or it is not for this wrapper to judge: interrupts, a sandbox that is gone.
 _FINAL = (ToolException, ValidationError, GraphBubbleUp, InfrastructureError, NotImplementedError)
 _UNTOUCHED = (ValidationError, GraphBubbleUp, InfrastructureError)
 
 
-class MeteredTool(StandInTool):
+class InstrumentedTool(ProxyTool):
     """Wraps a tool; what it does not change, it hands through, injected arguments and artifacts included.
 
     A call that runs out of time, like a `ToolException`, is a tool message with `status="error"`; other errors
@@ -204,20 +204,22 @@ def _check(
     tool: BaseTool, timeout: float | None, retries: int, idempotent: bool, cache: ResultCache[Any] | None
 ) -> None:
     if not isinstance(tool, BaseTool):
-        raise ConfigurationError(f"MeteredTool(tool={tool!r}): it must be a LangChain tool; decorate it with @tool.")
+        raise ConfigurationError(
+            f"InstrumentedTool(tool={tool!r}): it must be a LangChain tool; decorate it with @tool."
+        )
     if timeout is not None and not timeout > 0:
-        raise ConfigurationError(f"MeteredTool(timeout={timeout!r}): it must be more than 0 seconds, or None.")
+        raise ConfigurationError(f"InstrumentedTool(timeout={timeout!r}): it must be more than 0 seconds, or None.")
     if not retries >= 0:
-        raise ConfigurationError(f"MeteredTool(retries={retries!r}): it must be 0 or more.")
+        raise ConfigurationError(f"InstrumentedTool(retries={retries!r}): it must be 0 or more.")
     if retries and not idempotent:
         raise ConfigurationError(
-            f"MeteredTool(retries={retries!r}) for {tool.name!r}: only a tool that may safely be called twice is "
+            f"InstrumentedTool(retries={retries!r}) for {tool.name!r}: only a tool that may safely be called twice is "
             "called again; declare it with idempotent=True."
         )
     if cache is not None and (given := injected(tool)):
         raise ConfigurationError(
-            f"MeteredTool(cache=...) for {tool.name!r}: its result may depend on {sorted(given)!r}, which the graph "
-            "injects; only a tool that depends on nothing but its arguments can be cached."
+            f"InstrumentedTool(cache=...) for {tool.name!r}: its result may depend on {sorted(given)!r}, which the "
+            "graph injects; only a tool that depends on nothing but its arguments can be cached."
         )
 
 

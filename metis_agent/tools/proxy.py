@@ -1,6 +1,6 @@
-"""A tool that stands where another stood: the same name, description and schema, and it calls the other.
+"""A proxy of a tool: the same name, description and schema, and it calls the tool.
 
-Neither the model nor the graph sees a difference. The base of `MeteredTool`, which adds to the call.
+Neither the model nor the graph sees a difference. The base of `InstrumentedTool`, which adds to the call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import PrivateAttr, SkipValidation
 
 from metis_agent.deadline import arun_in_thread
 
-__all__ = ["StandInTool", "injected"]
+__all__ = ["ProxyTool", "injected"]
 
 _SAME = (
     "name", "description", "args_schema", "response_format", "return_direct", "tags", "extras", "callbacks",
@@ -46,7 +46,7 @@ class _Wants:
         return given | {"run_manager": run_manager} if self.run_manager else given
 
 
-class StandInTool(BaseTool):
+class ProxyTool(BaseTool):
     """The same as a tool, for whoever prepares its arguments; `_run` and `_arun` are what a subclass adds.
 
     Args:

@@ -2,7 +2,8 @@
 
 Stands between the graph (or any LangChain agent) and a `Sandbox`. Each conversation has a session of its
 own, in which names last from call to call, and finds the conversation's images as `image_1`, `image_2`, ... What
-the code does wrong is a result that the model can read; what the sandbox does wrong is an `InfrastructureError`.
+the code does wrong is a result that the model can read (`report`); what the sandbox does wrong is an
+`InfrastructureError`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -23,8 +24,8 @@ from langgraph.runtime import get_runtime
 from pydantic import BaseModel, Field, PrivateAttr
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.tools.image_blocks import named_images
-from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, Sandbox, SandboxLimits, ShownImage
+from metis_agent.image_blocks import conversation_images
+from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, InputImage, Sandbox, SandboxLimits, ShownImage
 from metis_agent.tools.sandboxes.choose import Backend, LazySandbox
 from metis_agent.tools.sandboxes.pool import SessionPool
 
@@ -205,7 +206,7 @@ class PythonTool(BaseTool):
         return key, self.idle_seconds if key[0] == "thread" else min(_RUN_IDLE_SECONDS, self.idle_seconds)
 
     def _execute(self, code: str, key: Hashable, idle_seconds: float, messages: Any) -> Execution:
-        images, note = named_images(code, messages, self._image_rules) if self.images else (NO_IMAGES, "")
+        images, note = _named_images(code, messages, self._image_rules) if self.images else (NO_IMAGES, "")
         with self._parts.pool.session(key, idle_seconds=idle_seconds) as session:
             try:
                 # Without images, as a session without any knowledge of them is called.
@@ -335,3 +336,23 @@ def _advice(execution: Execution) -> str:
     if execution.status == "error":
         return next((hint for pattern, hint in _HINTS if pattern.search(execution.traceback)), "")
     return ""
+
+
+# With a number, or with one to be put in: f"image_{number}".
+_IMAGE_NAME = re.compile(r"\bimage_(?:(\d{1,9})\b|(?!\w))")
+
+
+def _named_images(code: str, messages: Any, rules: ImageRules | None) -> tuple[Mapping[str, InputImage], str]:
+    """The images that the code names, and a note where it names one that is not there."""
+    named = set(_IMAGE_NAME.findall(code))
+    if not named:
+        return NO_IMAGES, ""
+
+    there = conversation_images(messages)
+    wanted = {name for name in there if "" in named or name.removeprefix("image_") in named}
+    absent = {f"image_{number}" for number in named if number} - set(there)
+    note = ""
+    if absent:
+        last = f"image_1 to image_{len(there)}" if there else "none"
+        note = f"The conversation has no {', '.join(sorted(absent))}; its images are: {last}."
+    return {name: InputImage(source=there[name], rules=rules) for name in sorted(wanted)}, note

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metis_agent.errors import InputError
+from metis_agent.image_blocks import image_block, image_source
 from metis_agent.tools.download import DownloadRules
-from metis_agent.tools.images import ImageRules, aload_image, image_block, image_source, load_image, thumbnail
+from metis_agent.tools.images import ImageRules, aload_image, load_image, thumbnail
 
 
 def encoded(image, kind="PNG", **options):

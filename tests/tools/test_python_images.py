@@ -16,8 +16,9 @@ from PIL import Image
 
 from metis_agent import create_metis_agent
 from metis_agent.gates.baselines import ModelGate
-from metis_agent.tools.images import ImageRules, conversation_images, load_image
-from metis_agent.tools.instrumented import MeteredTool
+from metis_agent.image_blocks import conversation_images
+from metis_agent.tools.images import ImageRules, load_image
+from metis_agent.tools.instrumented import InstrumentedTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.sandboxes import Sandbox, SandboxLimits
@@ -146,7 +147,7 @@ def test_the_limits_and_rules_are_the_tools_own(sandbox: Sandbox) -> None:
 
 def test_within_a_wrapper(tool: PythonTool) -> None:
     # The second secret is what every PNG file begins with.
-    metered: Any = MeteredTool(tool, timeout=30, redactor=Redactor(secrets=["s3cret-value", "iVBORw0KGgo"]))
+    metered: Any = InstrumentedTool(tool, timeout=30, redactor=Redactor(secrets=["s3cret-value", "iVBORw0KGgo"]))
     message = in_graph(metered, "print('s3cret-value')\nimage_2", *TWO)
     assert message.text == "[redacted]\n[image 1: 8 x 6 pixels]"
     assert [i.size for i in images_in(message)] == [(8, 6)]

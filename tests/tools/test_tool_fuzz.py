@@ -30,7 +30,7 @@ from PIL import Image
 from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.image_search import ImageSearchTool
-from metis_agent.tools.instrumented import MeteredTool
+from metis_agent.tools.instrumented import InstrumentedTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, ImageHit, SearchHit, SearchUnavailableError, resilient
@@ -130,8 +130,8 @@ def tools(tmp_path):
             TextSearchTool(backend=DdgsSearch(client=lambda: MoodyClient(draw))),
             ImageSearchTool(words=folder),
             ImageSearchTool(words=Moody(draw, ImageHit), seconds=2.0),
-            MeteredTool(TextSearchTool(backend=Moody(draw)), timeout=5, cache=ResultCache(50), redactor=redactor),
-            MeteredTool(ImageSearchTool(words=folder), timeout=5, redactor=redactor),
+            InstrumentedTool(TextSearchTool(backend=Moody(draw)), timeout=5, cache=ResultCache(50), redactor=redactor),
+            InstrumentedTool(ImageSearchTool(words=folder), timeout=5, redactor=redactor),
             sandbox,
         ]
     sandbox.close()

@@ -1,15 +1,14 @@
 """Sandboxes: where a model's code runs.
 
-- `base`: the protocols `Sandbox` and `SandboxSession`, and `Execution`; `limits`: `SandboxLimits`
-- `choose`: `open_sandbox`, the first backend that passes `selftest`, real attempts to get out
+- `base`: the protocols `Sandbox` and `SandboxSession`, `SandboxLimits`, `Execution`, and images in and out
+- `choose`: `open_sandbox`, the first backend that passes the self-test, real attempts to get out
 - `bubblewrap`: namespaces, a tmpfs for each session, Landlock, seccomp
 - `landlock`: Landlock and seccomp, without root and without anything installed
 - `e2b`: remote sandboxes at E2B, where a key is set
 - `unsafe`: a plain subprocess, behind a flag
-- `warm`: what the contained backends share, a warm template that forks sessions; below it `template`,
-  `session`, `process`, `watch` and `machine` are the host's side, and `inside` is the other side
-- `pictures`: images into a session, and figures and images out of it
-- `pool` and `report`: sessions by key, and an execution in words, for the `python` tool
+- `template`: what the contained backends share, a warm template that forks sessions; below it `session`, `process`
+  and `machine` are the host's side, and `inside` is the other side
+- `pool`: sessions by key, for the `python` tool
 """
 
 from metis_agent.tools.sandboxes.base import (

@@ -1,7 +1,8 @@
 """Finds a sandbox that contains on this machine, or says why there is none.
 
 Order: E2B, where a key is set; bubblewrap + Landlock + seccomp; Landlock + seccomp. The first that passes the
-functional `selftest` is used.
+functional self-test is used: a backend is chosen for what it does, not for being installed, since a kernel option, a
+container or a security module can take away any part of it.
 """
 
 from __future__ import annotations

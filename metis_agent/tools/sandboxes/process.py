@@ -1,7 +1,7 @@
 """The host's hold on one session's process: send a call, wait, and end it whatever it does.
 
 Between calls the process is stopped (SIGSTOP), so threads that a call left behind use no time and send
-nothing. What it sends is capped and checked; see `inside.wire`.
+nothing. What it sends is capped and checked; see `inside.wire`. What the kernel can't limit is watched during a call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from metis_agent.tools.sandboxes.base import SandboxLimits
 from metis_agent.tools.sandboxes.inside import wire
-from metis_agent.tools.sandboxes.inside.session import AnswerLimits
+from metis_agent.tools.sandboxes.inside.wire import AnswerLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,8 +19,7 @@ from metis_agent.tools.sandboxes.base import (
     encode_pixels,
     load_or_say,
 )
-from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
-from metis_agent.tools.sandboxes.inside.wire import FrameError
+from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES, FrameError
 from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, Reply, SessionProcess
 
 if TYPE_CHECKING:

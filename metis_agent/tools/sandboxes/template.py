@@ -1,6 +1,7 @@
-"""The host's hold on a template process: start it, ask it for sessions, notice its end.
+"""A sandbox whose sessions are forked from a warm template process: the base of the local backends.
 
-See `inside.template` for the other side.
+`Template` is the host's hold on that process: start it, ask it for sessions, notice its end. See `inside.template` for
+the other side.
 """
 
 from __future__ import annotations

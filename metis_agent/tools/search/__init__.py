@@ -1,10 +1,9 @@
 """Where text and image search look.
 
-- `base` and `images`: what a backend is, and what it finds
+- `base`: what a backend is, and what it finds; any LangChain retriever is one
 - `corpus`: the embedded full-text engine, over `documents`; `tantivy`: a faster one, as an extra
-- `retriever`: any LangChain retriever
-- `ddgs`: the web, bare; `web`: the web within `resilient`'s deadline, retries, breaker and cache
-- `image_folder`: a folder of images, by words, by `fingerprint`, or by meaning with a model, such as `clip`
+- `web`: the web within `resilient`'s deadline, retries, breaker and cache
+- `image_folder`: a folder of images, by words or by `likeness`
 - `clean`: text of strangers made fit to be shown
 """
 

@@ -1,7 +1,8 @@
-"""What a search backend is: a query goes in, hits come out, best first.
+"""What a search backend is: a query goes in, hits come out, best first; of texts, and of images.
 
 Stands between `TextSearchTool`, which shows hits to a model, and whatever finds them: the embedded
-`CorpusSearch`, a LangChain retriever (`RetrieverSearch`), or a class of your own with this one method.
+`CorpusSearch`, a LangChain retriever (`RetrieverSearch`), or a class of your own with this one method. Likewise between
+`ImageSearchTool` and `DdgsImageSearch` (the web, by words) or `ImageFolder` (files here, by words and by likeness).
 """
 
 from __future__ import annotations

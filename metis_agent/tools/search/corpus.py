@@ -20,6 +20,7 @@ from typing import Self
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
 from metis_agent.formats import atomic_path
+from metis_agent.sqlite import open_database, open_frozen
 from metis_agent.tools.search.base import SearchHit
 from metis_agent.tools.search.documents import (
     TOKENIZER,
@@ -182,7 +183,7 @@ def _budget(size: int) -> int:
 
 
 def _in_memory(documents: Iterable[Document]) -> list[sqlite3.Connection]:
-    connection = _connect(":memory:")
+    connection = open_database(survives="nothing")
     try:
         _build(connection, documents, digest="")
     except BaseException:
@@ -195,19 +196,7 @@ def _in_file(path: Path, digest: str, documents: Callable[[], Iterable[Document]
     path = path.absolute()
     if _stored_digest(path) != digest:
         _build_file(path, documents(), digest)
-    return [_open_file(path) for _ in range(_CONNECTIONS)]
-
-
-def _connect(database: str, *, uri: bool = False) -> sqlite3.Connection:
-    # One thread at a time has a connection, not always the one that made it.
-    return sqlite3.connect(database, uri=uri, check_same_thread=False, isolation_level=None)
-
-
-def _open_file(path: Path) -> sqlite3.Connection:
-    # Immutable, because an index is replaced whole and never changed: no locks, and a read-only disk will do.
-    connection = _connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
-    connection.execute(f"PRAGMA mmap_size = {2**30}")
-    return connection
+    return [open_frozen(path) for _ in range(_CONNECTIONS)]
 
 
 def _close(connections: Sequence[sqlite3.Connection]) -> None:
@@ -220,7 +209,7 @@ def _stored_digest(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        connection = _open_file(path)
+        connection = open_frozen(path)
         try:
             owner = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -240,20 +229,18 @@ def _build_file(path: Path, documents: Iterable[Document], digest: str) -> None:
     """Other processes see the old index or the new one, both whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as beside, closing(_connect(str(beside))) as connection:
+        with atomic_path(path) as beside, closing(open_database(beside, survives="nothing")) as connection:
             _build(connection, documents, digest)
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, MissingDependencyError):
             raise
+        cause = error.__cause__ if isinstance(error, StorageError) else error
         raise StorageError(
-            f"index {str(path)!r} can't be written: {error}. Name a path that this user may write to."
+            f"index {str(path)!r} can't be written: {cause}. Name a path that this user may write to."
         ) from error
 
 
 def _build(connection: sqlite3.Connection, documents: Iterable[Document], digest: str) -> None:
-    # A build that is cut short is thrown away, so it needs neither a journal nor the disk's word.
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
     try:
         connection.executescript(_SCHEMA)
     except sqlite3.OperationalError as error:

@@ -1,7 +1,12 @@
-"""The documents of a local corpus, and how they are read from files.
+"""The documents of a local corpus: how they are read from files, and how their text becomes search terms.
 
 A folder holds `.jsonl` (one `{"text", "title", "url", "id"}` a line, all but `text` optional), `.md` and
 `.txt` files. Markdown and text are cut into passages: a hit is what a model reads at once, not a book.
+
+Terms are the same for the index and for queries. SQLite's `unicode61` tokenizer splits at spaces and punctuation, so a
+Chinese sentence would be one term. Runs of the scripts that are written without spaces (and of Korean, whose particles
+stick to the words) are cut into overlapping pairs of characters, as Lucene's CJKAnalyzer does; the last character also
+stands alone, so that a query of one character finds every run that holds it, by prefix.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
-"""A fingerprint by which an image is known again after scaling, re-encoding or a slight change of colour.
+"""How alike images are: by a fingerprint, or in meaning, by the embeddings of a model.
 
-The difference hash (N. Krawetz, "Kind of like that", 2013), along rows and along columns, with the mean colour
-beside it: all flat images have the same hash. It does not find crops, rotations or mirror images.
+By its fingerprint an image is known again after scaling, re-encoding or a slight change of colour: the difference hash
+(N. Krawetz, "Kind of like that", 2013), along rows and along columns, with the mean colour beside it, since all flat
+images have the same hash. It does not find crops, rotations or mirror images.
+
+`ClipEmbedder` (CLIP, SigLIP and their like) needs the `train` extra, which brings transformers and PyTorch; neither is
+imported before the first one is made.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
     cache -> breaker -> deadline -> retries -> ddgs
 
 Give the result to `TextSearchTool(backend=web_search())` or to `ImageSearchTool(words=web_image_search())`.
+
+Beneath stands `ddgs`, the maintained successor of duckduckgo-search; no key needed. Its backends ask once, clean what
+comes back, and say what went wrong in words. One engine is fixed, since `ddgs` multiplies its timeout by the engines
+that it tries, and `extract()`, which fetches any address, is not exposed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 
 from metis_agent.errors import ConfigurationError, InputError, SandboxGoneError
 from metis_agent.tools.sandboxes import LandlockSandbox, Sandbox, SandboxLimits, SandboxSession
-from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
+from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES
 from metis_agent.tools.sandboxes.template import WarmSandbox
 
 from .conftest import LIGHT_IMPORT

@@ -12,10 +12,11 @@ import torch
 from langchain_core.messages import ToolMessage
 
 from metis_agent.gates.baselines import BranchGate
+from metis_agent.image_blocks import image_source
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, question_message
-from metis_agent.tools.images import image_source, load_image
+from metis_agent.tools.images import load_image
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import TOKEN_RECORD, Question, Trajectory

@@ -1,12 +1,9 @@
 """The python tool's sandbox in E2B's cloud, or in one that speaks its protocol.
 
-- `sandbox`: `E2BSandbox`; imports the SDK only when one is made
-- `session`: a conversation's session: deadlines, and what became of a call
-- `attempt`: one attempt at a call, images included
-- `service`: makes, extends and kills remote sandboxes, in the background where nobody has to wait
+- `sandbox`: `E2BSandbox`, which imports the SDK only when one is made, and `E2BSession`, which keeps the deadlines
+- `service`: makes, extends and kills remote sandboxes, and one attempt at a call; on an event loop of its own
 - `client`: the SDK's client, with its answers bounded and its errors sorted
-- `call`: what one call sent back, as an `Execution`; `pictures`: images in and out
-- `loop`: the event loop on which all of it runs
+- `call`: what one call sent back, as an `Execution`; images in and out
 
 What was tested, and what not: the tests run the real SDK (e2b-code-interpreter 2.11, e2b 2.63) against a small
 server on the same machine that speaks E2B's HTTP protocol and runs the code for real. E2B's own service was not

@@ -1,6 +1,8 @@
 """What one call sent back, as it comes, and the `Execution` that it makes.
 
-Everything in it was under the code's control: texts are cut, images are kept for the safe loader.
+Everything in it was under the code's control: texts are cut, images are kept for the safe loader. The local backends
+move bare pixels; E2B's protocol moves files, so here what the code wrote does reach a decoder of the host: Pillow's PNG
+or JPEG reader, behind the rules of `load_image`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Remote sandboxes of E2B, one for each session."""
+"""Remote sandboxes of E2B, one for each session; one call at a time, each within its own deadline.
+
+The SDK's deadline is not relied on: it fires late, and the call after it hangs. Here the time is kept outside,
+the request is cancelled, and the remote sandbox, in which the code may go on, is killed; the next call makes
+a new one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from metis_agent.deadline import DeadlineError, arun_within
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Closing, Execution, InputImage, SandboxLimits
 from metis_agent.tools.sandboxes.e2b.call import Call
-from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
+from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES
 
 if TYPE_CHECKING:
     from metis_agent.tools.sandboxes.e2b.service import Service

@@ -1,7 +1,8 @@
 """Makes, extends and kills remote sandboxes. Runs on the loop; killing is done in the background.
 
 A remote sandbox also ends by itself, `lifetime` seconds after its last extension: were this process killed,
-E2B cleans up.
+E2B cleans up. `LoopThread` is the event loop, on which sync and async callers share one async client; `Attempt` is one
+try at a call: images in, the code, images out, and once more where the remote sandbox was paused.
 """
 
 from __future__ import annotations

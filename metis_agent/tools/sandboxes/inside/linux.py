@@ -1,4 +1,11 @@
-"""The handful of Linux calls that Python does not wrap, each raising `OSError` with its own name."""
+"""The handful of Linux calls that Python does not wrap, each raising `OSError` with its own name; Landlock among them.
+
+Landlock says which files a process may open, for itself and for good, without root. Every right that the kernel's ABI
+knows is handled, so what no rule grants is refused: writing and making files outside the own folder, TCP (ABI 4),
+signals and abstract sockets that leave the domain (ABI 6). Not mediated by any ABI: `stat`, `chmod`, `chown`, `utime`,
+`readlink`; the system-call filter refuses those that change something.
+Source: Linux `Documentation/userspace-api/landlock.rst`.
+"""
 
 import ctypes
 import os

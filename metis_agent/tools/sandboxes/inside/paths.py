@@ -1,4 +1,7 @@
-"""What a session can import: loaded once before the fork, or found later on paths that it may read."""
+"""What a session can import: loaded once before the fork, or found later on paths that it may read.
+
+Below, on folders: who may enter one, and removing one that code may have filled to spite its removal.
+"""
 
 import builtins
 import contextlib

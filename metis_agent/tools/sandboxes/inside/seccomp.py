@@ -1,7 +1,10 @@
-"""The system-call filter: the tables of `syscalls`, assembled into classic BPF and installed.
+"""The system-call filter: which calls the code in a sandbox may make, assembled into classic BPF and installed.
 
-Each entry is a self-contained block that ends in a return, so no jump is longer than its block.
-Source: Linux `Documentation/userspace-api/seccomp_filter.rst`.
+An allow list: what is not named here fails with EPERM. Not named, on purpose: every way to make a process or run a
+program, to open a socket, to change modes, owners, times or limits of something else, to trace, to share or hide memory
+(memfd, System V, userfaultfd), to mount, and everything that takes a pidfd. Each entry is a self-contained block that
+ends in a return, so no jump is longer than its block. Sources: Linux `Documentation/userspace-api/seccomp_filter.rst`;
+numbers of `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Runs code like a notebook cell: names stay, the value of a last expression is shown."""
+"""A session's side of the conversation: read a call, run it like a notebook cell, answer.
+
+Names stay from call to call, and the value of a last expression is shown. `main_uncontained` is the same conversation
+in a process with the rights of the user: no defence, only limits that keep accidents small.
+"""
 
 import ast
 import builtins
@@ -13,13 +17,13 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from . import paths
 from .pictures import Pictures
-from .wire import FrameError, Screen, pack_frame, pack_parts, pack_pictures, read_frame, unpack_parts
+from .wire import AnswerLimits, FrameError, Screen, pack_frame, pack_parts, pack_pictures, read_frame, unpack_parts
 
-__all__ = ["CALL_NAME", "MAX_CODE_BYTES", "AnswerLimits", "Repl", "announce", "main_uncontained", "serve"]
+__all__ = ["CALL_NAME", "Repl", "announce", "main_uncontained", "serve"]
 
 CALL_NAME = "<call {}>"
 """The file name of a call's code in tracebacks."""
@@ -119,20 +123,7 @@ def _trim(report: traceback.TracebackException | None, seen: set[int]) -> None:
         _trim(other, seen)
 
 
-MAX_CODE_BYTES = 1 << 20
-"""The longest code that a call may bring, in bytes of UTF-8."""
-
 _MAX_REQUEST_BYTES = (1 << 32) - 1
-
-
-class AnswerLimits(NamedTuple):
-    """How much an answer carries."""
-
-    text: int
-    """Bytes of traceback, of result, and of notes, each."""
-    pictures: int
-    pixels: int
-    """Of each picture."""
 
 
 def announce(stream: socket.socket, prepare: Callable[[], None], descriptors: Sequence[int] = ()) -> bool:

@@ -21,8 +21,8 @@ from typing import Any
 from . import paths
 from .contain import Containment
 from .paths import remove_folder
-from .session import AnswerLimits, announce, serve
-from .wire import Screen
+from .session import announce, serve
+from .wire import AnswerLimits, Screen
 
 __all__ = ["main"]
 

@@ -1,4 +1,4 @@
-"""The two message formats between host and sandbox; sizes are checked on reading, by whoever reads.
+"""What passes between host and sandbox: frames, and the memory that holds what the code prints.
 
 A *frame* on a session's stream: call number, length, payload. A payload is a list of tagged *parts*, so a
 later part needs no new format. A *picture* is a part that holds a size and bare pixels. What comes from a session
@@ -7,6 +7,10 @@ was possibly forged by the code in it: a reader takes at most `limit` bytes and 
 To a session go `i`, a picture, with its name `n` and mode `m`, any number of times, then `c`, code. Back come `s`,
 whether the code ended well, `e`, a traceback, `r`, a result, `t` where one of these was cut, `p`, pictures in RGB,
 and `n`, notes about pictures, one a line.
+
+The *screen* is a fixed piece of shared memory, so no amount of output leaves it. The session writes; the host reads
+once the call is over, or when its time is: text printed before a timeout is not lost. Layout: four 64-bit counters
+(bytes kept and bytes dropped of stdout, then of stderr), the stdout region, the stderr region.
 """
 
 import io
@@ -14,13 +18,15 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TextIO, cast
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 __all__ = [
     "LONGEST_SIDE",
+    "MAX_CODE_BYTES",
+    "AnswerLimits",
     "FrameError",
     "Picture",
     "Screen",
@@ -37,6 +43,9 @@ __all__ = [
     "unpack_pictures",
 ]
 
+MAX_CODE_BYTES = 1 << 20
+"""The longest code that a call may bring, in bytes of UTF-8."""
+
 LONGEST_SIDE = 4096
 """Of a picture that comes from a session, in pixels."""
 
@@ -46,6 +55,16 @@ Picture = tuple[int, int, memoryview | bytes]
 _FRAME = struct.Struct("!QI")
 _PART = struct.Struct("!cI")
 _SIZE = struct.Struct("!II")
+
+
+class AnswerLimits(NamedTuple):
+    """How much an answer carries."""
+
+    text: int
+    """Bytes of traceback, of result, and of notes, each."""
+    pictures: int
+    pixels: int
+    """Of each picture."""
 
 
 class FrameError(Exception):

@@ -15,7 +15,7 @@ from metis_agent.errors import (
 )
 from metis_agent.tools.python import report
 from metis_agent.tools.sandboxes import E2BSandbox, E2BSession, Execution, Sandbox
-from metis_agent.tools.sandboxes.inside.session import MAX_CODE_BYTES
+from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES
 
 from ..e2b_server import KEY, E2BServer
 from .watching import GRACE, LIMITS

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from metis_agent.budget import terms_of
 from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.instrumented import MeteredTool, UsageMeter
+from metis_agent.tools.instrumented import InstrumentedTool, ToolUsage, UsageMeter
 from metis_agent.tools.redaction import REDACTED, Redactor
 from metis_agent.tools.search import SearchHit
 from metis_agent.tools.text_search import TextSearchTool
@@ -71,7 +71,7 @@ def in_graph(tool, **args):
 class _Suite:
     @property
     def tool_constructor(self):
-        return MeteredTool
+        return InstrumentedTool
 
     @property
     def tool_constructor_params(self):
@@ -94,17 +94,17 @@ class TestIntegration(_Suite, ToolsIntegrationTests):
 
 
 async def test_it_looks_and_answers_like_the_tool():
-    metered = MeteredTool(double)
+    metered = InstrumentedTool(double)
     assert (metered.name, metered.description) == (double.name, double.description)
     assert metered.tool_call_schema.model_json_schema() == double.tool_call_schema.model_json_schema()
     assert metered.args == double.args
     assert call(metered, number=3) == call(double, number=3) == await acall(metered, number=3)
     assert metered.invoke({"number": 3, "times": 2}) == await metered.ainvoke({"number": 3, "times": 2}) == "12"
-    assert MeteredTool(MeteredTool(double, timeout=5)).invoke({"number": 3}) == "6"
+    assert InstrumentedTool(InstrumentedTool(double, timeout=5)).invoke({"number": 3}) == "6"
 
 
 async def test_a_tool_of_one_string_and_async_only_tools():
-    shout = MeteredTool(Tool(name="shout", description="Shout.", func=str.upper), timeout=5)
+    shout = InstrumentedTool(Tool(name="shout", description="Shout.", func=str.upper), timeout=5)
     assert shout.invoke("hey") == await shout.ainvoke("hey") == "HEY"
 
     @tool
@@ -112,7 +112,7 @@ async def test_a_tool_of_one_string_and_async_only_tools():
         """Async."""
         return str(x)
 
-    metered = MeteredTool(only_async, timeout=5)
+    metered = InstrumentedTool(only_async, timeout=5)
     assert await metered.ainvoke({"x": 1}) == "1"
     with pytest.raises(NotImplementedError):
         metered.invoke({"x": 1})
@@ -124,7 +124,7 @@ async def test_content_and_artifact():
             return [SearchHit(text=query)]
 
     plain = TextSearchTool(backend=Backend())
-    metered = MeteredTool(plain, timeout=5)
+    metered = InstrumentedTool(plain, timeout=5)
     assert call(metered, query="x") == call(plain, query="x")
     assert (await acall(metered, query="x")).artifact[0]["text"] == "x"
 
@@ -141,7 +141,7 @@ async def test_config_and_injected_arguments_are_handed_through():
         """Say what was injected."""
         return f"{x} {runtime.tool_call_id} {call_id} {len(state['messages'])} {config['configurable']['name']}"
 
-    metered = MeteredTool(told, timeout=5)
+    metered = InstrumentedTool(told, timeout=5)
     assert set(metered.args) == {"x"}
     graph, given = in_graph(metered, x=3)
     config = {"configurable": {"name": "n"}}
@@ -155,10 +155,10 @@ def test_commands_and_interrupts_pass():
         """Command."""
         return Command(update={"messages": [ToolMessage("by command", tool_call_id=call_id)]})
 
-    graph, given = in_graph(MeteredTool(commands, timeout=5, redactor=Redactor()))
+    graph, given = in_graph(InstrumentedTool(commands, timeout=5, redactor=Redactor()))
     assert graph.invoke(given)["messages"][-1].content == "by command"
 
-    asked = MeteredTool(Scripted(script=[lambda: interrupt("may I?")]), timeout=5, retries=3, idempotent=True)
+    asked = InstrumentedTool(Scripted(script=[lambda: interrupt("may I?")]), timeout=5, retries=3, idempotent=True)
     graph, given = in_graph(asked)
     assert graph.invoke(given)["__interrupt__"][0].value == "may I?"
     assert asked.tool.calls == 1
@@ -166,7 +166,7 @@ def test_commands_and_interrupts_pass():
 
 def test_arguments_that_do_not_fit():
     with pytest.raises(ValidationError):
-        call(MeteredTool(double), number="many")
+        call(InstrumentedTool(double), number="many")
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_arguments_that_do_not_fit():
 
 async def test_a_call_that_hangs_is_left_behind():
     end = threading.Event()
-    metered, began = MeteredTool(Scripted(script=[lambda: end.wait(20)]), timeout=0.1), time.perf_counter()
+    metered, began = InstrumentedTool(Scripted(script=[lambda: end.wait(20)]), timeout=0.1), time.perf_counter()
     for message in (call(metered), await acall(metered)):
         assert message.status == "error"
         assert message.content == "scripted gave no result within 0.1 seconds and was abandoned."
@@ -198,7 +198,7 @@ async def test_async_code_is_cancelled():
             raise
         return ""
 
-    assert "within" in (await acall(MeteredTool(sleeps, timeout=0.05), x=1)).content
+    assert "within" in (await acall(InstrumentedTool(sleeps, timeout=0.05), x=1)).content
     assert cancelled == [1]
 
 
@@ -207,13 +207,15 @@ async def test_async_code_is_cancelled():
 
 async def test_what_is_idempotent_is_tried_again():
     for run in (lambda metered: metered.invoke({}), lambda metered: asyncio.run(metered.ainvoke({}))):
-        metered = MeteredTool(Scripted(script=[OSError("1"), OSError("2"), "ok"]), retries=2, idempotent=True, cost=0.5)
+        metered = InstrumentedTool(
+            Scripted(script=[OSError("1"), OSError("2"), "ok"]), retries=2, idempotent=True, cost=0.5
+        )
         assert await asyncio.to_thread(run, metered) == "ok"
         assert (metered.usage.calls, metered.usage.ok, metered.usage.retries, metered.usage.cost) == (1, 1, 2, 1.5)
 
 
 def test_the_last_error_is_raised_as_it_is():
-    metered = MeteredTool(Scripted(script=[OSError("1"), OSError("2")]), retries=1, idempotent=True)
+    metered = InstrumentedTool(Scripted(script=[OSError("1"), OSError("2")]), retries=1, idempotent=True)
     with pytest.raises(OSError, match="2"):
         metered.invoke({})
     assert metered.usage.errors == 1
@@ -221,7 +223,7 @@ def test_the_last_error_is_raised_as_it_is():
 
 @pytest.mark.parametrize("error", [ToolException("no"), SandboxGoneError("gone")])
 def test_what_is_final_is_not_tried_again(error):
-    metered = MeteredTool(Scripted(script=[error]), retries=3, idempotent=True)
+    metered = InstrumentedTool(Scripted(script=[error]), retries=3, idempotent=True)
     if isinstance(error, ToolException):
         assert (call(metered).status, call(metered).content) == ("error", "no")
     else:
@@ -236,7 +238,7 @@ def test_retries_end_with_the_time():
         raise OSError
 
     metered, began = (
-        MeteredTool(Scripted(script=[fails]), retries=99, idempotent=True, timeout=0.5),
+        InstrumentedTool(Scripted(script=[fails]), retries=99, idempotent=True, timeout=0.5),
         time.perf_counter(),
     )
     with suppress(OSError):
@@ -250,7 +252,7 @@ def test_retries_end_with_the_time():
 
 async def test_a_group_makes_the_same_call_once():
     cache = ResultCache()
-    tools = [MeteredTool(Scripted(script=[lambda: time.sleep(0.05) or "found"]), cache=cache) for _ in range(4)]
+    tools = [InstrumentedTool(Scripted(script=[lambda: time.sleep(0.05) or "found"]), cache=cache) for _ in range(4)]
     answers = await asyncio.gather(*(acall(tool, id=f"c{i}", x="a") for i, tool in enumerate(tools * 2)))
     assert [answer.content for answer in answers] == ["found"] * 8
     assert [answer.tool_call_id for answer in answers] == [f"c{i}" for i in range(8)]
@@ -261,18 +263,18 @@ async def test_a_group_makes_the_same_call_once():
 
 
 def test_other_arguments_are_another_call():
-    metered = MeteredTool(Scripted(script=["one", "two"]), cache=ResultCache())
+    metered = InstrumentedTool(Scripted(script=["one", "two"]), cache=ResultCache())
     assert [metered.invoke({"x": x}) for x in "aba"] == ["one", "two", "one"]
 
 
 def test_failures_and_answers_to_one_call_are_not_kept():
     message = ToolMessage("m", tool_call_id="c1", status="error")
-    metered = MeteredTool(Scripted(script=[ToolException("down"), message, "ok", "never"]), cache=ResultCache())
+    metered = InstrumentedTool(Scripted(script=[ToolException("down"), message, "ok", "never"]), cache=ResultCache())
     assert [call(metered).content for _ in range(4)] == ["down", "m", "ok", "ok"]
 
 
 def test_what_was_kept_can_not_be_changed_by_who_gets_it():
-    metered = MeteredTool(Scripted(script=[[{"type": "text", "text": "a"}]]), cache=ResultCache())
+    metered = InstrumentedTool(Scripted(script=[[{"type": "text", "text": "a"}]]), cache=ResultCache())
     call(metered)
     call(metered).content.append("mine")
     assert call(metered).content == [{"type": "text", "text": "a"}]
@@ -287,7 +289,7 @@ def test_an_argument_without_a_canonical_form_is_not_cached():
         """Take."""
         return str(random.random())
 
-    metered = MeteredTool(takes, cache=ResultCache())
+    metered = InstrumentedTool(takes, cache=ResultCache())
     assert metered.invoke({"thing": object()}) != metered.invoke({"thing": object()})
     assert metered.invoke({"thing": Point(x=1)}) == metered.invoke({"thing": Point(x=1)})
 
@@ -315,7 +317,7 @@ class Tracer(BaseCallbackHandler):
 async def test_secrets_reach_neither_message_nor_tracer(step):
     for run in (call, acall):
         tracer = Tracer()
-        metered = MeteredTool(Scripted(script=[step], callbacks=[tracer]), redactor=Redactor(secrets=[SECRET]))
+        metered = InstrumentedTool(Scripted(script=[step], callbacks=[tracer]), redactor=Redactor(secrets=[SECRET]))
         message = run(metered)
         message = await message if run is acall else message
         assert REDACTED in str(message.content)
@@ -327,7 +329,7 @@ def test_secrets_leave_the_artifact():
     class WithArtifact(Scripted):
         response_format: str = "content_and_artifact"
 
-    metered = MeteredTool(
+    metered = InstrumentedTool(
         WithArtifact(script=[(SECRET, {"raw": [SECRET]})]), redactor=Redactor(secrets=[SECRET]), cache=ResultCache()
     )
     for _ in range(2):
@@ -337,24 +339,24 @@ def test_secrets_leave_the_artifact():
 
 def test_an_error_without_a_secret_is_the_tools_own():
     with pytest.raises(OSError, match="plain"):
-        MeteredTool(Scripted(script=[OSError("plain")]), redactor=Redactor()).invoke({})
+        InstrumentedTool(Scripted(script=[OSError("plain")]), redactor=Redactor()).invoke({})
 
 
 # --- accounting ------------------------------------------------------------------------------------------------------
 
 
 def test_terms_are_declared_for_the_budget():
-    assert terms_of(MeteredTool(double, cost=0.25, repeatable=True)).cost == 0.25
-    assert terms_of(MeteredTool(double, cost=0.25, repeatable=True)).repeatable
+    assert terms_of(InstrumentedTool(double, cost=0.25, repeatable=True)).cost == 0.25
+    assert terms_of(InstrumentedTool(double, cost=0.25, repeatable=True)).repeatable
     priced = double.model_copy(update={"metadata": {"cost": 2.0, "team": "x"}})
-    assert MeteredTool(priced).metadata == {"cost": 2.0, "team": "x"}
-    assert MeteredTool(priced, cost=0.0).metadata["cost"] == 0.0
+    assert InstrumentedTool(priced).metadata == {"cost": 2.0, "team": "x"}
+    assert InstrumentedTool(priced, cost=0.0).metadata["cost"] == 0.0
 
 
 def test_a_meter_may_be_shared():
     meter = UsageMeter()
-    MeteredTool(double, meter=meter, cost=2.0).invoke({"number": 1})
-    MeteredTool(double, meter=meter, cost=3.0).invoke({"number": 1})
+    InstrumentedTool(double, meter=meter, cost=2.0).invoke({"number": 1})
+    InstrumentedTool(double, meter=meter, cost=3.0).invoke({"number": 1})
     assert (meter.read().calls, meter.read().cost) == (2, 5.0)
 
 
@@ -368,9 +370,9 @@ def test_a_meter_may_be_shared():
 )
 def test_settings_are_checked(arguments, said):
     with pytest.raises(ConfigurationError, match=said):
-        MeteredTool(double, **arguments)
+        InstrumentedTool(double, **arguments)
     with pytest.raises(ConfigurationError, match="LangChain tool"):
-        MeteredTool(print)
+        InstrumentedTool(print)
 
 
 def test_a_tool_that_is_given_more_than_arguments_is_not_cached():
@@ -386,4 +388,19 @@ def test_a_tool_that_is_given_more_than_arguments_is_not_cached():
 
     for seeing in (sees_state, sees_runtime):
         with pytest.raises(ConfigurationError, match="injects"):
-            MeteredTool(seeing, cache=ResultCache())
+            InstrumentedTool(seeing, cache=ResultCache())
+
+
+def test_the_meter_adds_up():
+    meter = UsageMeter()
+    assert meter.read() == ToolUsage()
+    for number in range(100):
+        meter.add("ok", seconds=number / 100, cost=0.5)
+    meter.add("timeout", seconds=9.0, retries=2)
+    meter.add("cached", seconds=99.0, cost=99.0)
+    usage = meter.read()
+    assert (usage.calls, usage.ok, usage.timeouts, usage.cached, usage.retries) == (102, 100, 1, 1, 2)
+    assert (usage.seconds, usage.cost) == (pytest.approx(58.5), 50.0)
+    assert (usage.seconds_p50, usage.seconds_p95) == (0.5, 0.95)
+    meter.reset()
+    assert meter.read() == ToolUsage()
