@@ -234,7 +234,7 @@ def _build_file(path: Path, documents: Iterable[Document], digest: str) -> None:
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, MissingDependencyError):
             raise
-        cause = error.__cause__ if isinstance(error, StorageError) else error
+        cause = (isinstance(error, StorageError) and error.__cause__) or error
         raise StorageError(
             f"index {str(path)!r} can't be written: {cause}. Name a path that this user may write to."
         ) from error
