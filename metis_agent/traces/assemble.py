@@ -47,6 +47,8 @@ def trajectories_of(trace: Trace) -> Iterator[Trajectory]:
 def _turns(trace: Trace, thread: Thread, others: Sequence[ModelSpan], number: int) -> Iterator[Trajectory]:
     messages, written, runs = _with_results(trace, thread)
     begins = _begins(messages)
+    if len(trace.times) != len(begins):
+        trace.times = []  # a thread that was forked or resumed: which time is which turn's is not known
     for turn, begin in enumerate(begins):
         end = begins[turn + 1] if turn + 1 < len(begins) else len(messages)
         own = {position: span for position, span in written.items() if begin <= position < end}
@@ -173,6 +175,8 @@ def _trajectory(
     spans = [own[position] for position in sorted(own)]
     answer, status, error = _ending(trace, said, last)
     start, seconds = _times(trace, spans, last and not trace.every_turn)
+    if trace.times and turn < len(trace.times):
+        start, seconds = trace.times[turn][0], max(0.0, trace.times[turn][1] - trace.times[turn][0])
     text = plain_text(messages[begin]["content"])
     conversation = trace.conversation or (trace.id if trace.every_turn else "")
     if trace.every_thread and not trace.conversation:

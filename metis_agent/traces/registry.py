@@ -89,11 +89,11 @@ class Importer(ABC):
 _PACKAGE = "metis_agent.traces.importers"
 _IMPORTERS: dict[str, str | Callable[[], Importer]] = {
     "langsmith": f"{_PACKAGE}.langsmith:LangSmith",
-    # "langfuse": f"{_PACKAGE}.langfuse:Langfuse",
-    # "opentelemetry": f"{_PACKAGE}.opentelemetry:OpenTelemetry",
+    "langfuse": f"{_PACKAGE}.langfuse:Langfuse",
+    "opentelemetry": f"{_PACKAGE}.opentelemetry:OpenTelemetry",
     "anthropic": f"{_PACKAGE}.anthropic:Anthropic",
     "openai": f"{_PACKAGE}.openai:OpenAI",
-    # "langgraph": f"{_PACKAGE}.langgraph:LangGraph",
+    "langgraph": f"{_PACKAGE}.langgraph:LangGraph",
     "langchain": f"{_PACKAGE}.langchain:LangChain",
 }
 

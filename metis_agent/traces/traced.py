@@ -80,6 +80,8 @@ class Trace:
     name: str = ""
     start: float | None = None
     end: float | None = None
+    times: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and end of each turn of a conversation, where they are known otherwise than from model calls."""
     error: str = ""
     ended: bool = True
     """False where the root is missing or had not ended when the export was made."""

@@ -1,0 +1,192 @@
+"""Spans from OpenTelemetry's own exporter and OpenInference's instrumentor, in all the shapes they are exported in."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from openinference.instrumentation import using_attributes
+from openinference.instrumentation.langchain import LangChainInstrumentor
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
+from opentelemetry.trace import Status, StatusCode
+
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.traces import import_traces, steps_of
+from tests.traces.agents import FOLLOW_UP, QUESTION, converse, two_turns
+from tests.traces.receiver import receiver
+
+pytestmark = [
+    pytest.mark.enable_socket,
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.timeout(90),
+]
+
+
+@pytest.fixture
+def provider():
+    """A tracer provider that exports over HTTP, and keeps the spans as objects too."""
+    with receiver() as server:
+        memory = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{server.url}/v1/traces")))
+        provider.add_span_processor(SimpleSpanProcessor(memory))
+        provider.received = server
+        provider.memory = memory
+        yield provider
+        provider.shutdown()
+
+
+def otlp_lines(provider):
+    """What the collector's file exporter writes: a batch a line, ids in hex."""
+    provider.force_flush()
+    for body in provider.received.sent("/v1/traces"):
+        request = ExportTraceServiceRequest()
+        request.ParseFromString(body)
+        record = MessageToDict(request)
+        for resource in record["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                for span in scope["spans"]:
+                    for key in ("traceId", "spanId", "parentSpanId"):
+                        if key in span:
+                            span[key] = base64.b64decode(span[key]).hex()
+        yield json.dumps(record)
+
+
+def span_lines(provider):
+    """`ReadableSpan.to_json`, a span a line."""
+    return [json.dumps(json.loads(span.to_json())) for span in provider.memory.get_finished_spans()]
+
+
+def phoenix_lines(provider):
+    """Spans as Phoenix's client gives them: nested attributes, its own kind and status."""
+    for span in map(json.loads, span_lines(provider)):
+        attributes = span["attributes"]
+        nested = {}
+        for key, value in attributes.items():
+            place = nested
+            *path, last = key.split(".")
+            for name in path:
+                place = place.setdefault(name, {})
+            place[last] = value
+        yield json.dumps(
+            {
+                "name": span["name"], "context": span["context"], "parent_id": span["parent_id"],
+                "span_kind": attributes.get("openinference.span.kind", "UNKNOWN"), "start_time": span["start_time"],
+                "end_time": span["end_time"], "status_code": span["status"]["status_code"], "status_message": "",
+                "attributes": nested, "events": span["events"],
+            }
+        )  # fmt: skip
+
+
+def imported(folder, lines):
+    (folder / "export.jsonl").write_text("\n".join(lines) + "\n")
+    with TrajectoryStore(folder / "store") as store:
+        report = import_traces([folder / "export.jsonl"], store)
+        return report, sorted(store.read(), key=lambda run: run.started_at)
+
+
+@pytest.mark.parametrize("export", [otlp_lines, span_lines, phoenix_lines])
+def test_openinference(provider, tmp_path, export):
+    instrumentor = LangChainInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    try:
+        with using_attributes(session_id="t-1", user_id="u-1"):
+            converse(two_turns(), {})
+    finally:
+        instrumentor.uninstrument()
+    report, (first, second) = imported(tmp_path, export(provider))
+    assert (report.format, report.traces, report.rejected, report.tool_calls) == ("opentelemetry", 2, 0, 3)
+    assert (first.question.text, first.answer) == (QUESTION, "717,710 people live in Oslo.")
+    assert (second.question.text, second.answer) == (FOLLOW_UP, "291,940 people live in Bergen.")
+    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "tool", "ai"]
+    assert (first.conversation, first.user) == ("t-1", "u-1")
+    assert first.calls[0].usage == {"input_tokens": 40, "output_tokens": 5, "total_tokens": 45, "input_cache_read": 8}
+    assert [(o.call_id, o.tool, o.content) for o in first.outcomes] == [
+        ("c1", "look", "717,710"), ("c2", "convert", "1 M"),
+    ]  # fmt: skip
+    assert all(outcome.seconds > 0 for outcome in first.outcomes)
+    assert len(steps_of(first)) == 2
+    assert all(step.model_call for step in steps_of(first))
+
+
+def spoken(style, tracer, *, fails=False):
+    """A run of one tool call, recorded by hand under the GenAI conventions of 2025 or of 2024."""
+    said = [
+        {"role": "user", "parts": [{"type": "text", "content": QUESTION}]},
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "c1", "name": "look", "arguments": {"q": "Oslo"}}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "717,710"}]},
+        {"role": "assistant", "parts": [{"type": "text", "content": "717,710."}], "finish_reason": "stop"},
+    ]
+    asked = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"q": "Oslo"}'}}
+    events = [
+        ("gen_ai.system.message", {"content": "Be brief."}),
+        ("gen_ai.user.message", {"content": QUESTION}),
+        ("gen_ai.choice", {"index": 0, "message": json.dumps({"role": "assistant", "tool_calls": [asked]})}),
+        ("gen_ai.assistant.message", {"tool_calls": json.dumps([asked])}),
+        ("gen_ai.tool.message", {"id": "c1", "content": "717,710"}),
+        ("gen_ai.choice", {"index": 0, "message": json.dumps({"content": "717,710."})}),
+    ]
+    with tracer.start_as_current_span("invoke_agent", attributes={gen_ai.GEN_AI_CONVERSATION_ID: "t-9"}) as root:
+        for number, end in enumerate((1, 3)):
+            attributes = {
+                gen_ai.GEN_AI_OPERATION_NAME: "chat", gen_ai.GEN_AI_REQUEST_MODEL: "gpt-x",
+                gen_ai.GEN_AI_RESPONSE_MODEL: "gpt-x-1", gen_ai.GEN_AI_USAGE_INPUT_TOKENS: 30 + number,
+                gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS: 4, gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: 10,
+            }  # fmt: skip
+            if style == "messages":
+                attributes |= {
+                    gen_ai.GEN_AI_SYSTEM_INSTRUCTIONS: json.dumps([{"type": "text", "content": "Be brief."}]),
+                    gen_ai.GEN_AI_INPUT_MESSAGES: json.dumps(said[:end]),
+                    gen_ai.GEN_AI_OUTPUT_MESSAGES: json.dumps(said[end : end + 1]),
+                    gen_ai.GEN_AI_TOOL_DEFINITIONS: json.dumps([{"type": "function", "name": "look"}]),
+                }
+            with tracer.start_as_current_span("chat gpt-x", attributes=attributes) as span:
+                for name, given in () if style == "messages" else [*events[:2], *(events[2:3], events[3:])[number]]:
+                    span.add_event(name, given)
+            if not number:
+                tool = {
+                    gen_ai.GEN_AI_OPERATION_NAME: "execute_tool", gen_ai.GEN_AI_TOOL_NAME: "look",
+                    gen_ai.GEN_AI_TOOL_CALL_ID: "c1",
+                }  # fmt: skip
+                with tracer.start_as_current_span("execute_tool look", attributes=tool) as span:
+                    if fails:
+                        span.set_status(Status(StatusCode.ERROR, "no connection"))
+        root.add_event(
+            "gen_ai.evaluation.result", {"gen_ai.evaluation.name": "right", "gen_ai.evaluation.score.value": 1.0}
+        )
+
+
+@pytest.mark.parametrize("export", [otlp_lines, span_lines])
+@pytest.mark.parametrize("style", ["messages", "events"])
+def test_genai_conventions_new_and_old(provider, tmp_path, style, export):
+    spoken(style, provider.get_tracer("x"), fails=style == "events")
+    report, (run,) = imported(tmp_path, export(provider))
+    assert (report.traces, report.rejected, report.handled) == (1, 0, {})
+    assert (run.question.text, run.answer, run.conversation) == (QUESTION, "717,710.", "t-9")
+    assert [message["type"] for message in run.history] == ["system"]
+    assert run.history[0]["data"]["content"] == "Be brief."
+    assert [call.usage["input_tokens"] for call in run.calls] == [30, 31]
+    assert run.calls[0].usage["input_cache_read"] == 10
+    assert run.metadata["model"] == "gpt-x-1"
+    assert run.metadata["feedback"] == [{"key": "right", "score": 1.0}]
+    (outcome,) = run.outcomes
+    assert (outcome.tool, outcome.arguments, outcome.content) == ("look", {"q": "Oslo"}, "717,710")
+    assert outcome.status == ("ok" if style == "messages" else "error")
+    assert outcome.seconds > 0
+    assert len(steps_of(run)) == 2
+    if style == "messages":
+        assert run.tools[0]["function"]["name"] == "look"
+
+
+def test_a_document_over_several_lines(provider, tmp_path):
+    spoken("messages", provider.get_tracer("x"))
+    merged = {"resourceSpans": [entry for line in otlp_lines(provider) for entry in json.loads(line)["resourceSpans"]]}
+    report, (run,) = imported(tmp_path, [json.dumps(merged, indent=2)])
+    assert (report.records, report.trajectories, run.answer) == (4, 1, "717,710.")
