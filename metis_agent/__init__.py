@@ -9,27 +9,28 @@ Example:
     ```
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import MetisError, MissingDependencyError
-from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
-from metis_agent.gates.confidence import DraftConfidenceGate
-from metis_agent.gates.decision import DecisionModelGate
-from metis_agent.gates.policy import PolicyGate
-from metis_agent.gates.wrappers import ExploringGate, ShadowGate
-from metis_agent.recording.recorder import Recorder
-from metis_agent.recording.store import TrajectoryStore
-from metis_agent.tools.python import PythonTool
-from metis_agent.tools.text_search import TextSearchTool
-from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
 
 if TYPE_CHECKING:
+    from metis_agent.agent import MetisAgent, create_metis_agent
+    from metis_agent.budget import Budget
+    from metis_agent.gates.base import Gate
+    from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
+    from metis_agent.gates.confidence import DraftConfidenceGate
+    from metis_agent.gates.decision import DecisionModelGate
+    from metis_agent.gates.policy import PolicyGate
+    from metis_agent.gates.wrappers import ExploringGate, ShadowGate
     from metis_agent.hdpo.config import HDPOConfig
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
     from metis_agent.middleware import MetisGateMiddleware
+    from metis_agent.recording.recorder import Recorder
+    from metis_agent.recording.store import TrajectoryStore
+    from metis_agent.tools.python import PythonTool
+    from metis_agent.tools.text_search import TextSearchTool
+    from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
 
 __all__ = [
     "AlwaysGate",
@@ -62,19 +63,54 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "AlwaysGate": "gates.baselines",
+    "Budget": "budget",
+    "DecisionModelGate": "gates.decision",
+    "DraftConfidenceGate": "gates.confidence",
+    "ExploringGate": "gates.wrappers",
+    "Gate": "gates.base",
+    "GateDecision": "types",
+    "GateRequest": "types",
+    "HDPOConfig": "hdpo.config",
+    "HDPOTrainer": "hdpo.policy_trainer",
+    "MetisAgent": "agent",
+    "MetisGateMiddleware": "middleware",
+    "ModelGate": "gates.baselines",
+    "NeverGate": "gates.baselines",
+    "PolicyGate": "gates.policy",
+    "PythonTool": "tools.python",
+    "Question": "types",
+    "Recorder": "recording.recorder",
+    "ShadowGate": "gates.wrappers",
+    "TextSearchTool": "tools.text_search",
+    "ToolOutcome": "types",
+    "Trajectory": "types",
+    "TrajectoryStore": "recording.store",
+    "create_metis_agent": "agent",
+}
+"""Public name -> the module that has it, which is imported when the name is asked for."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs an extra when it is asked for."""
-    if name == "MetisGateMiddleware":
-        from metis_agent.middleware import MetisGateMiddleware
+    """Import a public name when it is asked for.
 
-        return MetisGateMiddleware
-    if name in ("HDPOConfig", "HDPOTrainer"):
-        try:
-            from metis_agent.hdpo import policy_trainer
-        except ImportError as missing:
-            raise MissingDependencyError(
-                f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
-            ) from missing
-        return getattr(policy_trainer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Raises:
+        MissingDependencyError: What it needs is not installed.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"metis_agent.{_HOMES[name]}"), name)
+    except ImportError as missing:
+        if not _HOMES[name].startswith("hdpo."):
+            raise
+        raise MissingDependencyError(
+            f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
+        ) from missing
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

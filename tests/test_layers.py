@@ -98,6 +98,20 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("import metis_agent", {"langgraph", "langchain_core", "pydantic", "fsspec", "rich", "typer", "httpx"}),
+        ("from metis_agent.cli import app; app(['--help'], standalone_mode=False)", {"langgraph", "langchain_core"}),
+        ("from metis_agent.cli import app; app(['doctor', '--help'], standalone_mode=False)", {"langgraph"}),
+    ],
+)
+def test_what_is_not_used_yet_is_not_imported_yet(code: str, unwanted: set[str]) -> None:
+    code += f"; import sys; print(sorted({HEAVY | unwanted!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
 def test_every_public_name_exists_and_is_listed() -> None:
     assert sorted(metis_agent.__all__) == sorted(PUBLIC)
     for name in PUBLIC:

@@ -1,60 +1,100 @@
-"""The `metis` command. Each command is a file; heavy imports happen when one is called."""
+"""The `metis` command: what its help lists, the one line that an error is, exit codes.
+
+Each command is a file, which is imported when the command is called: what the list says of it stands here too.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from metis_agent.cli.ask import ask_command
-from metis_agent.cli.benchmark import evaluate_benchmark_command
-from metis_agent.cli.calibrate import calibrate_command
-from metis_agent.cli.curate import curate_app
-from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld
-from metis_agent.cli.doctor import doctor as doctor_command
-from metis_agent.cli.drift import drift_command
-from metis_agent.cli.evaluate import evaluate_app
-from metis_agent.cli.import_traces import import_command
-from metis_agent.cli.push import push_command
-from metis_agent.cli.report import report_command
-from metis_agent.cli.rollout import rollout_command
-from metis_agent.cli.run_folder import FreshOption
-from metis_agent.cli.train import train_app
-from metis_agent.cli.train_policy import train_policy_command
-from metis_agent.cli.train_sft import train_sft_command
+import metis_agent
 from metis_agent.errors import MetisError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command", "main"]
 
 _INTERRUPTED = 130
 _TRY, _LEARN, _LOOK = "Try it", "Record and learn", "Measure, watch, publish"
-_ORDER = (
-    "demo",
-    "ask",
-    "doctor",
-    "import",
-    "rollout",
-    "curate",
-    "train",
-    "calibrate",
-    "evaluate",
-    "report",
-    "drift",
-    "push",
-)
+_COMMANDS = {
+    "demo": (
+        "demo:demo_command", _TRY,
+        "Train the tiny agent by HDPO on its own trajectories, and show before and after.",
+    ),
+    "ask": (
+        "ask:ask_command", _TRY,
+        "Ask an agent, and see each decision, call and result on the way to its answer.",
+    ),
+    "doctor": (
+        "doctor:doctor", _TRY,
+        "Say what works here, what does not, and what to do. Exit code 0 means that the core works.",
+    ),
+    "import": (
+        "import_traces:import_command", _LEARN,
+        "Read traces of any agent into a store of trajectories: what `metis audit` and `metis train gate` work on.",
+    ),
+    "rollout": (
+        "rollout:rollout_command", _LEARN,
+        "Ask a model each question without a tool, with each tool, and as it likes, and record what comes of it.",
+    ),
+    "curate": (
+        "curate:curate_app", _LEARN,
+        "Choose what is worth learning from. Nothing is lost: what is dropped is kept, with the reason, in a "
+        "quarantine.",
+    ),
+    "train": (
+        "train:train_app", _LEARN,
+        "Train from records.",
+    ),
+    "calibrate": (
+        "calibrate:calibrate_command", _LEARN,
+        "Choose the gate's threshold so that a promise holds for new questions like these, and write it to the gate.",
+    ),
+    "evaluate": (
+        "evaluate:evaluate_app", _LOOK,
+        "Measure what was trained.",
+    ),
+    "report": (
+        "report:report_command", _LOOK,
+        "Show what was saved and what it cost in accuracy: one page to open in a browser, or to send to somebody.",
+    ),
+    "drift": (
+        "drift:drift_command", _LOOK,
+        "Say whether today's questions are like those that the gate was calibrated on.",
+    ),
+    "push": (
+        "push:push_command", _LOOK,
+        "Publish a gate or a model with a card: what was measured, on which data, what is promised, how to load it.",
+    ),
+}  # fmt: skip
+"""Name, in the order in which they are needed: module and function or group, panel, what it does."""
 
 
-class _InOrder(TyperGroup):
-    """Lists commands in the order in which they are needed."""
+def command(name: str) -> Any:
+    """The command of this name, or the group of commands, as a click command."""
+    module, _, attribute = _COMMANDS[name][0].partition(":")
+    found = getattr(import_module(f"metis_agent.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        made: Any = typer.main.get_group(found)
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(found)
+        made = typer.main.get_command(alone)
+    made.name = name
+    return made
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=[*_ORDER, *super().list_commands(ctx)].index)
+
+class _Listed(TyperGroup):
+    """Commands as they are listed; the one that is called takes its entry's place."""
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        name, entry, rest = super().resolve_command(ctx, args)
+        return name, entry and command(entry.name or ""), rest
 
 
 app = typer.Typer(
@@ -63,69 +103,26 @@ app = typer.Typer(
     "and shows what it was like before and after; `metis ask` lets you try it. Then your own agent: `metis rollout` "
     "records what each branch of your questions brings, `metis train gate` learns from it, `metis calibrate` sets the "
     "threshold for a promise, `metis evaluate` and `metis report` show what was saved.",
-    cls=_InOrder,
+    cls=_Listed,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for _name, (_, _panel, _help) in _COMMANDS.items():
+    app.command(_name, help=_help, rich_help_panel=_panel)(lambda: None)
 
 
-def _by_world(default: Callable[[DemoWorld], object]) -> str:
-    """A default of the demo as its help shows it."""
-    return ", ".join(f"{name} {default(world)}" for name, world in DEMO_WORLDS.items())
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"langgraph-metis {metis_agent.__version__}")
+        raise typer.Exit
 
 
-@app.command(rich_help_panel=_TRY)
-def demo(
-    world: Annotated[
-        Literal["almanac", "gallery"], typer.Option(help="Questions in words, or about pictures.")
-    ] = "almanac",
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the run is written: records, checkpoints, figures.",
-            show_default=_by_world(lambda world: world.folder),
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Training steps, of 16 questions (gallery: 14) times 16 rollouts.",
-            show_default=_by_world(lambda world: world.steps),
-        ),
-    ] = None,
-    questions: Annotated[
-        int | None,
-        typer.Option(
-            min=5, help="Held-out questions to measure on.", show_default=_by_world(lambda world: world.questions)
-        ),
-    ] = None,
-    fresh: FreshOption = False,
-) -> None:
-    """Train the tiny agent by HDPO on its own trajectories, and show before and after.
-
-    Offline, on the CPU, in a few minutes. A run that was stopped, by Ctrl-C or worse, goes on where it was.
-    """
-    from metis_agent.cli.demo import run_demo
-
-    run_demo(Console(), folder, world=world, seed=seed, steps=steps, questions=questions, fresh=fresh)
-
-
-app.command("ask", rich_help_panel=_TRY)(ask_command)
-app.command("doctor", rich_help_panel=_TRY)(doctor_command)
-app.command("import", rich_help_panel=_LEARN)(import_command)
-app.command("rollout", rich_help_panel=_LEARN)(rollout_command)
-app.add_typer(curate_app, name="curate", rich_help_panel=_LEARN)
-train_app.command("sft")(train_sft_command)
-train_app.command("policy")(train_policy_command)
-app.add_typer(train_app, name="train", rich_help_panel=_LEARN)
-app.command("calibrate", rich_help_panel=_LEARN)(calibrate_command)
-evaluate_app.command("benchmark")(evaluate_benchmark_command)
-app.add_typer(evaluate_app, name="evaluate", rich_help_panel=_LOOK)
-app.command("report", rich_help_panel=_LOOK)(report_command)
-app.command("drift", rich_help_panel=_LOOK)(drift_command)
-app.command("push", rich_help_panel=_LOOK)(push_command)
+@app.callback()
+def _metis(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

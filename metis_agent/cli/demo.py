@@ -4,28 +4,69 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from metis_agent.cli.demo_worlds import DEMO_WORLDS, DemoWorld, WorldName, prepare_training
 from metis_agent.cli.output import progress_bars, write_json
-from metis_agent.cli.run_folder import prepare_folder
+from metis_agent.cli.run_folder import FreshOption, prepare_folder
 from metis_agent.types import Trajectory
 
 if TYPE_CHECKING:
     from metis_agent.evaluation.agents import Estimate, Measurement
     from metis_agent.worlds.experiment import WorldExperiment
 
-__all__ = ["run_demo"]
+__all__ = ["demo_command", "run_demo"]
 
 _PARTS = ("trajectories", "checkpoints", "policy", "metrics.json", "curve.png", "pictures.html")
 """What a run makes in its folder."""
 _SHOWN = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
+
+
+def _by_world(default: Callable[[DemoWorld], object]) -> str:
+    """A default of the demo as its help shows it."""
+    return ", ".join(f"{name} {default(world)}" for name, world in DEMO_WORLDS.items())
+
+
+def demo_command(
+    world: Annotated[
+        Literal["almanac", "gallery"], typer.Option(help="Questions in words, or about pictures.")
+    ] = "almanac",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the run is written: records, checkpoints, figures.",
+            show_default=_by_world(lambda world: world.folder),
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Training steps, of 16 questions (gallery: 14) times 16 rollouts.",
+            show_default=_by_world(lambda world: world.steps),
+        ),
+    ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            min=5, help="Held-out questions to measure on.", show_default=_by_world(lambda world: world.questions)
+        ),
+    ] = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Train the tiny agent by HDPO on its own trajectories, and show before and after.
+
+    Offline, on the CPU, in a few minutes. A run that was stopped, by Ctrl-C or worse, goes on where it was.
+    """
+    run_demo(Console(), folder, world=world, seed=seed, steps=steps, questions=questions, fresh=fresh)
 
 
 def run_demo(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from metis_agent.cli.benchmark import evaluate_benchmark_command
 from metis_agent.cli.drift import report_drift
 from metis_agent.cli.gate_scores import DropSeenOption, ask_gate
 from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
@@ -97,6 +98,9 @@ def evaluate_gate_command(
     figures["drift"] = report_drift(console, gate.artefact, scored)
     if json is not None:
         write_json(json, figures)
+
+
+evaluate_app.command("benchmark")(evaluate_benchmark_command)
 
 
 def _baselines(table: OutcomeTable, train: OutcomeTable | None, seed: int) -> dict[str, Scored]:

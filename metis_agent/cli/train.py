@@ -21,6 +21,8 @@ from metis_agent.cli.policy_options import (
     PolicyOption,
     forget_training,
 )
+from metis_agent.cli.train_policy import train_policy_command
+from metis_agent.cli.train_sft import train_sft_command
 
 if TYPE_CHECKING:
     from metis_agent.rollouts.outcomes import OutcomeTable
@@ -111,6 +113,10 @@ def train_gate_command(
     console.print(f"Gate: {out}   load it with PolicyGate({str(out)!r})")
     if json is not None:
         write_json(json, figures)
+
+
+train_app.command("sft")(train_sft_command)
+train_app.command("policy")(train_policy_command)
 
 
 def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> OutcomeTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tomllib
@@ -12,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import metis_agent
 from metis_agent import cli
 from metis_agent.cli import app
 from metis_agent.cli.doctor import _EXTRAS
@@ -31,7 +33,8 @@ def leaves() -> dict[str, Any]:
         if not hasattr(command, "commands"):
             found[" ".join(words)] = command
 
-    walk(typer.main.get_command(app), ())
+    for name in cli._COMMANDS:
+        walk(cli.command(name), (name,))
     return found
 
 
@@ -44,6 +47,16 @@ def test_help_lists_the_path_in_its_order() -> None:
     places = [shown.index(f"│ {name} ") for name in order]
     assert places == sorted(places)
     assert set(order) == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_list_says_what_each_command_says_itself() -> None:
+    for name, entry in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert entry.help == " ".join(inspect.cleandoc(cli.command(name).help).partition("\n\n")[0].split())
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"langgraph-metis {metis_agent.__version__}\n")
 
 
 def test_every_command_says_what_it_does_and_shows_an_example() -> None:
