@@ -55,7 +55,14 @@ def train_gate_command(
     beta: Annotated[
         float, typer.Option(help="Accuracy that may be given up on a question to save a call, at most.")
     ] = 0.02,
-    folds: Annotated[int, typer.Option(min=2, help="Folds for the held-out estimates: so many fits and one more.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Folds for the held-out estimates: so many fits and one more.",
+            show_default="5; 2 of 20,000 questions or more",
+        ),
+    ] = None,
     drafted: Annotated[
         bool,
         typer.Option(

@@ -9,6 +9,7 @@ MinHash with one permutation and rotation: P. Li, A. Owen, C.-H. Zhang, 2012; A.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import sqlite3
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metis_agent.judging.verifiers import normalise
+from metis_agent.judging.short_answers import normalise
 from metis_agent.types import Question
 
 __all__ = ["Fingerprint", "Match", "SimilarityIndex", "fingerprint", "images_of"]
@@ -88,9 +89,20 @@ def fingerprint(question: Question) -> Fingerprint:
     return Fingerprint(
         text=" ".join(tokens),
         marks=" ".join(token for token in tokens if not token.isalpha()),
-        images=" ".join(images_of(question)),
+        images=" ".join(map(_reference, images_of(question))),
         answer=normalise(question.answer or ""),
     )
+
+
+def _reference(image: str) -> str:
+    """A short name of an image: of one that is given whole its hash, which is what `ImageStore` calls it too."""
+    if image[:5].lower() != "data:":
+        return image
+    content = image.partition(",")[2]
+    try:
+        return f"sha256:{hashlib.sha256(base64.b64decode(content, validate=True)).hexdigest()}"
+    except ValueError:
+        return f"sha256:{hashlib.sha256(image.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def images_of(question: Question) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.recorded import branch_of
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
@@ -95,8 +95,7 @@ def share_right(trajectories: Iterable[Trajectory], verify: Verify = default_ver
     the branch.
     """
     verdicts: dict[str, list[bool]] = defaultdict(list)
-    for trajectory in trajectories:
-        right, _ = judge(trajectory, verify)
+    for trajectory, right, _ in judged(trajectories, verify):
         if right is not None and trajectory.branch in ("free", branch_of(trajectory)):
             verdicts[trajectory.question.id].append(right)
     return {question_id: sum(right) / len(right) for question_id, right in verdicts.items()}
@@ -145,9 +144,14 @@ def evaluate(
             f"None of {len(trajectories)} trajectories finished: there is nothing to evaluate. "
             "Look at their `error`, or at the filter that chose them."
         )
-    judged = {question_id: [judge(run, verify)[0] for run in group] for question_id, group in runs.items()}
+    verdicts: dict[str, list[bool]] = {question_id: [] for question_id in runs}
+    unjudged = 0
+    for run, right, _ in judged([run for group in runs.values() for run in group], verify):
+        unjudged += right is None
+        if right is not None:
+            verdicts[run.question.id].append(right)
     table = _Table(
-        accuracy=np.array([_mean([right for right in verdicts if right is not None]) for verdicts in judged.values()]),
+        accuracy=np.array([_mean(right) for right in verdicts.values()]),
         tool_rate=np.array([_mean([branch_of(run) == "tool" for run in group]) for group in runs.values()]),
         calls=np.array([_mean([run.tool_calls for run in group]) for group in runs.values()]),
         seconds=np.array([_mean([run.seconds for run in group]) for group in runs.values()]),
@@ -168,7 +172,7 @@ def evaluate(
         questions=len(runs),
         trajectories=sum(map(len, runs.values())),
         failed=len(trajectories) - sum(map(len, runs.values())),
-        unjudged=sum(right is None for verdicts in judged.values() for right in verdicts),
+        unjudged=unjudged,
         confidence=confidence,
     )
 

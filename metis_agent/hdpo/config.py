@@ -104,8 +104,8 @@ def check_arguments(args: GRPOConfig, groups: StratifiedGroups) -> None:
         )
     if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
         raise ConfigurationError(
-            f"eval_strategy={args.eval_strategy!r}: TRL would score rewards on forced groups. Leave it 'no' and pass "
-            "callbacks=[Validation(...)], which measures the agent as it is deployed."
+            f"eval_strategy={args.eval_strategy!r}: TRL would score rewards on forced groups. Leave it 'no' and give "
+            "the trainer validation=Validation(...), which measures the agent as it is deployed."
         )
     updates = generation * args.num_iterations / args.gradient_accumulation_steps
     every = args.save_steps

@@ -128,7 +128,12 @@ def _publish(folder: Path, description: Mapping[str, Any], write_files: Callable
             _write_description(fresh / GATE_FILE, {**description, "files": hashes})
             if folder.exists():
                 os.replace(folder, old)
-            shutil.move(fresh, folder)
+            try:
+                shutil.move(fresh, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except StorageError:
         raise
     except OSError as error:

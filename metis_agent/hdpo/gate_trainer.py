@@ -34,7 +34,7 @@ __all__ = ["Contrast", "GateTraining", "TrainedGate", "fit_temperature", "train_
 
 STRENGTHS = (0.01, 0.1, 0.3, 1.0, 3.0)
 MANY = 20_000
-"""From here on there is enough of everything: two folds, and no search for the strength."""
+"""From here on there is enough of everything: by default two folds, and no search for the strength."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,11 @@ class GateTraining:
     drafted: bool = False
     """The gate will read a draft of every question. Questions that were recorded without one then teach how often the
     tools are right, and nothing about the direct answer: without a draft their words have to explain too much of it."""
-    folds: int = 5
-    strengths: Sequence[float] = STRENGTHS
-    """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch."""
+    folds: int | None = None
+    """By default 5, and 2 of 20,000 questions or more."""
+    strengths: Sequence[float] | None = None
+    """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch. By default
+    `STRENGTHS`, and 1 alone of 20,000 questions or more."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,9 +65,9 @@ class GateTraining:
             raise ConfigurationError(f"beta={self.beta!r}: an accuracy in [0, 1), such as 0.02.")
         if self.trust is not None and not 0 <= self.trust <= 1:
             raise ConfigurationError(f"trust={self.trust!r}: a share in [0, 1].")
-        if self.folds < 2:
+        if self.folds is not None and self.folds < 2:
             raise ConfigurationError(f"folds={self.folds!r}: at least 2; 5 is usual.")
-        if not self.strengths or min(self.strengths) <= 0:
+        if self.strengths is not None and (not self.strengths or min(self.strengths) <= 0):
             raise ConfigurationError(f"strengths={self.strengths!r}: one or more, above 0.")
 
 
@@ -158,8 +160,8 @@ def train_gate(
     judged, targets = _judged(part, traits, drafted=training.drafted)
     prepared = prepared or reader.prepare(table)
     many = len(part) >= MANY
-    fold = part.folds(2 if many else training.folds, training.seed)
-    strengths = [1.0] if many or not traits.searches_strength else list(training.strengths)
+    fold = part.folds(training.folds or (2 if many else 5), training.seed)
+    strengths = list(training.strengths or ([1.0] if many else STRENGTHS)) if traits.searches_strength else [1.0]
 
     logits = np.empty((len(strengths), *part.correct.shape))
     total = len(strengths) * (int(fold.max()) + 1) + 1

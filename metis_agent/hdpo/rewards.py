@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
-from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.types import Group, Trajectory
 
@@ -161,7 +161,7 @@ def score(
             "same size of at least 1. Resample the groups, or score each size apart."
         )
     rollouts = [trajectory for group in groups for trajectory in group.trajectories]
-    verdicts = [judge(trajectory, verify) for trajectory in rollouts]
+    verdicts = [(right, reason) for _, right, reason in judged(rollouts, verify)]
     shape = len(groups), sizes[0]
     excluded = np.array([right is None for right, _ in verdicts]).reshape(shape)
     r_ans = np.array([np.nan if right is None else float(right) for right, _ in verdicts]).reshape(shape)

@@ -81,9 +81,7 @@ def _read(path: Path) -> Any:
         ) from missing
     readers = {
         ".parquet": pq.read_table,
-        ".csv": lambda file: pyarrow.csv.read_csv(
-            file, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
-        ),
+        ".csv": _read_csv,
         ".jsonl": pyarrow.json.read_json,
     }
     if path.suffix not in readers:
@@ -95,6 +93,23 @@ def _read(path: Path) -> Any:
     if not table.num_rows:
         raise InputError(f"{str(path)!r} has no rows; record some outcomes first.")
     return table
+
+
+def _read_csv(path: Path) -> Any:
+    """Columns of numbers are read as numbers; all others stay the text that they are: an id "007" is not 7."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    multiline = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=multiline) as file:
+        texts = {name: pa.string() for name in file.schema.names if not _holds_numbers(name)}
+    return pyarrow.csv.read_csv(
+        path, parse_options=multiline, convert_options=pyarrow.csv.ConvertOptions(column_types=texts)
+    )
+
+
+def _holds_numbers(name: str) -> bool:
+    return name.endswith(("_correct", "_cost", "_seconds")) or (name.startswith("draft_") and name != "draft_answer")
 
 
 def _check_columns(names: Sequence[str], branches: Mapping[str, str], extra: Sequence[str]) -> None:
@@ -145,12 +160,16 @@ def _stack(
 
 
 def _draft(table: Any, names: Sequence[str], questions: Sequence[str], answers: str) -> dict[str, NDArray[np.float64]]:
-    numeric = [name for name in names if name.startswith("draft_") and _is_numeric(table.schema.field(name).type)]
+    numeric = [
+        name
+        for name in names
+        if name.startswith("draft_") and _holds_numbers(name) and _is_numeric(table.schema.field(name).type)
+    ]
     columns = {name: _numbers(table, name) for name in numeric}
     for name, column in columns.items():
         if np.isinf(column).any():
             raise InputError(f"Column {name!r} holds an infinite number; leave a cell empty where there is none.")
-    if "draft_answer" in names and "draft_answer" not in numeric:
+    if "draft_answer" in names:
         drafts = table.column("draft_answer").to_pylist()
         rows = [
             None if text is None else draft_text_features(q, str(text))

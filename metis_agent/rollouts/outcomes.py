@@ -113,21 +113,21 @@ class OutcomeTable:
         """Refuse what no gate can learn from.
 
         Raises:
-            InputError: too few rows, a branch that is always or never right, branches that always agree, or
-                one question in two groups.
+            InputError: too few rows, no branch whose outcome varies, branches that always agree, or one question in
+                two groups.
         """
         if len(self) < MIN_ROWS:
             raise InputError(
                 f"The table has {len(self)} rows: a gate needs at least {MIN_ROWS} to be trained and judged, "
                 "and a few hundred to be any good. Record more questions."
             )
-        for action, column in zip(self.actions, self.correct.T, strict=True):
-            if column.min() == column.max():
-                raise InputError(
-                    f"Branch {action!r} has the same outcome, {column[0]!r}, on all {len(self)} rows: there is "
-                    "nothing to predict. Record questions on which it sometimes fails and sometimes succeeds, "
-                    "or use a fixed gate (NeverGate, AlwaysGate)."
-                )
+        if not np.ptp(self.correct, axis=0).any():
+            outcomes = dict(zip(self.actions, map(float, self.correct[0]), strict=True))
+            raise InputError(
+                f"Each branch has the same outcome on all {len(self)} rows, {outcomes!r}: there is nothing to predict. "
+                "Record questions on which a branch sometimes fails and sometimes succeeds, or use a fixed gate "
+                "(NeverGate, AlwaysGate)."
+            )
         for action, column in zip(self.tools, self.correct.T[1:], strict=True):
             if np.array_equal(column, self.correct[:, 0]):
                 raise InputError(

@@ -3,10 +3,8 @@
 A row a question: `question` (or `text`), optional `id`, `answer`, `verifier`, `kind`, `context` and `images`. Any other
 column goes along in `Question.metadata`, for `--group-by` and the like.
 
-The images that a file of questions names: files beside it, or data URIs, each checked before anything is asked.
-
-Beside `question_files`. A file of questions may be anybody's, so it names no address, and no file but those in its own
-folder and below: what it names is sent to a model's service.
+Images are files beside it, or data URIs, each checked before anything is asked. A file of questions may be anybody's,
+so it names no address, and no file but those in its own folder and below: what it names is sent to a model's service.
 """
 
 from __future__ import annotations
@@ -16,10 +14,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
-from metis_agent.types import Question, VerifierName
+from metis_agent.judging.verifiers import JUDGE, VERIFIERS
+from metis_agent.types import Question
 
 __all__ = ["CONTEXT", "IMAGES", "question_images", "read_questions"]
 
@@ -32,8 +31,8 @@ _OWN = ("id", "question", "text", "answer", "verifier", "kind", CONTEXT)
 def read_questions(path: str | Path) -> list[Question]:
     """Read a file of questions.
 
-    A row that is there twice counts once. Without an `id` it is made from the text. Without a `verifier` an answer
-    that is a number is compared as one (`numeric`), any other as text (`exact`). A context goes before the question,
+    A row that is there twice counts once. Without an `id` it is made from the text. Without a `verifier` the answer is
+    looked for in what the model says, a sentence or a few (`prose`). A context goes before the question,
     with a blank line between. Images are named as files beside this one, or given as data URIs.
 
     Raises:
@@ -68,10 +67,11 @@ def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
         raise InputError(f"{place} has no question: its columns are {sorted(row)!r}; name one 'question'.")
     answer = row.get("answer")
     answer = None if answer is None or answer == "" else str(answer)
-    verifier = row.get("verifier") or ("numeric" if _is_number(answer) else "exact")
-    if verifier not in get_args(VerifierName):
+    verifier = str(row.get("verifier") or "prose")
+    if verifier not in (known := [*VERIFIERS, JUDGE]):
         raise InputError(
-            f"{place} has the verifier {verifier!r}; leave it out, or choose of {get_args(VerifierName)!r}."
+            f"{place} has the verifier {verifier!r}; leave it out, choose of {known!r}, or register it "
+            "(metis_agent.judging.verifiers.register_verifier)."
         )
     metadata = {name: value for name, value in row.items() if name not in _OWN and value is not None}
     if row.get(IMAGES):
@@ -85,7 +85,7 @@ def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
         id=str(id_) if id_ not in (None, "") else _id_of(text, metadata.get(IMAGES) or ()),
         text=text,
         answer=answer,
-        verifier=cast(VerifierName, verifier),
+        verifier=cast(Any, verifier),
         kind=str(row.get("kind") or ""),
         metadata=metadata,
     )
@@ -95,14 +95,6 @@ def _id_of(text: str, images: Sequence[str]) -> str:
     """The same words about another picture are another question."""
     asked = "\x00".join((text, *images)) if images else text
     return f"q-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
-
-
-def _is_number(answer: str | None) -> bool:
-    try:
-        float((answer or "").replace(",", ""))
-    except ValueError:
-        return False
-    return any(map(str.isdigit, answer or ""))  # "nan" is a word
 
 
 def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:

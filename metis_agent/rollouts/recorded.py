@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from metis_agent.errors import InputError
 from metis_agent.gates.confidence import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.judging.verifiers import Verify, judge
+from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.questions import CONTEXT
@@ -48,13 +48,14 @@ def branch_taken(run: Trajectory) -> tuple[str, str]:
     first = run.decisions[0] if run.decisions else None
     if first is not None and not first.allowed:
         return DIRECT, ""
-    if first is not None and first.required and len(first.allowed) == 1:
-        return first.allowed[0], ""
     used = {outcome.tool for outcome in run.outcomes if outcome.executed}
+    required = first.allowed if first is not None and first.required else ()
+    if required and not used.intersection(required):
+        return "", "no call, though one was required"
+    if len(required) == 1:
+        return required[0], ""
     if len(used) > 1:
         return "", "several tools"
-    if not used and first is not None and first.required:
-        return "", "no call, though one was required"
     return (used.pop() if used else DIRECT), ""
 
 
@@ -112,11 +113,19 @@ class OutcomePool:
         Raises:
             InputError: it is of another model than the runs before, and none was chosen.
         """
-        self.runs += 1
-        if not self._is_of_the_model(run):
-            self.dropped["another model"] += 1
-            return
-        right, reason = judge(run, self._verify)
+        self.extend([run])
+
+    def extend(self, runs: Iterable[Trajectory]) -> OutcomePool:
+        """Count many, a few in memory at a time: as many as a judge is asked about at once.
+
+        Raises:
+            InputError: as `add`.
+        """
+        for run, right, reason in judged(filter(self._is_to_count, runs), self._verify):
+            self._count(run, right, reason)
+        return self
+
+    def _count(self, run: Trajectory, right: bool | None, reason: str) -> None:
         action, unclear = branch_taken(run)
         column = self._column(action) if action else None
         if right is None or column is None:
@@ -129,12 +138,6 @@ class OutcomePool:
         self._sums[row, :, column] += 1.0, float(right), price, run.seconds
         if self._draft and column == 0:
             self._keep_draft(row, run)
-
-    def extend(self, runs: Iterable[Trajectory]) -> OutcomePool:
-        """Count many, one in memory at a time."""
-        for run in runs:
-            self.add(run)
-        return self
 
     def coverage(self) -> dict[str, int]:
         """Questions with at least one run, by branch."""
@@ -173,6 +176,13 @@ class OutcomePool:
             draft=self._draft_columns(rows),
             dropped={reason: count for reason, count in dropped.items() if count},
         )
+
+    def _is_to_count(self, run: Trajectory) -> bool:
+        self.runs += 1
+        if self._is_of_the_model(run):
+            return True
+        self.dropped["another model"] += 1
+        return False
 
     def _is_of_the_model(self, run: Trajectory) -> bool:
         name = run.metadata.get("model")

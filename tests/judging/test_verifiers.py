@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, JudgeUnavailableError
-from metis_agent.judging.verifiers import VERIFIERS, normalise, verify
+from metis_agent.judging.short_answers import normalise
+from metis_agent.judging.verifiers import VERIFIERS, verify
 from metis_agent.types import Question
 
 

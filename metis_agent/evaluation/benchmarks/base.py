@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.evaluation.agents import Estimate
-from metis_agent.judging.verifiers import choice, normalise
+from metis_agent.judging.short_answers import choice, normalise
 from metis_agent.types import Question
 
 __all__ = [
