@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
+from langgraph.pregel import Pregel
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.budget import Budget
@@ -50,8 +51,9 @@ ToolsOption = Annotated[
 AgentOption = Annotated[
     str | None,
     typer.Option(
-        help="Instead of --model and --tools, MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: a MetisAgent, a function that "
-        "takes a gate and makes one, a pair (model, tools), or a function that returns such a pair."
+        help="Instead of --model and --tools, MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: a MetisAgent, a pair (model, "
+        "tools), a function that returns either, or a function that takes a gate and makes an agent: a MetisAgent, or one of "
+        "create_agent with MetisGateMiddleware(gate)."
     ),
 ]
 
@@ -60,8 +62,11 @@ AgentOption = Annotated[
 class Choice:
     """An agent to run, without its gate."""
 
-    build: Callable[[Gate], MetisAgent]
+    build: Callable[[Gate], Pregel[Any, Any, Any, Any]]
+    """A `MetisAgent`, or an agent of `create_agent` behind the middleware."""
     tools: tuple[str, ...]
+    undeclared: tuple[str, ...]
+    """Of the tools, those that are not declared to change nothing."""
     model: str
     """What records call the model."""
     concurrency: int = 16
@@ -95,6 +100,7 @@ def choose_agent(
         ConfigurationError: neither or both are named, or what is named is not there or is something else.
     """
     from metis_agent.gates.baselines import ModelGate
+    from metis_agent.rollouts.branches import undeclared_tools
 
     if (agent is None) == (model is None):
         raise ConfigurationError(f"--agent is {agent!r} and --model {model!r}: give one of them.")
@@ -103,7 +109,7 @@ def choose_agent(
     if base_url is not None and model is None:
         raise ConfigurationError(f"--base-url {base_url!r} goes with --model: the agent {agent!r} brings its own.")
     concurrency = 16
-    build: Callable[[Gate], MetisAgent]
+    build: Callable[[Gate], Pregel[Any, Any, Any, Any]]
     if agent is not None:
         found = load_attribute(agent)
         build = _builder(found, agent, system_prompt, calls)
@@ -111,12 +117,18 @@ def choose_agent(
         chat, concurrency = _chat_model(str(model), temperature, base_url)
         parts = [part for name in tools or () for part in _tools(load_attribute(name), name)]
         build = partial(_create, chat, parts, system_prompt, calls)
-    names = tuple(build(ModelGate()).tools)
-    if not names:
+    offered = _tools_of(build(ModelGate()))
+    if not offered:
         raise ConfigurationError(
             "The agent has no tools, so there is nothing to decide: name some with --tools MODULE:ATTRIBUTE."
         )
-    return Choice(build=build, tools=names, model=label or str(agent or model), concurrency=concurrency)
+    return Choice(
+        build=build,
+        tools=tuple(offered),
+        undeclared=tuple(undeclared_tools(offered.values())),
+        model=label or str(agent or model),
+        concurrency=concurrency,
+    )
 
 
 def load_attribute(name: str) -> Any:
@@ -236,7 +248,9 @@ def _tools(found: Any, name: str) -> list[Any]:
     return parts
 
 
-def _builder(found: Any, name: str, system_prompt: str | None, calls: int) -> Callable[[Gate], MetisAgent]:
+def _builder(
+    found: Any, name: str, system_prompt: str | None, calls: int
+) -> Callable[[Gate], Pregel[Any, Any, Any, Any]]:
     if isinstance(found, MetisAgent):
         return found.with_gate
     if callable(found):
@@ -248,8 +262,8 @@ def _builder(found: Any, name: str, system_prompt: str | None, calls: int) -> Ca
     if isinstance(found, tuple | list) and len(found) == 2:
         return partial(_create, found[0], _tools(found[1], name), system_prompt, calls)
     raise ConfigurationError(
-        f"{name!r} is {found!r}; it must be a MetisAgent, a function that takes a gate and makes one, or a pair "
-        "(model, tools)."
+        f"{name!r} is {found!r}; it must be a MetisAgent, a pair (model, tools), or a function that takes a gate and "
+        "makes an agent: a MetisAgent, or one of create_agent with middleware=[MetisGateMiddleware(gate)]."
     )
 
 
@@ -264,12 +278,24 @@ def _takes_a_gate(found: Any) -> bool:
     return bool(needed)
 
 
-def _checked(make: Callable[[Gate], Any], name: str, gate: Gate) -> MetisAgent:
+def _checked(make: Callable[[Gate], Any], name: str, gate: Gate) -> Pregel[Any, Any, Any, Any]:
     agent = make(gate)
     if not isinstance(agent, MetisAgent):
-        raise ConfigurationError(f"{name!r} made {agent!r} of a gate; it must make a MetisAgent.")
+        if isinstance(agent, Pregel) and "decisions" in agent.channels:
+            return agent
+        raise ConfigurationError(
+            f"{name!r} made {agent!r} of a gate; it must make a MetisAgent, or an agent of create_agent with "
+            "middleware=[MetisGateMiddleware(gate)] of that gate."
+        )
     # A recorder of its own would store each run twice.
     return agent if agent.metis is not None and agent.metis.recorder is None else agent.with_gate(gate)
+
+
+def _tools_of(agent: Pregel[Any, Any, Any, Any]) -> Mapping[str, BaseTool]:
+    if isinstance(agent, MetisAgent):
+        return agent.tools
+    node = agent.nodes.get("tools")
+    return dict(getattr(node and node.bound, "tools_by_name", {}))
 
 
 def _create(model: Any, tools: Sequence[Any], system_prompt: str | None, calls: int, gate: Gate) -> MetisAgent:

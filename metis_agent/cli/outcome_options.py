@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from metis_agent.cli.judging_options import JudgeOption, RubricOption, VerifierOption, verify_with
 from metis_agent.cli.output import progress_bars
 from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import ConfigurationError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Records", "SeedOption", "runs_of", "takes_records"]
 
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+VERDICTS = "verdicts.sqlite"
+"""File of a store in which a judge's verdicts are kept."""
 _TABLE, _STORE = "Outcomes from a table", "Outcomes from a store"
 
 
@@ -93,6 +96,10 @@ class Records:
         ),
     ] = False
 
+    verifier: VerifierOption = None
+    judge: JudgeOption = None
+    judge_rubric: RubricOption = None
+
     def load(self, console: Console, *, tools: Sequence[str] | None = None) -> OutcomeTable:
         """Read them.
 
@@ -141,9 +148,14 @@ class Records:
         names = self.tool or tools
         if names and (bad := [name for name in names if "=" in name or names.count(name) > 1]):
             raise ConfigurationError(f"--tool {bad[0]!r}: with --store write the tool's name alone, each once.")
-        pool = OutcomePool(
-            tools=names, use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by, model=self.of_model
+        url = str(self.store)
+        verify = verify_with(
+            self.verifier, self.judge, self.judge_rubric, cache=None if "://" in url else Path(url) / VERDICTS
         )
+        pool = OutcomePool(
+            tools=names, verify=verify, use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by,
+            model=self.of_model, trust_verdicts=self.verifier is not None,
+        )  # fmt: skip
         pool.extend(runs_of(str(self.store), console, whole=self.draft))
         table = pool.table()
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in table.dropped.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from metis_agent.cli.agent_options import AgentOption, Choice, ModelOption, ToolsOption, choose_agent
-from metis_agent.cli.outcome_options import runs_of
+from metis_agent.cli.judging_options import (
+    JudgeOption,
+    RubricOption,
+    VerifierOption,
+    check_verifiers,
+    verify_with,
+)
+from metis_agent.cli.outcome_options import VERDICTS, runs_of
 from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
 from metis_agent.cli.training_stack import training_libraries
+from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from metis_agent.judging.verifiers import Verify
     from metis_agent.rollouts.branches import BranchPlan, RecordingReport
     from metis_agent.types import Question, Trajectory
 
@@ -30,7 +40,8 @@ def rollout_command(
         typer.Argument(
             metavar="QUESTIONS",
             help="A .jsonl, .csv or .parquet file: 'question', and 'answer' to judge by; optional 'id', 'verifier' "
-            "(exact, numeric, choice, ...), 'kind', 'context'. Further columns are kept for --group-by.",
+            "(prose by default, exact, numeric, choice, math, judge), 'kind', 'context'. Further columns are kept for "
+            "--group-by.",
         ),
     ],
     store: Annotated[str, typer.Option(help="Folder or URL for the trajectories: see `metis train gate --store`.")],
@@ -53,6 +64,17 @@ def rollout_command(
         str | None, typer.Option(help="What records call the model; by default its name in these options.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, for models and tools that read it.")] = 0,
+    allow_acting: Annotated[
+        bool,
+        typer.Option(
+            "--allow-acting",
+            help="Force the calls of all tools, also of those that are not declared to change nothing by "
+            "metadata={'read_only': True}.",
+        ),
+    ] = False,
+    verifier: VerifierOption = None,
+    judge: JudgeOption = None,
+    judge_rubric: RubricOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be run.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -72,10 +94,15 @@ def rollout_command(
 
     plan = BranchPlan(direct=direct, tool=forced, free=free)
     asked = read_questions(questions)[:limit]
+    verify = verify_with(
+        verifier, judge, judge_rubric, cache=None if "://" in store or dry_run else Path(store) / VERDICTS
+    )
+    check_verifiers(asked, verify)
     chosen = choose_agent(
         model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature, label=label
     )
     _announce(console, asked, chosen, plan)
+    _allow(console, chosen, plan, allow_acting or dry_run)
     if dry_run:
         if json is not None:
             write_json(json, {**_plan_figures(asked, chosen, plan), "dry_run": True})
@@ -90,7 +117,7 @@ def rollout_command(
     figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), **asdict(report)}
     figures["seconds"] = time.perf_counter() - started
     with training_libraries():
-        figures["branches"] = _figures_by_branch(store, name, console)
+        figures["branches"] = _figures_by_branch(store, name, verify, console)
     _show(console, figures, store)
     if json is not None:
         write_json(json, figures)
@@ -104,6 +131,24 @@ def _announce(console: Console, asked: list[Question], chosen: Choice, plan: Bra
     )
     if unjudged := sum(question.answer is None for question in asked):
         console.print(f"[bold yellow]{unjudged:,} questions have no 'answer'[/]: their runs can't be judged.")
+
+
+def _allow(console: Console, chosen: Choice, plan: BranchPlan, allowed: bool) -> None:
+    """Ask before a tool is forced that may act on the world.
+
+    Raises:
+        ConfigurationError: nobody is there to ask, or the answer was no.
+    """
+    acting = list(chosen.undeclared) if plan.tool else []
+    if not acting or allowed:
+        return
+    question = f"Each question will force a call of {', '.join(acting)}, not declared to change nothing. Go on?"
+    if sys.stdin.isatty() and typer.confirm(question):
+        return
+    raise ConfigurationError(
+        f"The tools {acting!r} are not declared to change nothing, and each question would force a call of each. "
+        "Declare those that only read by metadata={'read_only': True}, leave out those that act, or allow it: --allow-acting."
+    )
 
 
 def _plan_figures(asked: list[Question], chosen: Choice, plan: BranchPlan) -> dict[str, Any]:
@@ -144,18 +189,16 @@ def _record(
         return recorder.record(branch_rollouts(asked, chosen.tools, plan, name=name, seed=seed), progress=on_run)
 
 
-def _figures_by_branch(store: str, name: str, console: Console) -> dict[str, dict[str, float]]:
+def _figures_by_branch(store: str, name: str, verify: Verify, console: Console) -> dict[str, dict[str, float]]:
     """Accuracy, calls, cost and seconds of each forced branch and of the free runs, over all runs of this name."""
-    from metis_agent.judging.verifiers import judge
+    from metis_agent.judging.verifiers import judged
 
     totals: dict[str, dict[str, float]] = {}
-    for run in runs_of(store, console):
-        if run.metadata.get("rollout") != name or run.status == "failed":
-            continue
+    mine = (run for run in runs_of(store, console) if run.metadata.get("rollout") == name and run.status != "failed")
+    for run, right, _ in judged(mine, verify):
         total = totals.setdefault(
             str(run.metadata.get("forced")), dict.fromkeys(("runs", "judged", "right", "calls", "cost", "seconds"), 0.0)
         )
-        right, _ = judge(run)
         for key, value in (
             ("runs", 1), ("judged", right is not None), ("right", bool(right)), ("calls", run.tool_calls),
             ("cost", run.cost), ("seconds", run.seconds),
@@ -185,6 +228,11 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
         f"{figures['found']:,} were finished before, {figures['finished']:,} now; {figures['failed']:,} failed and are "
         "left out" + (f", the last with {figures['last_failure']!r}" if figures["failed"] else "") + "."
     )
+    if figures["uncalled"]:
+        console.print(
+            f"[bold yellow]{figures['uncalled']:,} runs made no call though one was forced[/]: they count for no "
+            "branch."
+        )
     if figures["failed"]:
         console.print("Run the same command again to try those.")
     console.print(f"Next: metis train gate --store {store} --hold-out 0.4 --out my-gate")

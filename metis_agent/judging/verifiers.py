@@ -62,13 +62,16 @@ JUDGE = "judge"
 """The verifier of questions that a model judges: there once one is named (`AnswerJudge`, `--judge`)."""
 
 
-def verify(question: Question, answer: str, *, verifiers: Mapping[str, Verifier] = VERIFIERS) -> bool | None:
+def verify(
+    question: Question, answer: str, *, verifiers: Mapping[str, Verifier] = VERIFIERS, name: str | None = None
+) -> bool | None:
     """Judge an answer with the verifier that its question names.
 
     Args:
         question: The question, its reference answer and the name of its verifier.
         answer: The model's own final message; an empty one is wrong.
         verifiers: By name; pass your own to add or replace one.
+        name: Of the verifier to use, whatever the question names.
 
     Returns:
         True (right), False (wrong) or None (can't be judged).
@@ -77,17 +80,17 @@ def verify(question: Question, answer: str, *, verifiers: Mapping[str, Verifier]
         ConfigurationError: The question names a verifier that is not there.
         JudgeUnavailableError: From a judge that is down.
     """
-    if question.verifier not in verifiers:
+    name = name or question.verifier
+    if name not in verifiers:
         remedy = "Pass it in `verifiers`, register it (`register_verifier`), or change `Question.verifier`."
-        if question.verifier == JUDGE:
+        if name == JUDGE:
             remedy = (
                 "Name the model that judges: `--judge MODEL`, or `verifiers={**VERIFIERS, 'judge': AnswerJudge(m)}`."
             )
         raise ConfigurationError(
-            f"Question {question.id!r} asks for the verifier {question.verifier!r}; known are {sorted(verifiers)!r}. "
-            f"{remedy}"
+            f"Question {question.id!r} asks for the verifier {name!r}; known are {sorted(verifiers)!r}. {remedy}"
         )
-    return verifiers[question.verifier](question, answer)
+    return verifiers[name](question, answer)
 
 
 def judge(trajectory: Trajectory, verify: Verify = verify) -> tuple[bool | None, str]:
@@ -121,10 +124,12 @@ def judged(
 
 
 def _ask_ahead(batch: Sequence[Trajectory], verify: Verify) -> None:
-    verifiers: Mapping[str, Any] = getattr(verify, "keywords", {}).get("verifiers", VERIFIERS)
+    bound = getattr(verify, "keywords", {})
+    verifiers: Mapping[str, Any] = bound.get("verifiers", VERIFIERS)
     asked: dict[int, tuple[Any, list[tuple[Question, str]]]] = {}
     for trajectory in batch:
-        judge_of = verify if hasattr(verify, "judge") else verifiers.get(trajectory.question.verifier)
+        name = bound.get("name") or trajectory.question.verifier
+        judge_of = verify if hasattr(verify, "judge") else verifiers.get(name)
         if hasattr(judge_of, "judge") and trajectory.status != "failed":
             asked.setdefault(id(judge_of), (judge_of, []))[1].append((trajectory.question, trajectory.answer))
     for judge_of, answers in asked.values():

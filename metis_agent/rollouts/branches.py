@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metis_agent.agent import MetisAgent
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.recorded import branch_taken
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import Branch, Question, Trajectory
 
-__all__ = ["BranchPlan", "BranchRecorder", "RecordingReport", "branch_rollouts"]
+__all__ = ["BranchPlan", "BranchRecorder", "RecordingReport", "branch_rollouts", "undeclared_tools"]
 
 _HOPELESS = 10
 """Failures in a row after which it is no outage of a few (twice the concurrency, where that is more)."""
@@ -77,17 +80,29 @@ class RecordingReport:
     finished: int = 0
     failed: int = 0
     """Excluded: the infrastructure or the model's service failed, after all retries."""
+    uncalled: int = 0
+    """Finished without the call that was forced: they say nothing of the tool, and count for no branch."""
     retried: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     """How many failed, by the name of the error."""
     last_failure: str = ""
 
 
+def undeclared_tools(tools: Iterable[BaseTool]) -> list[str]:
+    """Tools that are not declared to change nothing, by `metadata={"read_only": True}` or MCP's `readOnlyHint`.
+
+    To force the call of one that books, mails or writes, once a question, is not what a recording is for.
+    """
+    declared = ("read_only", "readOnlyHint")
+    return [tool.name for tool in tools if not any((tool.metadata or {}).get(key) is True for key in declared)]
+
+
 class BranchRecorder:
     """Runs rollouts through one agent per branch, and stores each as soon as it is finished.
 
     Args:
-        build: makes the agent around a gate; called once a branch, so that model and tools stay the user's.
+        build: makes the agent around a gate: a `MetisAgent`, or an agent of `create_agent` with a `MetisGateMiddleware`
+            of that gate; called once a branch, so that model and tools stay the user's.
         store: where finished trajectories go, and where those of an earlier run are found.
         concurrency: graph runs in flight at once.
         timeout: seconds that one rollout may take; `None` for no limit.
@@ -98,7 +113,7 @@ class BranchRecorder:
 
     def __init__(
         self,
-        build: Callable[[Gate], MetisAgent],
+        build: Callable[[Gate], Runnable[Any, Any]],
         store: TrajectoryStore,
         *,
         concurrency: int = 16,
@@ -116,7 +131,7 @@ class BranchRecorder:
         self._store = store
         self._concurrency, self._timeout, self._retries, self._wait = concurrency, timeout, retries, wait
         self._metadata = dict(metadata or {})
-        self._agents: dict[tuple[Branch, str], MetisAgent] = {}
+        self._agents: dict[tuple[Branch, str], Runnable[Any, Any]] = {}
         self._in_a_row = 0
 
     def record(
@@ -194,6 +209,7 @@ class BranchRecorder:
     def _count(self, trajectory: Trajectory, report: RecordingReport) -> None:
         if trajectory.status == "finished":
             report.finished += 1
+            report.uncalled += trajectory.branch == "tool" and not branch_taken(trajectory)[0]
             self._in_a_row = 0
             return
         report.failed += 1

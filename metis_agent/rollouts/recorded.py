@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from metis_agent.errors import InputError
 from metis_agent.gates.confidence import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.judging.prose import prose
+from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
@@ -36,6 +38,7 @@ MAX_QUESTIONS = 200_000
 """Questions that a pool has room for; a gate that reads text learns little from more."""
 
 _RUNS, _RIGHT, _COST, _SECONDS = range(4)
+_DOUBTFUL_RUNS, _DOUBTFUL_SHARE, _ALL_WRONG_RUNS = 3, 0.05, 20
 
 
 def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
@@ -71,6 +74,7 @@ class OutcomePool:
         group_by: key of `Question.metadata` whose value keeps questions together when splitting.
         model: take only runs whose metadata names this model.
         max_questions: room; see the module.
+        trust_verdicts: take verdicts that look like the verifier's fault; by default `table` refuses them.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class OutcomePool:
         group_by: str | None = None,
         model: str | None = None,
         max_questions: int = MAX_QUESTIONS,
+        trust_verdicts: bool = False,
     ) -> None:
         if max_questions < 1:
             raise InputError(f"max_questions={max_questions!r}: a pool needs room for at least 1 question.")
@@ -99,6 +104,10 @@ class OutcomePool:
         self._drafts: dict[int, tuple[str, array[float]]] = {}
         self._draft_names: tuple[str, ...] = ()
         self._models: set[str] = set()
+        self._trusts = trust_verdicts
+        self._doubted: Counter[str] = Counter()
+        self._wrong: dict[str, Trajectory] = {}
+        """One for each branch: an answer judged wrong that states the reference, if there is one."""
         self.runs = 0
         """Read so far, usable or not."""
         self.dropped: Counter[str] = Counter()
@@ -134,10 +143,37 @@ class OutcomePool:
         row = self._row(run.question)
         if row is None:
             return
+        if not right:
+            self._doubt(action, run)
         price = run.cost if self._use_cost else run.tool_calls
         self._sums[row, :, column] += 1.0, float(right), price, run.seconds
         if self._draft and column == 0:
             self._keep_draft(row, run)
+
+    def _doubt(self, action: str, run: Trajectory) -> None:
+        """Take note of an answer that was judged wrong: it may well say what the reference says."""
+        says_it = bool(prose(run.question, run.answer))
+        self._doubted[action] += says_it
+        if (says_it and self._doubted[action] == 1) or action not in self._wrong:
+            self._wrong[action] = run
+
+    def _check_verdicts(self) -> None:
+        """Refuse verdicts that look like the verifier's fault: a gate would learn from them, and promise by them.
+
+        Raises:
+            InputError: every answer of every branch is wrong, or many a wrong one states the reference.
+        """
+        if self._trusts or not self._rows:
+            return
+        sums = self._sums[list(self._rows.values())].sum(axis=0)
+        for action, column in self._columns.items():
+            runs, doubted = int(sums[_RUNS, column]), self._doubted[action]
+            if doubted >= max(_DOUBTFUL_RUNS, _DOUBTFUL_SHARE * runs):
+                said = f"{doubted} of {runs} answers of branch {action!r} are judged wrong and yet state the reference"
+                raise InputError(_verdicts_in_doubt(said, self._wrong[action]))
+        if sums[_RUNS].sum() >= _ALL_WRONG_RUNS and not sums[_RIGHT].any() and self._wrong:
+            said = f"All {int(sums[_RUNS].sum())} answers, of every branch, are judged wrong"
+            raise InputError(_verdicts_in_doubt(said, next(iter(self._wrong.values()))))
 
     def coverage(self) -> dict[str, int]:
         """Questions with at least one run, by branch."""
@@ -148,8 +184,9 @@ class OutcomePool:
         """The questions that have every branch, in the order of their hashes.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or the verdicts look like the verifier's fault.
         """
+        self._check_verdicts()
         tools = [name for name in self._columns if name != DIRECT]
         actions = (DIRECT, *(tools if self._fixed else sorted(tools)))
         columns = [self._columns[name] for name in actions]
@@ -261,6 +298,15 @@ class OutcomePool:
             values[place, : len(numbers)] = numbers
         columns: dict[str, Any] = dict(zip(self._draft_names, values.T, strict=True))
         return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def _verdicts_in_doubt(said: str, run: Trajectory) -> str:
+    return (
+        f"{said}, such as {shorten(run.answer, 200)!r} for {run.question.answer!r}. That looks like the fault of the "
+        f"verifier {run.question.verifier!r}, or of the references. Judge the same runs again, by what finds an answer "
+        "in a sentence (--verifier prose) or by a model (--verifier judge --judge MODEL); nothing has to be recorded "
+        f"again. To take the verdicts as they are, name their verifier: --verifier {run.question.verifier}."
+    )
 
 
 def outcomes_from_trajectories(runs: Iterable[Trajectory], **options: Any) -> OutcomeTable:

@@ -178,7 +178,7 @@ def question_message(question: Question) -> HumanMessage:
 
 
 async def roll_out(
-    agent: MetisAgent,
+    agent: Runnable[Any, Any],
     rollout: Rollout,
     *,
     excused: tuple[type[Exception], ...] = (InfrastructureError, InputError),

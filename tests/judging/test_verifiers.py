@@ -270,7 +270,7 @@ def test_a_judge_replaces_a_verifier() -> None:
 
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"'fuzzy'.*\['choice', 'exact', 'math', 'numeric'\]"):
+    with pytest.raises(ConfigurationError, match=r"'fuzzy'.*\['choice', 'exact', 'math', 'numeric', 'prose'\]"):
         verdict("fuzzy", "x", "x")
 
 

@@ -70,7 +70,8 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="10 rows"):
         read(write(tmp_path, rows(10))).check_trainable()
     with pytest.raises(InputError, match="same outcome"):
-        read(write(tmp_path, [{**row, "direct_correct": 1} for row in rows()])).check_trainable()
+        read(write(tmp_path, [{**row, "direct_correct": 1, "search_correct": 0} for row in rows()])).check_trainable()
+    read(write(tmp_path, [{**row, "search_correct": 1} for row in rows()])).check_trainable()  # a tool that never fails
     with pytest.raises(InputError, match="changes nothing"):
         read(write(tmp_path, [{**row, "search_correct": row["direct_correct"]} for row in rows()])).check_trainable()
     with pytest.raises(InputError, match="no branches"):

@@ -33,7 +33,7 @@ def test_the_three_formats_give_the_same_questions(tmp_path: Path, suffix: str) 
         path = tmp_path / f"questions{suffix}"
         (pyarrow.csv.write_csv if suffix == ".csv" else pyarrow.parquet.write_table)(table, path)
     sum_, who, how = read_questions(path)
-    assert (sum_.answer, sum_.verifier, sum_.kind) == ("4", "numeric", "sum")
+    assert (sum_.answer, sum_.verifier, sum_.kind) == ("4", "prose", "sum")
     assert sum_.id.startswith("q-")
     assert (who.id, who.verifier, who.metadata["document"]) == ("who", "exact", "d1")
     assert how.text == "A passage.\n\nHow long?"

@@ -49,9 +49,9 @@ def run(
     [
         (run(allowed=()), "direct", ""),
         (run(allowed=("search",), tools=("search", "search")), "search", ""),
-        # The gate required a call and the model made none, or another: that is what the decision led to.
-        (run(allowed=("search",)), "search", ""),
-        (run(allowed=("search",), outcomes=used("python", status="blocked")), "search", ""),
+        # The gate required a call and the model made none, or another: that says nothing of the tool.
+        (run(allowed=("search",)), "", "no call, though one was required"),
+        (run(allowed=("search",), outcomes=used("python", status="blocked")), "", "no call, though one was required"),
         # The model chose, so what it did counts.
         (run(allowed=TOOLS, required=False), "direct", ""),
         (run(allowed=("search",), required=False), "direct", ""),
@@ -152,7 +152,10 @@ def test_a_full_pool_keeps_the_same_sample_in_any_order() -> None:
     runs = [
         trajectory
         for i in range(300)
-        for trajectory in (run(f"{i}", i % 2 == 0, allowed=()), run(f"{i}", i % 3 > 0, allowed=("search",)))
+        for trajectory in (
+            run(f"{i}", i % 2 == 0, allowed=()),
+            run(f"{i}", i % 3 > 0, allowed=("search",), tools=("search",)),
+        )
     ]
     whole = outcomes_from_trajectories(runs)
     expected = {
