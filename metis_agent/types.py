@@ -27,7 +27,6 @@ __all__ = [
     "ToolSpec",
     "Trajectory",
     "TrajectoryStatus",
-    "VerifierName",
 ]
 
 TOKEN_RECORD = "token_record"
@@ -46,7 +45,6 @@ Branch = Literal["free", "direct", "tool"]
 
 OutcomeStatus = Literal["ok", "error", "timeout", "blocked", "repeated"]
 TrajectoryStatus = Literal["finished", "failed"]
-VerifierName = Literal["exact", "numeric", "choice", "math", "judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,8 @@ class Question:
     text: str
     answer: str | None = None
     """The reference answer; `None` where nobody knows it (then nothing can be scored)."""
-    verifier: VerifierName = "exact"
+    verifier: str = "exact"
+    """By its name in `metis_agent.judging.verifiers.VERIFIERS`; a record may name one that is not known here."""
     kind: str = ""
     """A label to break results down by, such as "sum" or "popular fact"."""
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -52,8 +52,8 @@ AgentOption = Annotated[
     str | None,
     typer.Option(
         help="Instead of --model and --tools, MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE: a MetisAgent, a pair (model, "
-        "tools), a function that returns either, or a function that takes a gate and makes an agent: a MetisAgent, or one of "
-        "create_agent with MetisGateMiddleware(gate)."
+        "tools), a function that returns either, or a function that takes a gate and makes an agent: a MetisAgent, or "
+        "one of create_agent with MetisGateMiddleware(gate)."
     ),
 ]
 

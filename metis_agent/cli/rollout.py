@@ -64,6 +64,12 @@ def rollout_command(
         str | None, typer.Option(help="What records call the model; by default its name in these options.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, for models and tools that read it.")] = 0,
+    read_only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--read-only", help="A tool that changes nothing, though it does not declare so; repeat for more."
+        ),
+    ] = None,
     allow_acting: Annotated[
         bool,
         typer.Option(
@@ -102,7 +108,9 @@ def rollout_command(
         model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature, label=label
     )
     _announce(console, asked, chosen, plan)
-    _allow(console, chosen, plan, allow_acting or dry_run)
+    acting = sorted({*chosen.undeclared} - {*(read_only or ())}) if forced else []
+    if acting and not (allow_acting or dry_run):
+        _ask_to_act(acting)
     if dry_run:
         if json is not None:
             write_json(json, {**_plan_figures(asked, chosen, plan), "dry_run": True})
@@ -133,21 +141,18 @@ def _announce(console: Console, asked: list[Question], chosen: Choice, plan: Bra
         console.print(f"[bold yellow]{unjudged:,} questions have no 'answer'[/]: their runs can't be judged.")
 
 
-def _allow(console: Console, chosen: Choice, plan: BranchPlan, allowed: bool) -> None:
-    """Ask before a tool is forced that may act on the world.
+def _ask_to_act(acting: list[str]) -> None:
+    """Ask before tools are forced that may act on the world.
 
     Raises:
-        ConfigurationError: nobody is there to ask, or the answer was no.
+        ConfigurationError: there is nobody to ask, or the answer was no.
     """
-    acting = list(chosen.undeclared) if plan.tool else []
-    if not acting or allowed:
-        return
-    question = f"Each question will force a call of {', '.join(acting)}, not declared to change nothing. Go on?"
-    if sys.stdin.isatty() and typer.confirm(question):
+    tools = ", ".join(acting)
+    if sys.stdin.isatty() and typer.confirm(f"Not declared to change nothing: {tools}. Force their calls?"):
         return
     raise ConfigurationError(
-        f"The tools {acting!r} are not declared to change nothing, and each question would force a call of each. "
-        "Declare those that only read by metadata={'read_only': True}, leave out those that act, or allow it: --allow-acting."
+        f"{tools}: not declared to change nothing, and each question would force a call of each. Of those that only "
+        "read say so, by metadata={'read_only': True} or --read-only TOOL; leave out those that act, or --allow-acting."
     )
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
 from metis_agent.judging.verifiers import JUDGE, VERIFIERS
@@ -85,7 +85,7 @@ def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
         id=str(id_) if id_ not in (None, "") else _id_of(text, metadata.get(IMAGES) or ()),
         text=text,
         answer=answer,
-        verifier=cast(Any, verifier),
+        verifier=verifier,
         kind=str(row.get("kind") or ""),
         metadata=metadata,
     )

@@ -137,7 +137,7 @@ def copy(trained: Path, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-MINE = ("--model", "my_agent.py:Model", "--tools", "my_agent.py:TOOLS")
+MINE = ("--model", "my_agent.py:Model", "--tools", "my_agent.py:TOOLS", "--allow-acting")
 
 
 def test_a_dry_run_runs_nothing(folder: Path) -> None:

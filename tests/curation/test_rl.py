@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Sequence
@@ -295,3 +296,12 @@ def test_a_judge_that_is_the_verifier_has_nobody_to_disagree_with() -> None:
     stage = DisagreementStage(AnswerJudge(model, asking=Asking(backoff=0.0)))
     assert stage.rule([Row(number=0, value=prompt)])[0].outcome == "keep"
     assert model.prompts == []
+
+
+def test_a_picture_is_known_by_its_content_however_it_is_given(tmp_path: Path) -> None:
+    content = picture()
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    given = fingerprint(question("a", "What is this?", metadata={"images": [uri]}))
+    kept = fingerprint(question("b", "What is this?", metadata={"images": [ImageStore(tmp_path).put_image(content)]}))
+    assert given.images == kept.images
+    assert len(given.images) == len("sha256:") + 64

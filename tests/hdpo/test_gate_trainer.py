@@ -1,5 +1,7 @@
 """Training, the artefact and the deployed gate, end to end on a small world."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -9,11 +11,19 @@ import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from metis_agent.errors import CheckpointError, ConfigurationError, GateError, InputError, SchemaVersionError
+from metis_agent.errors import (
+    CheckpointError,
+    ConfigurationError,
+    GateError,
+    InputError,
+    SchemaVersionError,
+    StorageError,
+)
 from metis_agent.evaluation.gates import evaluate_gate, score_table
 from metis_agent.gates.artefact import load_artefact
 from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
+from metis_agent.hdpo import export
 from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -246,3 +256,59 @@ def test_questions_without_a_draft_help_a_gate_that_reads_drafts() -> None:
 def test_a_gate_for_drafts_needs_questions_with_drafts(table: OutcomeTable, message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_gate(table, GateTraining(drafted=True))
+
+
+def test_a_failed_overwrite_leaves_the_old_gate(
+    folder: Path, trained: tuple[OutcomeTable, TrainedGate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, gate = trained
+    before = (folder / "gate.json").read_bytes()
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(export.shutil, "move", broken)
+    with pytest.raises(StorageError, match="can't be written"):
+        write_artefact(gate, folder, table=table, metrics={})
+    assert (folder / "gate.json").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["gate"]
+    PolicyGate(folder)
+
+
+def test_folds_and_strengths_that_are_given_are_used_of_a_large_table_too() -> None:
+    fits: list[tuple[int, float]] = []
+
+    class Noted:
+        """A policy that takes note of what it is asked to fit, and learns nothing."""
+
+        kind = "noted"
+
+        def prepare(self, table: OutcomeTable) -> Noted:
+            return self
+
+        def fit(self, rows: np.ndarray, targets: np.ndarray, strength: np.ndarray) -> Noted:
+            fits.append((len(rows), float(strength[0])))
+            return self
+
+        def logits(self, rows: np.ndarray) -> np.ndarray:
+            return np.zeros((len(rows), 2))
+
+    table = world(20_000)
+    train_gate(table, GateTraining(folds=5, strengths=(0.1, 0.3)), policy=Noted())  # type: ignore[arg-type]
+    assert len(fits) == 2 * 5 + 1
+    fits.clear()
+    train_gate(table, policy=Noted())  # type: ignore[arg-type]
+    assert fits[:-1] == [(10_000, 1.0)] * 2 or len(fits) == 3
+
+
+def test_a_tool_that_is_always_right_can_be_learnt_for(tmp_path: Path) -> None:
+    table = world(200)
+    sums = np.array(["plus" in question for question in table.questions])
+    correct = np.column_stack([~sums, np.ones(200)]).astype(float)
+    perfect = OutcomeTable(
+        questions=table.questions, actions=table.actions, correct=correct, cost=table.cost, seconds=table.seconds
+    )
+    write_artefact(train_gate(perfect), tmp_path / "gate", table=perfect, metrics={})
+    gate = PolicyGate(tmp_path / "gate")
+    assert gate.decide(ask("What is 4096 plus 512?")).allowed == ("python",)
+    assert gate.decide(ask("Say hello to guest 77 of 88")).allowed == ()

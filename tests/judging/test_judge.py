@@ -2,6 +2,8 @@
 
 import json
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,11 @@ from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, JudgeUnavailableError
 from metis_agent.hdpo.rewards import score
+from metis_agent.judging import verifiers
 from metis_agent.judging.cache import DiskCache, content_key
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.rubric import Asking, fence, load_rubric
-from metis_agent.judging.verifiers import VERIFIERS, verify
+from metis_agent.judging.verifiers import VERIFIERS, register_verifier, verify
 from metis_agent.types import Question
 from tests.hdpo.reference import group, trajectory
 
@@ -215,3 +218,29 @@ def test_a_missing_rubric_says_where_to_find_one() -> None:
 def test_content_keys_do_not_depend_on_the_order_of_keys() -> None:
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
     assert content_key("a", "b") != content_key("ab")
+
+
+def test_scoring_asks_a_judge_for_many_at_once() -> None:
+    together = threading.Barrier(4, timeout=30)
+
+    def rule(record: dict[str, str]) -> dict[str, object]:
+        if record["answer"].startswith("city"):
+            together.wait()  # passes only if four are under way at once
+        return {"reason": "", "right": record["answer"].casefold() == record["reference"].casefold()}
+
+    question = replace(CAPITAL, verifier="judge")
+    judge = AnswerJudge(SimulatedJudge(rule=rule), asking=Asking(concurrency=4, attempts=1))
+    runs = [trajectory(f"city {number}", question=question) for number in range(8)]
+    scores = score([group(*runs)], partial(verify, verifiers={**VERIFIERS, "judge": judge}))
+    assert not scores.correct.any()
+    assert not scores.excluded.any()
+
+
+def test_a_verifier_of_ones_own_joins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifiers, "VERIFIERS", dict(VERIFIERS))
+    with pytest.raises(ConfigurationError, match="is there already"):
+        register_verifier("exact", lambda question, answer: True)
+    with pytest.raises(ConfigurationError, match="is there already"):
+        register_verifier("judge", lambda question, answer: True)
+    register_verifier("yes", lambda question, answer: answer.startswith("yes"))
+    assert "yes" in verifiers.VERIFIERS

@@ -19,6 +19,7 @@ from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates.base import Gate
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
+from metis_agent.rollouts.recorded import OutcomePool
 from metis_agent.rollouts.runner import Rollout
 from metis_agent.types import Question
 from tests.fakes import ScriptedChatModel, call, calling, model
@@ -179,3 +180,16 @@ def test_after_a_kill_each_rollout_is_finished_once(tmp_path: Path) -> None:
     finished = Counter(run.id for run in TrajectoryStore(store).read() if run.status == "finished")
     assert len(finished) == 6 * 10
     assert set(finished.values()) == {1}
+
+
+def test_a_forced_run_without_its_call_is_counted_apart(tmp_path: Path) -> None:
+    class Stubborn(Plain):
+        def _generate(self, messages: list[BaseMessage], *arguments: Any, **keywords: Any) -> Any:
+            return super()._generate(messages, *arguments, **{**keywords, "tools": ()})
+
+    store = TrajectoryStore(tmp_path)
+    report = BranchRecorder(builder(Stubborn()), store).record(plan(direct=1, tool=1))
+    assert (report.finished, report.uncalled) == (18, 12)
+    pool = OutcomePool().extend(store.read())
+    assert pool.coverage() == {"direct": 6}
+    assert pool.dropped["no call, though one was required"] == 12

@@ -139,3 +139,21 @@ def test_a_share_of_the_groups_is_held_out_and_always_the_same(tmp_path: Path) -
     assert not held_out(table, 0.0, seed=0).any()
     with pytest.raises(ConfigurationError, match="below 1"):
         held_out(table, 1.0, seed=0)
+
+
+def test_text_columns_of_a_csv_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.csv"
+    lines = [f"{i:03d},{'01' if i % 2 else '1'},1e{i},{i % 2},{(i + 1) % 2}" for i in range(4)]
+    header = "question,document,context,direct_correct,search_correct\n"
+    path.write_text(header + "\n".join(lines))
+    table = read(path, group_by="document")
+    assert table.questions == ("000", "001", "002", "003")
+    assert table.groups == ("1", "01", "1", "01")
+    assert table.contexts == ("1e0", "1e1", "1e2", "1e3")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_draft_that_is_a_number_is_read_as_a_draft(tmp_path: Path, suffix: str) -> None:
+    table = read(write(tmp_path, [{**row, "draft_answer": i} for i, row in enumerate(rows())], suffix))
+    assert "draft_answer" not in table.draft
+    assert table.draft

@@ -1,12 +1,14 @@
 """Which run counts for which branch, what is left out, and that a pool's size and order don't matter."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metis_agent.errors import InputError
+from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.recorded import OutcomePool, branch_taken, outcomes_from_trajectories
 from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
@@ -197,3 +199,24 @@ def test_outcomes_read_without_messages_are_the_same(tmp_path: Path) -> None:
     assert store.report.read == 90
     tables = [outcomes_from_trajectories(runs) for runs in (whole, light)]
     assert tables[0].correct.tolist() == tables[1].correct.tolist()
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifier", "said"),
+    [
+        ("The answer is, as far as I know, 42 apples.", "exact", "state the reference"),
+        ("I have no idea.", "exact", "of every branch, are judged wrong"),
+    ],
+)
+def test_verdicts_that_look_like_the_verifiers_fault_are_refused(answer: str, verifier: str, said: str) -> None:
+    runs = [
+        run(f"{i}", True, allowed=allowed, tools=allowed, answer=answer,
+            asked=Question(id=f"{i}", text=f"How many are {i}?", answer="42", verifier=verifier))
+        for i in range(20)
+        for allowed in ((), ("search",))
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=said):
+        outcomes_from_trajectories(runs)
+    assert not outcomes_from_trajectories(runs, trust_verdicts=True).correct.any()
+    if "42" in answer:
+        assert outcomes_from_trajectories(runs, verify=partial(verify, name="prose")).correct.all()
