@@ -20,6 +20,8 @@ from metis_agent.cli.training_stack import training_libraries
 from metis_agent.errors import InfrastructureError, MetisError
 
 if TYPE_CHECKING:
+    from langgraph.pregel import Pregel
+
     from metis_agent.agent import MetisAgent
     from metis_agent.gates.base import Gate
 
@@ -58,7 +60,7 @@ def ask_command(
     """
     tiny = model is None and agent is None
     if tiny:
-        chosen = _almanac(named_gate(gate))
+        chosen: Pregel[Any, Any, Any, Any] = _almanac(named_gate(gate))
     else:
         named = tools or ([] if agent else ["metis_agent.cli.ask_tools:python_tools"])
         choice = choose_agent(model, named, agent, system_prompt=system_prompt, calls=calls, temperature=temperature)
@@ -84,7 +86,7 @@ class Conversation:
         remembers: hand earlier questions and answers to the agent along with the next question.
     """
 
-    def __init__(self, agent: MetisAgent, screen: Screen, *, remembers: bool = True) -> None:
+    def __init__(self, agent: Pregel[Any, Any, Any, Any], screen: Screen, *, remembers: bool = True) -> None:
         self._agent, self._screen, self._remembers = agent, screen, remembers
         self._messages: list[BaseMessage] = []
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from metis_agent.agent import MetisAgent
+from langchain_core.runnables import Runnable
+
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.evaluation.agents import Estimate, Evaluation, evaluate, share_right
 from metis_agent.evaluation.benchmarks.base import Benchmark, Item, estimates
@@ -102,7 +103,7 @@ class BenchmarkRun:
 
     def record(
         self,
-        build: Callable[[Gate], MetisAgent],
+        build: Callable[[Gate], Runnable[Any, Any]],
         store: str,
         *,
         gate: Gate | None = None,
@@ -125,7 +126,7 @@ class BenchmarkRun:
         """
         deployed = gate or ModelGate()
 
-        def around(branch: Gate) -> MetisAgent:
+        def around(branch: Gate) -> Runnable[Any, Any]:
             free = isinstance(branch, BranchGate) and branch.branch == "free"
             return build(deployed if free else branch)
 
