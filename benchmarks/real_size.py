@@ -33,13 +33,13 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.hdpo.policy_trainer import HDPOConfig, HDPOTrainer
 from metis_agent.models.checkpoint import StillsProcessor
 from metis_agent.models.local import LocalChatModel
 from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, Rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.tools.python import PythonTool
 from metis_agent.types import Question, Trajectory
 from metis_agent.worlds.gallery.tokens import build_processor

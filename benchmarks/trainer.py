@@ -38,12 +38,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen3_template
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.hdpo.config import HDPOConfig
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.worlds.almanac.cold_start import build_tokenizer
 from metis_agent.worlds.almanac.experiment import COLD_START
 from metis_agent.worlds.almanac.questions import questions

@@ -16,7 +16,6 @@ from metis_agent.errors import MetisError, MissingDependencyError
 
 if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent, create_metis_agent
-    from metis_agent.budget import Budget
     from metis_agent.gates.base import Gate
     from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
     from metis_agent.gates.confidence import DraftConfidenceGate
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from metis_agent.middleware import MetisGateMiddleware
     from metis_agent.recording.recorder import Recorder
     from metis_agent.recording.store import TrajectoryStore
+    from metis_agent.rules.budget import Budget
     from metis_agent.tools.python import PythonTool
     from metis_agent.tools.text_search import TextSearchTool
     from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory

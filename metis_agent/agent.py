@@ -21,15 +21,16 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer, GraphOutput
 
-from metis_agent.budget import Budget, terms_of
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.baselines import ModelGate
-from metis_agent.graphs.bindings import Bindings
 from metis_agent.graphs.build import NODES, build_graph
-from metis_agent.graphs.setup import Setup, check_block_message, check_seconds
+from metis_agent.graphs.models import Bindings, Setup
 from metis_agent.graphs.state import MetisState
 from metis_agent.recording.recorder import Recorder
+from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.budget import Budget, terms_of
+from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
 from metis_agent.types import ToolSpec
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ else:
     _Graph = CompiledStateGraph
 
 __all__ = ["DEFAULT_BLOCK_MESSAGE", "MetisAgent", "create_metis_agent"]
-
-DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
 
 
 class MetisAgent(_Graph):
@@ -84,7 +83,10 @@ class MetisAgent(_Graph):
 
         It records nothing and keeps no threads: recorder, checkpointer and interrupts are left behind.
         """
-        setup = replace(self._setup, gate=as_gate(gate), recorder=None, record_calls=True)
+        own, other = self._setup, as_gate(gate)
+        asked = AskedGate(other, own.rules.gate.limit)
+        rules = replace(own.rules, gate=asked, recorder=None, record_calls=True)
+        setup = replace(own, rules=rules, offer=Offer(own.offer.specs, own.offer.terms, other))
         schemas = self.builder.state_schema, self.builder.context_schema
         graph = build_graph(setup, state_schema=schemas[0], context_schema=schemas[1])
         return _compiled(setup, graph, store=self.store, cache=self.cache, name=self.name)
@@ -92,7 +94,7 @@ class MetisAgent(_Graph):
     @property
     def gate(self) -> Gate:
         """What decides at every step."""
-        return self._setup.gate
+        return self._setup.rules.gate.gate
 
     @property
     def tools(self) -> Mapping[str, BaseTool]:
@@ -102,7 +104,7 @@ class MetisAgent(_Graph):
     @property
     def budget(self) -> Budget:
         """What one turn may spend."""
-        return self._setup.budget
+        return self._setup.rules.budget
 
     @property
     def _setup(self) -> Setup:
@@ -177,24 +179,25 @@ def create_metis_agent(
     by_name = _by_name(tools or ())
     budget = budget or Budget()
     budget.check_tools(by_name)
-    check_block_message(block_message)
     check_seconds("tool_timeout", tool_timeout)
     check_seconds("gate_timeout", gate_timeout)
-    setup = Setup(
-        models=Bindings(_chat_model(model), list(by_name.values())),
-        gate=ModelGate() if gate is None else as_gate(gate),
-        tools=by_name,
-        specs=tuple(ToolSpec(name=tool.name, description=tool.description) for tool in by_name.values()),
-        terms={tool.name: terms_of(tool) for tool in by_name.values()},
+    own = ModelGate() if gate is None else as_gate(gate)
+    rules = Rules(
+        gate=AskedGate(own, gate_timeout),
         budget=budget,
         block_message=block_message,
-        tool_timeout=tool_timeout,
-        gate_timeout=gate_timeout,
-        system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
-        name=name,
         recorder=recorder,
         record_calls=True if recorder is not None and record_calls is None else record_calls,
-        returns_directly=any(tool.return_direct for tool in by_name.values()),
+        name=name,
+    )
+    specs = [ToolSpec(name=tool.name, description=tool.description) for tool in by_name.values()]
+    setup = Setup(
+        rules=rules,
+        models=Bindings(_chat_model(model), list(by_name.values())),
+        tools=by_name,
+        offer=Offer(specs, {tool.name: terms_of(tool) for tool in by_name.values()}, own),
+        tool_timeout=tool_timeout,
+        system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
     )
     return _compiled(
         setup,
@@ -212,7 +215,7 @@ def create_metis_agent(
 def _compiled(setup: Setup, graph: StateGraph[Any, Any, Any, Any], **options: Any) -> MetisAgent:
     compiled = graph.compile(**options)
     parts = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
-    parts["config"] = {"recursion_limit": setup.budget.max_steps}
+    parts["config"] = {"recursion_limit": setup.rules.budget.max_steps}
     return MetisAgent(metis=setup, **parts)
 
 

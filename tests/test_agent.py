@@ -11,10 +11,10 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import TypedDict
 
 from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError, MissingDependencyError, UnknownToolError
 from metis_agent.gates import ModelGate, NeverGate
 from metis_agent.recording.recorder import Recorder
+from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision, ToolOutcome
 from tests.fakes import ScriptedChatModel, call, calling, model
 from tests.looking import ask, look, looking

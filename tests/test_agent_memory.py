@@ -9,7 +9,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
+from metis_agent.rules.budget import Budget
 from metis_agent.types import ToolOutcome
 from tests.fakes import call, calling, model
 from tests.looking import ask, look, looking, thread

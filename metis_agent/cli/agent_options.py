@@ -22,9 +22,9 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.gates.base import Gate
+from metis_agent.rules.budget import Budget
 
 __all__ = [
     "AgentOption",

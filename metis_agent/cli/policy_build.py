@@ -151,7 +151,7 @@ def _reader(loaded: Any) -> Any:
 
 def _agent(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], MetisAgent]:
     from metis_agent.agent import create_metis_agent
-    from metis_agent.budget import Budget
+    from metis_agent.rules.budget import Budget
 
     agent = run.agent
     message: dict[str, Any] = {} if agent.block_message is None else {"block_message": agent.block_message}

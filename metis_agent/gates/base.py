@@ -77,6 +77,10 @@ class Gate:
     def check_tools(self, tools: Sequence[ToolSpec]) -> None:
         """Called when an agent is made: raise `ConfigurationError` where the gate can't decide on its tools."""
 
+    def knows(self, tool: ToolSpec) -> bool:
+        """True where the gate can decide on a tool; the others are left to the model."""
+        return True
+
     def after_turn(
         self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
     ) -> None:
@@ -203,6 +207,9 @@ class _Adapted(Gate):
         )
         self._candidate = candidate
         self.wants_draft = bool(getattr(candidate, "wants_draft", False))
+        for method in ("after_turn", "knows"):
+            if callable(own := getattr(candidate, method, None)):
+                setattr(self, method, own)
 
     def check_tools(self, tools: Sequence[ToolSpec]) -> None:
         check = getattr(self._candidate, "check_tools", None)

@@ -2,8 +2,8 @@
 
 Where it stands: `metis train gate` writes the folder, this serves it, whatever kind of policy reads the question
 (`metis_agent.gates.scorers`). Kind `features` is plain Python, well under a millisecond a decision, no torch and no
-numpy; the others import transformers when they are loaded. A decision is about the question of the turn. While the
-turn goes on it stays as it was, so a tool branch may call its tool again, as it could when its outcomes were recorded.
+numpy; the others import transformers when they are loaded. A decision is about the question of the turn, whether
+tools are worth it; after the first call the model goes on freely.
 """
 
 from __future__ import annotations
@@ -148,6 +148,10 @@ class PolicyGate(Gate):
                 f"for {sorted(self.artefact.tools)!r}: the sets must be the same. {self._remedy()}"
             )
 
+    def knows(self, tool: ToolSpec) -> bool:
+        """True for the tools that the gate was trained for, and for all where it goes by descriptions."""
+        return self._new_tools or tool.name in self.artefact.tools
+
     def score(
         self,
         question: str,
@@ -194,12 +198,21 @@ class PolicyGate(Gate):
         return self.score(question, context, draft, images=images, tools=request.tools if unknown else ())[1]
 
     def decide(self, request: GateRequest) -> GateDecision:
-        """Decide; of several tools over the threshold the most probable one is allowed."""
+        """Decide; of several tools over the threshold the most probable one is allowed.
+
+        The decision is about the question alone: once something has been called, the model goes on freely.
+        """
+        if not is_first_step(turn_of(request.messages)):
+            return GateDecision(
+                allowed=tuple([tool.name for tool in request.tools]),
+                gate=self.name,
+                version=self.version,
+                reason="tools were worth it; the model goes on",
+            )
         decision = super().decide(request)
         probabilities = decision.probabilities or {}
         best = max(decision.allowed, key=lambda name: probabilities[name], default=None)
-        first = is_first_step(turn_of(request.messages))
-        return replace(decision, allowed=() if best is None else (best,), required=decision.required and first)
+        return replace(decision, allowed=() if best is None else (best,))
 
     async def adecide(self, request: GateRequest) -> GateDecision:
         """`decide`, in a thread unless it is too quick to be worth one."""

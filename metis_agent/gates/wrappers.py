@@ -36,6 +36,10 @@ class _Wrapper(Gate):
         """As the inner gate does."""
         self.gate.check_tools(tools)
 
+    def knows(self, tool: ToolSpec) -> bool:
+        """As the inner gate does."""
+        return self.gate.knows(tool)
+
     def after_turn(
         self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
     ) -> None:

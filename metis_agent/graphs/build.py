@@ -6,9 +6,8 @@ from typing import Any
 
 from langgraph.graph import END, START, StateGraph
 
-from metis_agent.graphs.gate_node import GateNode
-from metis_agent.graphs.nodes import ActNode, AnswerNode, RecordNode
-from metis_agent.graphs.setup import Setup
+from metis_agent.graphs.models import Setup
+from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode
 from metis_agent.graphs.state import MetisState, schemas_with
 from metis_agent.graphs.tool_nodes import tool_nodes
 
@@ -29,22 +28,22 @@ def build_graph(
     state, input_, output = schemas_with(state_schema)
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(state, context_schema, input_schema=input_, output_schema=output)
     finish = setup.finish
-    ends_turn = setup.returns_directly or (setup.gate.wants_draft and bool(setup.tools))
+    ends_turn = setup.direct_tools or (setup.rules.gate.gate.wants_draft and bool(setup.tools))
     graph.add_node(
         "gate",
         GateNode(setup),
         input_schema=MetisState,
         destinations=("answer", *(("act",) if setup.tools else ()), *((finish,) if ends_turn else ())),
     )
-    graph.add_node("answer", AnswerNode(setup), input_schema=MetisState, destinations=(finish,))
+    graph.add_node("answer", AskingNode(setup, "answer"), input_schema=MetisState, destinations=(finish,))
     graph.add_edge(START, "gate")
     if setup.tools:
         ends = (*setup.tools, "gate", finish)
-        graph.add_node("act", ActNode(setup), input_schema=MetisState, destinations=ends)
+        graph.add_node("act", AskingNode(setup, "act"), input_schema=MetisState, destinations=ends)
         for name, tool in tool_nodes(setup).items():
             graph.add_node(name, tool)
             graph.add_edge(name, "gate")
-    if setup.recorder is not None:
+    if setup.rules.recorder is not None:
         graph.add_node("record", RecordNode(setup), input_schema=MetisState)
         graph.add_edge("record", END)
     return graph

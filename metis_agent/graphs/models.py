@@ -1,13 +1,17 @@
-"""The chat model with tools bound, once for each set of allowed tools: binding anew at every turn is slow."""
+"""What an agent is made of, settled when it is created; foremost its chat model in all the forms that it is asked in.
+
+Tools are bound once for each set of allowed ones: binding anew at every turn is slow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeGuard
 
 from langchain_core.callbacks import BaseCallbackManager
-from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages import AIMessage, AnyMessage, SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
 from langchain_core.runnables.config import var_child_runnable_config
@@ -15,8 +19,41 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.rules.answers import with_all_results
+from metis_agent.rules.rules import Offer, Rules
 
-__all__ = ["Bindings", "BoundModel"]
+__all__ = ["Bindings", "BoundModel", "Setup"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The parts of one agent, shared by all its nodes."""
+
+    rules: Rules
+    models: Bindings
+    tools: Mapping[str, BaseTool]
+    offer: Offer
+    tool_timeout: float | None = None
+    """Seconds."""
+    system_message: SystemMessage | None = None
+
+    def __post_init__(self) -> None:
+        self.rules.gate.gate.check_tools(self.offer.specs)
+
+    @property
+    def finish(self) -> str:
+        """The node after the turn's end."""
+        return "record" if self.rules.recorder is not None else "__end__"
+
+    @cached_property
+    def direct_tools(self) -> frozenset[str]:
+        """Tools whose result ends the turn."""
+        return frozenset([name for name, tool in self.tools.items() if tool.return_direct])
+
+    def prompt(self, messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+        """The conversation as the model sees it."""
+        messages = with_all_results(messages)
+        return [self.system_message, *messages] if self.system_message is not None else messages
 
 
 class BoundModel:

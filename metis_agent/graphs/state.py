@@ -13,7 +13,7 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict, is_typeddict
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.graphs.records import Records
+from metis_agent.rules.state import Notes, Records, RunMarker
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = ["MetisInput", "MetisOutput", "MetisState", "schemas_with"]
@@ -37,11 +37,8 @@ class MetisOutput(TypedDict):
 class MetisState(MetisOutput):
     """What the nodes share."""
 
-    seconds: float
-    """Time that model and tools have been at work in this turn: of parallel tools, the slowest. Summed over the
-    nodes, so that waiting at an interrupt is not counted."""
-    drafted: dict[str, Any] | None
-    """The turn's direct draft, where the gate has asked for one, in plain values."""
+    metis_turn: Notes
+    metis_run: RunMarker
 
 
 def schemas_with(extra: type[Any] | None) -> tuple[type[Any], type[Any], type[Any]]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+from langchain_core.messages import ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from langgraph.prebuilt import ToolNode
@@ -22,9 +23,11 @@ from pydantic import BaseModel
 
 from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
-from metis_agent.graphs.enforcement import SentCall
-from metis_agent.graphs.setup import Setup
-from metis_agent.graphs.tool_results import ToolResult, failure_of, update_of
+from metis_agent.graphs.models import Setup
+from metis_agent.rules.enforcement import SentCall
+from metis_agent.rules.outcomes import ToolResult, failure_of, outcome_of
+from metis_agent.rules.state import as_dict
+from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus
 
 __all__ = ["tool_nodes"]
@@ -43,7 +46,7 @@ def tool_nodes(setup: Setup) -> dict[str, Runnable[Any, Any]]:
         awrap_tool_call=runner.awrap,
     )
     return {
-        name: _PlainToolNode(tool, runner) if setup.recorder is None and _is_plain(tool) else full
+        name: _PlainToolNode(tool, runner) if setup.rules.recorder is None and _is_plain(tool) else full
         for name, tool in setup.tools.items()
     }
 
@@ -102,7 +105,7 @@ class _Runner:
         try:
             return self.run(cast(SentCall, request.tool_call), lambda: execute(request))
         except InfrastructureError as error:
-            self._setup.record_failure(request.state, error)
+            self._record_failure(request.state, error)
             raise
 
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
@@ -112,7 +115,7 @@ class _Runner:
         try:
             return await self.arun(cast(SentCall, request.tool_call), lambda: execute(request))
         except InfrastructureError as error:
-            await asyncio.to_thread(self._setup.record_failure, request.state, error)
+            await asyncio.to_thread(self._record_failure, request.state, error)
             raise
 
     def _limit(self, call: SentCall) -> float | None:
@@ -126,8 +129,15 @@ class _Runner:
     def _update(
         self, call: SentCall, result: ToolResult, status: OutcomeStatus | None, started: float
     ) -> list[Command[Any]]:
-        cost = self._setup.terms[call["name"]].cost
-        return update_of(call, result, status, seconds=time.perf_counter() - started, cost=cost)
+        seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
+        outcome, items = outcome_of(call, result, status=status, seconds=seconds, cost=cost)
+        messages = [item for item in items if isinstance(item, ToolMessage)]
+        own: Command[Any] = Command(update={"messages": messages, "outcomes": [as_dict(outcome)]})
+        return [own, *(item for item in items if isinstance(item, Command))]
+
+    def _record_failure(self, state: Any, error: Exception) -> None:
+        rules = self._setup.rules
+        rules.record_failure(Turn(rules, state).recorded(), error)
 
 
 class _InThread:

@@ -7,40 +7,56 @@ enforcement once more; the end of the run passes the recorder. The agent, its mo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware.types import (
     AgentMiddleware,
+    AgentState,
     ExtendedModelResponse,
     ModelRequest,
     ModelResponse,
+    OmitFromSchema,
     ToolCallRequest,
 )
 from langchain_core.messages import ToolMessage
+from langgraph.channels import UntrackedValue
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
-from langgraph.types import Command, Overwrite
+from langgraph.types import Command
 
-from metis_agent.agent import DEFAULT_BLOCK_MESSAGE
-from metis_agent.budget import Budget
+from metis_agent.deadline import DeadlineError, arun_within, run_within
+from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
-from metis_agent.graphs.setup import check_block_message, check_seconds
-from metis_agent.middleware.asking import Step, adrive, drive
-from metis_agent.middleware.ending import Ending
-from metis_agent.middleware.ledger import Ledger
-from metis_agent.middleware.model_step import GatedStep
-from metis_agent.middleware.offer import Offers
-from metis_agent.middleware.shadow_step import ShadowStep
-from metis_agent.middleware.state import GateState, check_keys, new_turn
-from metis_agent.middleware.tool_step import ToolStep
-from metis_agent.middleware.turn import TurnView
+from metis_agent.middleware.requests import RuleCache, asking, replaced, reply_of
 from metis_agent.recording.recorder import Recorder
+from metis_agent.rules.answers import open_calls, with_all_results
+from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.budget import Budget
+from metis_agent.rules.outcomes import OutcomeBuffer, abandoned, outcome_of
+from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
+from metis_agent.rules.state import Notes, PendingCall, Records, as_dict
+from metis_agent.rules.steps import Ask, Reply, Settled, Step, adrive, decide, drive, respond, settle
+from metis_agent.rules.turn import Turn
+from metis_agent.types import GateDecision, ModelCall, OutcomeStatus, ToolOutcome
 
-__all__ = ["MetisGateMiddleware"]
+__all__ = ["GateState", "MetisGateMiddleware"]
 
 _ToolResult = ToolMessage | Command[Any]
+_OUT_ONLY = OmitFromSchema(input=True, output=False)
+_PRIVATE = OmitFromSchema(input=True, output=True)
+
+
+class GateState(AgentState[Any]):
+    """State of an agent behind a gate; the three lists describe the latest turn."""
+
+    decisions: NotRequired[Annotated[list[GateDecision], _OUT_ONLY, Records(GateDecision, append=False)]]
+    outcomes: NotRequired[Annotated[list[ToolOutcome], _OUT_ONLY, Records(ToolOutcome)]]
+    calls: NotRequired[Annotated[list[ModelCall], _OUT_ONLY, Records(ModelCall)]]
+    metis_turn: NotRequired[Annotated[Notes, _PRIVATE]]
+    metis_run: NotRequired[Annotated[bool, _PRIVATE, UntrackedValue]]
 
 
 class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -92,110 +108,287 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self.gate = as_gate(gate)
         self.budget = budget or Budget()
         self.recorder = recorder
-        self._watches = isinstance(self.gate, ShadowGate)
-        check_block_message(block_message)
         check_seconds("gate_timeout", gate_timeout)
-        self._block_message = block_message
-        self._gate_timeout = gate_timeout
-        self._record_calls = True if recorder is not None and record_calls is None else record_calls
-        self._offers = Offers(self.gate, self.budget, block_message, loop_guard=loop_guard)
-        self._ledger = Ledger()
-        self._ending = Ending(self.gate, recorder, self._ledger)
-
-    def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin a turn.
-
-        Raises:
-            ConfigurationError: the agent's own state schema has taken over one of our keys.
-        """
-        check_keys(state)
-        return {
-            "decisions": [],
-            "outcomes": Overwrite([]),
-            "calls": Overwrite([]),
-            "metis_turn": new_turn(state["messages"]),
-        }
-
-    async def abefore_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin a turn."""
-        return self.before_agent(state, runtime)
+        self._watches = isinstance(self.gate, ShadowGate)
+        self._rules = Rules(
+            gate=AskedGate(self.gate, gate_timeout),
+            budget=self.budget,
+            block_message=block_message,
+            recorder=recorder,
+            record_calls=True if recorder is not None and record_calls is None else record_calls,
+        )
+        self._cache = RuleCache(self._rules, loop_guard=loop_guard, watching=self._watches)
+        self._buffer = OutcomeBuffer()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
         """Decide, ask the model, and settle its calls."""
-        view = self._view(request.state)
+        call = self._model_call(request)
         try:
-            return drive(self._step(request, view), self.gate, self._gate_timeout, handler)
+            return drive(call.turn, call.steps(), lambda wanted: reply_of(handler(call.asking(wanted))))
         except GraphBubbleUp:
             raise
         except Exception as error:
-            self._ending.fail(view, error)
+            self._failed(call.turn, error)
             raise
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ExtendedModelResponse[Any]:
         """The same without blocking the event loop."""
-        view = self._view(request.state)
+        call = self._model_call(request)
+
+        async def ask(wanted: Ask) -> Reply:
+            return reply_of(await handler(call.asking(wanted)))
+
         try:
-            return await adrive(self._step(request, view), self.gate, self._gate_timeout, handler)
+            return await adrive(call.turn, call.steps(), ask)
         except GraphBubbleUp:
             raise
         except Exception as error:
-            await asyncio.to_thread(self._ending.fail, view, error)
+            await asyncio.to_thread(self._failed, call.turn, error)
             raise
 
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], _ToolResult]
     ) -> _ToolResult:
         """Run a call that may run; answer any other in its tool's place."""
-        step = ToolStep(request, self._ledger, self.budget, self._block_message)
-        if not self._watches and (message := step.instead()) is not None:
+        call = _ToolCall(request, self._rules, self._cache, self._buffer)
+        if not self._watches and (message := call.instead()) is not None:
             return message
+        limit = None if self._watches else call.seconds_left
         try:
-            result: _ToolResult = step.returned(handler(request))
-            return result
+            return call.returned(handler(request) if limit is None else run_within(limit, handler, request))
         except GraphBubbleUp:
             raise
+        except DeadlineError:
+            return call.timed_out(limit or 0.0)
         except Exception as error:
-            step.raised(error)
-            self._ending.fail(self._view(request.state), error)
+            call.raised(error)
+            self._failed(Turn(self._rules, request.state, self._buffer), error)
             raise
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[_ToolResult]]
     ) -> _ToolResult:
         """The same without blocking the event loop."""
-        step = ToolStep(request, self._ledger, self.budget, self._block_message)
-        if not self._watches and (message := step.instead()) is not None:
+        call = _ToolCall(request, self._rules, self._cache, self._buffer)
+        if not self._watches and (message := call.instead()) is not None:
             return message
+        limit = None if self._watches else call.seconds_left
         try:
-            result: _ToolResult = step.returned(await handler(request))
-            return result
+            running = handler(request)
+            return call.returned(await (running if limit is None else arun_within(limit, running)))
         except GraphBubbleUp:
             raise
+        except DeadlineError:
+            return call.timed_out(limit or 0.0)
         except Exception as error:
-            step.raised(error)
-            await asyncio.to_thread(self._ending.fail, self._view(request.state), error)
+            call.raised(error)
+            await asyncio.to_thread(self._failed, Turn(self._rules, request.state, self._buffer), error)
             raise
 
     def after_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
-        """End the turn: record it."""
-        view = self._view(state)
-        self._ending.end(view)
-        return view.update()
+        """End the turn: the gate is told of it, and it is recorded.
+
+        Raises:
+            StorageError: the store can't be written to.
+        """
+        turn = Turn(self._rules, state, self._buffer)
+        self._ended(turn)
+        return turn.update()
 
     async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
         """End the turn; the recording goes to a thread, as stores may be slow."""
-        view = self._view(state)
-        await asyncio.to_thread(self._ending.end, view)
-        return view.update()
+        turn = Turn(self._rules, state, self._buffer)
+        if self.recorder is None:
+            self._ended(turn)
+        else:
+            await asyncio.to_thread(self._ended, turn)
+        return turn.update()
 
-    def _view(self, state: Mapping[str, Any]) -> TurnView:
-        return TurnView(state, self._ledger, record_calls=self._record_calls)
+    def _model_call(self, request: ModelRequest[Any]) -> _ModelCall:
+        turn = Turn(self._rules, request.state, self._buffer)
+        if turn.new:
+            _check_keys(request.state)
+        return _ModelCall(request, turn, self._cache.offer_of(request.tools), watching=self._watches)
 
-    def _step(self, request: ModelRequest[Any], view: TurnView) -> Step:
-        setup = self._offers.setup_for(request)
-        step = ShadowStep if self._watches else GatedStep
-        return step(setup, request, view).run()
+    def _ended(self, turn: Turn) -> None:
+        turn.end()
+        self._buffer.forget(turn.notes)
+        state = turn.recorded()
+        self._rules.turn_ended(state["messages"], turn.decisions, turn.outcomes)
+        self._rules.record(state)
+
+    def _failed(self, turn: Turn, error: Exception) -> None:
+        if self._buffer.fails_first(turn.notes):
+            self._rules.record_failure(turn.recorded(), error)
+
+
+class _ModelCall:
+    """One model call of the agent.
+
+    A reply of which nothing can run is answered here and the model asked again at once, so that other middleware
+    never sees a call that leads nowhere: a person is not asked to approve it.
+    """
+
+    def __init__(self, request: ModelRequest[Any], turn: Turn, offer: Offer, *, watching: bool) -> None:
+        self.turn = turn
+        self._offer = offer
+        self._watching = watching
+        self._request = request
+        if not watching:
+            messages = with_all_results(request.messages)
+            if messages is not request.messages:
+                self._request = request.override(messages=list(messages))
+        turn.messages = self._request.messages
+        self._said: list[Any] = []
+        """Replies of which nothing could run, with the messages that answer their calls."""
+
+    def asking(self, wanted: Ask) -> ModelRequest[Any]:
+        """LangChain's request for what a step wants to ask."""
+        if self._watching and wanted.node != "draft":
+            return self._request
+        return asking(self._request, wanted, self._said)
+
+    def steps(self) -> Step[ExtendedModelResponse[Any]]:
+        """Ask until there is an answer, or a call to run."""
+        structured = self._request.response_format is not None
+        while True:
+            decision, draft = yield from decide(self.turn, self._offer, watching=self._watching)
+            self._request.runtime.stream_writer({"type": "metis_decision", **as_dict(decision)})
+            if self._watching:
+                return (yield from self._watch(decision))
+            if draft is None:
+                settled = yield from respond(self.turn, self._offer, decision, structured=structured)
+            else:
+                settled = yield from settle(self.turn, self._offer, decision, draft, structured=structured)
+            plan = settled.plan
+            if plan is None:
+                return self._conclude(replaced(settled.reply.response, settled.message, before=self._said))
+            if plan.run:
+                return self._conclude(self._sent(settled))
+            if settled.message is not None:
+                self._said += [settled.message, *plan.replies]
+
+    def _watch(self, decision: GateDecision) -> Step[ExtendedModelResponse[Any]]:
+        """Ask as the request came, and only note what the model says."""
+        reply: Reply = yield Ask(node="act", allowed=decision.allowed)
+        if (message := reply.message) is not None:
+            self.turn.take_reply(message, "act")
+            asked = [call for call in open_calls(message, reply.answered) if isinstance(call, Mapping)]
+            self.turn.send([_pending(call) for call in asked if call in message.tool_calls])
+        return self._conclude(reply.response)
+
+    def _sent(self, settled: Settled) -> ModelResponse[Any]:
+        """The response with its calls on their way: those that may run to their tools, the others to their messages.
+
+        The latter get their message in their tool's place, not here: middleware that looks at a reply's calls after
+        the model may answer them too, and a call must have one message.
+        """
+        plan = settled.plan
+        assert plan is not None
+        replies = {message.tool_call_id: message for message in plan.replies}
+        # LangChain sends no call that it could not parse: these are answered at once.
+        unparsed = [replies.pop(call["id"] or "") for call in plan.message.invalid_tool_calls]
+        pending, arguments = plan.pending, {outcome.call_id: dict(outcome.arguments) for outcome in plan.outcomes}
+        for id_, message in replies.items():
+            name, content, status = message.name or "", message.content, message.status
+            pending.append(PendingCall(id=id_, name=name, args=arguments[id_], settled=content, status=status))
+        self.turn.send(pending)
+        return replaced(settled.reply.response, settled.message, before=self._said, beside=unparsed)
+
+    def _conclude(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
+        return ExtendedModelResponse(model_response=response, command=Command(update=self.turn.update()))
+
+
+class _ToolCall:
+    """One tool call of the agent: may it run, and what became of it."""
+
+    def __init__(self, request: ToolCallRequest, rules: Rules, cache: RuleCache, buffer: OutcomeBuffer) -> None:
+        self._request = request
+        self._call = request.tool_call
+        self._rules = rules
+        self._terms = cache.terms_of(request.tool)
+        self._buffer = buffer
+        self._notes: Notes | None = request.state.get("metis_turn")
+        self._started = time.perf_counter()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the budget leaves of time; `None` for no limit."""
+        limit = self._rules.budget.seconds
+        if limit is None or self._notes is None:
+            return None
+        return max(0.0, limit - Turn(self._rules, self._request.state).spent.seconds)
+
+    def instead(self) -> ToolMessage | None:
+        """What the model reads in place of the result, where the call must not run."""
+        for sent in self._notes["pending"] if self._notes else ():
+            if sent["id"] == self._call["id"]:
+                if "settled" not in sent:
+                    return None
+                status: Any = sent["status"]
+                return ToolMessage(sent["settled"], name=sent["name"], tool_call_id=sent["id"], status=status)
+        return self._stray()
+
+    def _stray(self) -> ToolMessage | None:
+        """The same for a call that no gated reply has held: other middleware has brought it in."""
+        turn, call, cost = Turn(self._rules, self._request.state), self._call, self._terms.cost
+        reason = self._rules.budget.refuses(call["name"], cost, turn.spent)
+        if not turn.decisions or call["name"] not in turn.decisions[-1].allowed:
+            reason = "the gate did not allow it at this step"
+        if reason is None:
+            return None
+        text = self._rules.block(call["name"], reason)
+        message = ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
+        self._note(message, "blocked", ran=False)
+        return message
+
+    def returned(self, result: _ToolResult) -> _ToolResult:
+        """Note the result; it goes on as it is."""
+        # LangChain itself answers a call of a tool that the agent does not have.
+        missing = self._request.tool is None and isinstance(result, ToolMessage) and result.status == "error"
+        self._note(result, "blocked" if missing else None, ran=not missing)
+        return result
+
+    def timed_out(self, limit: float) -> ToolMessage:
+        """Note that the budget's time was up, and tell the model."""
+        message = abandoned(self._call, limit)
+        self._note(message, "timeout")
+        return message
+
+    def raised(self, error: Exception) -> None:
+        """Note that the tool raised."""
+        text = f"{type(error).__name__}: {error}"
+        message = ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"], status="error")
+        self._note(message, "error")
+
+    def _note(self, result: Any, status: OutcomeStatus | None, *, ran: bool = True) -> None:
+        if self._notes is None:
+            return
+        seconds, cost = (time.perf_counter() - self._started, self._terms.cost) if ran else (0.0, 0.0)
+        outcome, _ = outcome_of(self._call, result, seconds=seconds, cost=cost, status=status)
+        self._buffer.add(self._notes, outcome)
+
+
+def _pending(call: Mapping[str, Any]) -> PendingCall:
+    arguments = call.get("args")
+    return PendingCall(
+        id=call.get("id") or "", name=call.get("name") or "", args=arguments if isinstance(arguments, dict) else {}
+    )
+
+
+def _check_keys(state: Mapping[str, Any]) -> None:
+    """Refuse an agent whose own state schema has taken over one of our keys.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    for key in ("decisions", "outcomes", "calls"):
+        if not isinstance(state.get(key), list):
+            raise ConfigurationError(
+                f"The agent's state has {key}={state.get(key)!r}; MetisGateMiddleware keeps a list of records there. "
+                "Rename that key in your state_schema."
+            )

@@ -1,22 +1,23 @@
-"""What counts as an answer, and what to do with a reply that holds none.
+"""The conversation as model and user read it: what is an answer, what stands in for one, and no call without a result.
 
 A turn always ends in an answer that says something: a reply without text is asked for once more, and if that
-brings nothing either, the turn's own record speaks. Sources: langchain#40444, langchainjs#10090.
+brings nothing either, the turn's own record speaks. Sources: langchain#40444, langchainjs#10090, langchain#34159.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
 from metis_agent.types import ToolOutcome
 
-__all__ = ["ask_again", "fallback_answer", "has_answer", "without_calls"]
+__all__ = ["ask_again", "fallback_answer", "has_answer", "open_calls", "with_all_results", "without_calls"]
 
 _CALL_BLOCKS = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call"})
 _SILENT_BLOCKS = _CALL_BLOCKS | {"text", "reasoning", "thinking", "redacted_thinking"}
+_LOST = "This call has no result: the run that made it broke off."
 _SHOWN_RESULTS = 3
 _SHOWN_CHARACTERS = 2000
 
@@ -30,21 +31,36 @@ def has_answer(message: AIMessage) -> bool:
     )
 
 
-def without_calls(message: AIMessage) -> AIMessage:
-    """The reply with its tool calls taken out, wherever the provider has put them."""
+def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
+    """All calls of a reply that have no message yet, however malformed."""
+    calls = [*message.tool_calls, *message.invalid_tool_calls]
+    return [call for call in calls if _id_of(call) not in answered] if answered else calls
+
+
+def without_calls(message: AIMessage, keep: Collection[str] = ()) -> AIMessage:
+    """The reply with its tool calls taken out, wherever the provider has put them, but those with the ids to `keep`."""
+    kept = [call for call in message.tool_calls if _id_of(call) in keep]
     content: Any = message.content
     if isinstance(content, list):
-        content = [block for block in content if not (isinstance(block, dict) and block.get("type") in _CALL_BLOCKS)]
+        content = [block for block in content if not _is_call(block) or (kept and _id_of(block) in keep)]
     extra = {
         key: value for key, value in message.additional_kwargs.items() if key not in ("tool_calls", "function_call")
     }
+    raw = message.additional_kwargs.get("tool_calls")
+    if kept and isinstance(raw, list):
+        extra["tool_calls"] = [call for call in raw if _id_of(call) in keep]
     return message.model_copy(
-        update={"content": content, "additional_kwargs": extra, "tool_calls": [], "invalid_tool_calls": []}
+        update={"content": content, "additional_kwargs": extra, "tool_calls": kept, "invalid_tool_calls": []}
     )
 
 
-def ask_again() -> HumanMessage:
+def ask_again(*, structured: bool = False) -> HumanMessage:
     """What the model is told after a reply without text; it does not stay in the conversation."""
+    if structured:
+        return HumanMessage(
+            "You have not answered yet, and no other tool can be called any more. Answer my question now, in the "
+            "format that is asked for, with what you know."
+        )
     return HumanMessage(
         "You have not answered yet, and no tool can be called any more. Answer my question now, in plain text, "
         "with what you know. If something is missing, say what."
@@ -68,3 +84,38 @@ def fallback_answer(message: AIMessage, reason: str, outcomes: Iterable[ToolOutc
         shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
         parts.append(f"- {outcome.tool} ({outcome.status}): {shown}")
     return message.model_copy(update={"content": "\n".join(parts)})
+
+
+def with_all_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation, with a message for every call that has none; the same object where nothing is missing.
+
+    Providers refuse a conversation that holds such a call, so a checkpointed thread in which a run broke off would be
+    stuck for good. The state keeps what happened; only the prompt is completed.
+    """
+    asked = sum(
+        [len(message.tool_calls) + len(message.invalid_tool_calls) for message in messages if message.type == "ai"]
+    )
+    if not asked:
+        return messages
+    answered = {message.tool_call_id for message in messages if message.type == "tool"}
+    if len(answered) >= asked:
+        return messages
+    completed: list[AnyMessage] = []
+    for message in messages:
+        completed.append(message)
+        if isinstance(message, AIMessage):
+            for call in [*message.tool_calls, *message.invalid_tool_calls]:
+                if call["id"] and call["id"] not in answered:
+                    name = call["name"] or "unnamed"
+                    completed.append(ToolMessage(_LOST, name=name, tool_call_id=call["id"], status="error"))
+                    answered.add(call["id"])
+    return completed
+
+
+def _is_call(block: Any) -> bool:
+    return isinstance(block, Mapping) and block.get("type") in _CALL_BLOCKS
+
+
+def _id_of(call: Any) -> Any:
+    """A call's id; content blocks of some providers name it otherwise."""
+    return (call.get("call_id") or call.get("id")) if isinstance(call, Mapping) else None

@@ -14,8 +14,9 @@ from typing import Any, Literal, NotRequired
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
-from metis_agent.graphs.guard import CallKey, call_key, earlier_result, echo_of
-from metis_agent.graphs.setup import Setup
+from metis_agent.rules.loops import CallKey, call_key, duplicate_of, earlier_result, echo_of
+from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.state import PendingCall
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
 __all__ = ["Plan", "SentCall", "plan_calls"]
@@ -24,8 +25,6 @@ __all__ = ["Plan", "SentCall", "plan_calls"]
 class SentCall(ToolCall):
     """A call on its way to its tool."""
 
-    twins: NotRequired[list[str]]
-    """Ids of identical calls in the same message, which get its result too."""
     seconds_left: NotRequired[float]
     """What is left of the budget's time, where that is limited."""
 
@@ -43,6 +42,11 @@ class Plan:
     outcomes: list[ToolOutcome] = field(default_factory=list)
     """Of the same."""
 
+    @property
+    def pending(self) -> list[PendingCall]:
+        """The calls to run, as notes of the turn."""
+        return [PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for call in self.run]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
@@ -55,60 +59,60 @@ class _Call:
 
 
 def plan_calls(
-    setup: Setup,
+    rules: Rules,
+    offer: Offer,
     message: AIMessage,
     decision: GateDecision,
     *,
     spent: Spending,
     outcomes: Sequence[ToolOutcome],
-    turn: Sequence[AnyMessage],
+    messages: Sequence[AnyMessage],
 ) -> Plan:
     """Settle each call of a reply: run it, block it, or answer it with an earlier result.
 
     Args:
-        setup: the agent.
+        rules: the agent's.
+        offer: its tools.
         message: the model's reply.
         decision: what the gate allowed for it.
         spent: what the turn had spent before it.
         outcomes: the turn's earlier outcomes.
-        turn: the turn's messages before the reply.
+        messages: the conversation before the reply.
     """
     message, calls = _read_calls(message, {outcome.call_id for outcome in outcomes})
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
-        reason = call.fault or _refusal(setup, call.tool, decision, spent)
+        reason = call.fault or _refusal(rules, offer, call.tool, decision, spent)
         key = call_key(call.tool, call.arguments)
-        if reason is None and not setup.terms[call.tool].repeatable:
-            if key in running:
-                running[key].setdefault("twins", []).append(call.id)
+        if reason is None and not offer.terms[call.tool].repeatable:
+            if (same := running.get(key)) is not None:
+                _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
             if earlier := earlier_result(key, outcomes):
-                reply = echo_of(_message_of(earlier, turn), call.id)
-                _settle(plan, call, "repeated", reply)
+                _settle(plan, call, "repeated", echo_of(_message_of(earlier, messages), call.id))
                 continue
-        reason = reason or setup.budget.refuses(call.tool, setup.terms[call.tool].cost, spent)
+        reason = reason or rules.budget.refuses(call.tool, offer.terms[call.tool].cost, spent)
         if reason:
-            text = setup.block(call.tool, reason)
-            reply = ToolMessage(text, name=call.tool, tool_call_id=call.id, status="error")
-            _settle(plan, call, "blocked", reply)
+            text = rules.block(call.tool, reason)
+            _settle(plan, call, "blocked", ToolMessage(text, name=call.tool, tool_call_id=call.id, status="error"))
         else:
             sent = SentCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call")
-            if setup.budget.seconds is not None:
-                sent["seconds_left"] = setup.budget.seconds - spent.seconds
+            if rules.budget.seconds is not None:
+                sent["seconds_left"] = rules.budget.seconds - spent.seconds
             running[key] = sent
             plan.run.append(sent)
-            spent = _after_one_more(call.tool, setup.terms[call.tool].cost, spent)
+            spent = _after_one_more(call.tool, offer.terms[call.tool].cost, spent)
     return plan
 
 
-def _refusal(setup: Setup, tool: str, decision: GateDecision, spent: Spending) -> str | None:
+def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spent: Spending) -> str | None:
     """Why the tool is not on offer."""
     if tool in decision.allowed:
         return None
-    if tool not in setup.tools:
-        return f"there is no tool of that name, only {', '.join(setup.tools) or 'none at all'}"
-    over_budget = setup.budget.refuses(tool, setup.terms[tool].cost, spent)
+    if tool not in offer.terms:
+        return f"there is no tool of that name, only {', '.join(offer.names) or 'none at all'}"
+    over_budget = rules.budget.refuses(tool, offer.terms[tool].cost, spent)
     return over_budget or "the gate did not allow it at this step"
 
 
@@ -119,9 +123,9 @@ def _settle(plan: Plan, call: _Call, status: Literal["blocked", "repeated"], rep
     )
 
 
-def _message_of(outcome: ToolOutcome, turn: Sequence[AnyMessage]) -> ToolMessage:
+def _message_of(outcome: ToolOutcome, messages: Sequence[AnyMessage]) -> ToolMessage:
     """The message that carried an outcome; made again where somebody has trimmed it from the conversation."""
-    for message in turn:
+    for message in messages:
         if isinstance(message, ToolMessage) and message.tool_call_id == outcome.call_id:
             return message
     status: Literal["success", "error"] = "success" if outcome.status == "ok" else "error"

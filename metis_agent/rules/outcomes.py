@@ -1,11 +1,18 @@
-"""From what a tool returned or raised to what goes into state: messages that answer the call, and its outcome."""
+"""From what a tool returned or raised to its outcome, and where outcomes wait until a step takes them to state.
+
+In our own graph a tool's node writes its outcome to state. Behind `create_agent` a result passes through other
+middleware, which may look for a plain `ToolMessage`: it stays as the tool gave it, and its outcome waits in a buffer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import ToolCall, ToolMessage
 from langchain_core.tools import ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
@@ -15,18 +22,24 @@ from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError
 from metis_agent.errors import InfrastructureError, ToolError
-from metis_agent.graphs.enforcement import SentCall
-from metis_agent.graphs.guard import echo_of
-from metis_agent.graphs.records import as_dict
+from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
-__all__ = ["ToolResult", "failure_of", "update_of"]
+__all__ = ["OutcomeBuffer", "ToolResult", "abandoned", "failure_of", "outcome_of"]
 
 ToolResult = Any
 """A `ToolMessage`, a `Command`, or a list of both."""
 
+_KEPT_TURNS = 100_000
 
-def failure_of(call: SentCall, error: Exception, limit: float | None) -> tuple[OutcomeStatus, ToolMessage]:
+
+def abandoned(call: ToolCall, limit: float) -> ToolMessage:
+    """What the model reads of a call that took longer than it may."""
+    text = f"{call['name']} gave no result within {limit:.3g} seconds and was abandoned."
+    return ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
+
+
+def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[OutcomeStatus, ToolMessage]:
     """What the model reads of a failed call.
 
     Raises:
@@ -35,30 +48,29 @@ def failure_of(call: SentCall, error: Exception, limit: float | None) -> tuple[O
     """
     if isinstance(error, GraphBubbleUp | InfrastructureError) or _is_invalid_resume(error):
         raise error
-    name, status = call["name"], "error"
+    name = call["name"]
     if isinstance(error, DeadlineError):
-        status, text = "timeout", f"{name} gave no result within {limit:.3g} seconds and was abandoned."
-    elif isinstance(error, ValidationError):
+        return "timeout", abandoned(call, limit or 0.0)
+    if isinstance(error, ValidationError):
         text = str(ToolInvocationError(name, error, call["args"]))
     elif isinstance(error, ToolException | ToolError | ToolInvocationError):
         text = str(error)
     else:
         text = f"{name} failed with {type(error).__name__}: {error}"
-    message = ToolMessage(text, name=name, tool_call_id=call["id"], status="error")
-    return ("timeout" if status == "timeout" else "error"), message
+    return "error", ToolMessage(text, name=name, tool_call_id=call["id"], status="error")
 
 
-def update_of(
-    call: SentCall, result: ToolResult, status: OutcomeStatus | None, *, seconds: float, cost: float
-) -> list[Command[Any]]:
-    """The result with its outcome, and with an answer for each twin of the call.
+def outcome_of(
+    call: ToolCall, result: ToolResult, *, seconds: float, cost: float, status: OutcomeStatus | None = None
+) -> tuple[ToolOutcome, list[Any]]:
+    """The outcome of a call that ran, and its result as a list, with a message where it held none for the call.
 
     Args:
         call: the call.
         result: what the tool returned, or what `failure_of` made of its error.
-        status: the outcome's; by default that of the message.
         seconds: duration.
         cost: declared price of one call.
+        status: the outcome's; by default that of the message in the result.
     """
     items: list[Any] = list(result) if isinstance(result, list) else [result]
     message = _message_for(call, items)
@@ -78,23 +90,75 @@ def update_of(
         seconds=seconds,
         cost=cost,
     )
-    messages, outcomes = [item for item in items if isinstance(item, ToolMessage)], [as_dict(outcome)]
-    for twin in call.get("twins", ()):
-        echo = echo_of(message, twin)
-        messages.append(echo)
-        outcomes.append(
-            as_dict(
-                ToolOutcome(
-                    call_id=twin, tool=call["name"], arguments=call["args"], status="repeated",
-                    content=str(echo.text),
-                )
-            )
-        )  # fmt: skip
-    own: Command[Any] = Command(update={"messages": messages, "outcomes": outcomes})
-    return [own, *(item for item in items if isinstance(item, Command))]
+    return outcome, items
 
 
-def _message_for(call: SentCall, items: Sequence[Any]) -> ToolMessage | None:
+class OutcomeBuffer:
+    """Outcomes by turn, step and call; used by several threads at once.
+
+    One waits no longer than the step of the tools takes, whatever the number of turns under way; a run that breaks
+    off leaves its outcomes behind, so the number of turns has a bound.
+    """
+
+    def __init__(self) -> None:
+        self.maker = uuid.uuid4().hex
+        """Tells this buffer from that of another process, in which an interrupted turn may have begun."""
+        self._lock = threading.Lock()
+        self._turns: OrderedDict[str, dict[tuple[int, str], ToolOutcome]] = OrderedDict()
+        self._failed: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, notes: Notes, outcome: ToolOutcome) -> None:
+        """Keep an outcome; where middleware runs a call again, the last one counts."""
+        with self._lock:
+            self._turns.setdefault(notes["id"], {})[notes["step"], outcome.call_id] = outcome
+            while len(self._turns) > _KEPT_TURNS:
+                self._turns.popitem(last=False)
+
+    def forget(self, notes: Notes) -> None:
+        """The turn has ended."""
+        with self._lock:
+            self._turns.pop(notes["id"], None)
+
+    def fails_first(self, notes: Notes) -> bool:
+        """True the first time that the turn is said to have failed: parallel calls may fail one by one."""
+        with self._lock:
+            first = notes["id"] not in self._failed
+            self._failed[notes["id"]] = None
+            while len(self._failed) > _KEPT_TURNS:
+                self._failed.popitem(last=False)
+            return first
+
+    def results(self, notes: Notes, messages: Mapping[str, ToolMessage]) -> list[ToolOutcome]:
+        """The outcomes of the calls of the turn's last step, also of those that other code has answered.
+
+        Args:
+            notes: on the turn.
+            messages: what there is of the calls' messages, by id.
+        """
+        with self._lock:
+            kept = self._turns.get(notes["id"], {})
+            ran = {call_id: outcome for (step, call_id), outcome in kept.items() if step == notes["step"]}
+        sent = [call for call in notes["pending"] if "settled" not in call]
+        results = []
+        for call in sent:
+            seen = call["id"] in ran
+            results.append(ran.pop(call["id"]) if seen else self._unseen(notes, call, messages.get(call["id"])))
+        # What is left are calls that other middleware has brought in.
+        return [*results, *ran.values()]
+
+    def _unseen(self, notes: Notes, call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
+        """The outcome of a call that did not run here."""
+        status: OutcomeStatus = "blocked"
+        # Of parallel calls, some may have run before an interrupt, and another process has gone on from there.
+        if notes["maker"] != self.maker and message is not None and message.status == "success":
+            status = "ok"
+        content = str(message.text) if message is not None else ""
+        return ToolOutcome(
+            call_id=call["id"], tool=call["name"], arguments=call["args"], status=status, content=content
+        )
+
+
+def _message_for(call: ToolCall, items: Sequence[Any]) -> ToolMessage | None:
     for item in items:
         found: Any = item
         if isinstance(item, Command):
@@ -111,6 +175,6 @@ def _leaves_the_graph(items: Sequence[Any]) -> bool:
 
 
 def _is_invalid_resume(error: Exception) -> bool:
-    """True for an answer to an interrupt that has the wrong form: the user's to mend, not the model's."""
+    """True for an answer to an interrupt that has the wrong form: the user's to correct, not the model's."""
     check = getattr(langgraph_errors, "is_invalid_resume", None)  # newer LangGraph versions only
     return check is not None and bool(check(error))

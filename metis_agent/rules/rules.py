@@ -1,4 +1,8 @@
-"""What an agent is made of: settled when it is created, shared by all its nodes, never changed."""
+"""What an agent has agreed on: its gate, budget and recorder, and what it does where one of them ends or fails a turn.
+
+`Rules` are settled when an agent is made and shared by all its turns; an `Offer` is what the rules know of the tools
+of one model call: in our own graph always the same, behind `create_agent` whatever other middleware has left.
+"""
 
 from __future__ import annotations
 
@@ -7,84 +11,100 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AnyMessage, SystemMessage
-from langchain_core.tools import BaseTool
+from langchain_core.messages import AnyMessage
 from langgraph.runtime import get_runtime
 
-from metis_agent.budget import Budget, ToolTerms
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate
-from metis_agent.graphs.bindings import Bindings
-from metis_agent.graphs.orphans import with_all_results
 from metis_agent.recording.recorder import Recorder
+from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.budget import Budget, ToolTerms
 from metis_agent.types import Branch, GateDecision, Spending, ToolOutcome, ToolSpec
 
-__all__ = ["Setup", "check_block_message", "check_seconds", "current_run_id"]
+__all__ = [
+    "DEFAULT_BLOCK_MESSAGE",
+    "Offer",
+    "Rules",
+    "check_block_message",
+    "check_seconds",
+    "current_run_id",
+    "current_task_id",
+]
+
+DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """The parts of one agent."""
+class Offer:
+    """The tools of one model call.
 
-    models: Bindings
-    gate: Gate
-    tools: Mapping[str, BaseTool]
-    specs: tuple[ToolSpec, ...]
-    terms: Mapping[str, ToolTerms]
+    Args:
+        specs: what the gate may know of them.
+        terms: what each declares of itself.
+        gate: what decides; it may not know all of them.
+    """
+
+    __slots__ = ("known", "names", "specs", "terms")
+
+    def __init__(self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], gate: Gate) -> None:
+        self.specs = tuple(specs)
+        self.terms = terms
+        self.names = tuple([spec.name for spec in specs])
+        self.known = frozenset([spec.name for spec in specs if gate.knows(spec)])
+        """Tools that the gate decides on; the others are the model's to decide."""
+
+    def within(self, budget: Budget, spent: Spending) -> tuple[ToolSpec, ...]:
+        """The tools that may still be called after this spending."""
+        if budget.spent(spent):
+            return ()
+        if budget.same_for_all:
+            return self.specs
+        return tuple([spec for spec in self.specs if not budget.refuses(spec.name, self.terms[spec.name].cost, spent)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds in every turn of one agent."""
+
+    gate: AskedGate
     budget: Budget
-    block_message: str
+    block_message: str = DEFAULT_BLOCK_MESSAGE
     """With the fields `{tool}` and `{reason}`."""
-    tool_timeout: float | None = None
-    """Seconds."""
-    system_message: SystemMessage | None = None
-    name: str | None = None
-    """Given to the model's messages, for multi-agent graphs."""
     recorder: Recorder | None = None
     record_calls: bool | None = None
-    """Keep model calls in state; `None`: where there is a recorder, or the model leaves token records."""
-    returns_directly: bool = False
-    """True where any tool's result ends the turn."""
-    gate_timeout: float | None = None
-    """Seconds."""
+    """Keep model calls in state; `None`: where the model leaves token records."""
+    name: str | None = None
+    """Given to the model's messages, for multi-agent graphs."""
 
     def __post_init__(self) -> None:
-        self.gate.check_tools(self.specs)
+        check_block_message(self.block_message)
 
-    @property
-    def finish(self) -> str:
-        """The node after the turn's end."""
-        return "record" if self.recorder is not None else "__end__"
-
-    def prompt(self, messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-        """The conversation as the model sees it."""
-        messages = with_all_results(messages)
-        return [self.system_message, *messages] if self.system_message is not None else messages
-
-    def within_budget(self, spending: Spending) -> tuple[ToolSpec, ...]:
-        """The tools that may still be called after this spending."""
-        if self.budget.spent(spending):
-            return ()
-        if self.budget.same_for_all:
-            return self.specs
-        return tuple(
-            [spec for spec in self.specs if not self.budget.refuses(spec.name, self.terms[spec.name].cost, spending)]
-        )
-
-    @property
-    def watched(self) -> bool:
-        """True where the gate wants to know how turns ended."""
-        return type(self.gate).after_turn is not Gate.after_turn
+    def block(self, tool: str, reason: str) -> str:
+        """What the model is told instead of a result."""
+        return self.block_message.format(tool=tool, reason=reason)
 
     def turn_ended(
         self, messages: Sequence[AnyMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
     ) -> None:
         """Tell a gate that keeps count; whatever becomes of that, the turn has ended."""
+        gate = self.gate.gate
+        if getattr(gate.after_turn, "__func__", None) is Gate.after_turn:
+            return
         try:
-            self.gate.after_turn(messages, decisions, outcomes)
+            gate.after_turn(messages, decisions, outcomes)
         except Exception:
-            logger.exception("Gate %s could not take note of a turn", self.gate.name)
+            logger.exception("Gate %s could not take note of a turn", gate.name)
+
+    def record(self, state: Mapping[str, Any], error: Exception | None = None) -> None:
+        """Store a turn, where there is a recorder.
+
+        Raises:
+            StorageError: the store can't be written to.
+        """
+        if self.recorder is not None:
+            branch: Branch = getattr(self.gate.gate, "branch", "free")
+            self.recorder.record(state, run_id=current_run_id(), branch=branch, error=error)
 
     def record_failure(self, state: Mapping[str, Any], error: Exception) -> None:
         """Store what there is of a turn that `error` ends; the caller raises that error, whatever happens here."""
@@ -92,17 +112,6 @@ class Setup:
             self.record(state, error)
         except Exception:
             logger.exception("A failed turn could not be recorded")
-
-    def record(self, state: Mapping[str, Any], error: Exception | None = None) -> None:
-        """Store the state's latest turn, where there is a recorder."""
-        if self.recorder is None:
-            return
-        branch: Branch = getattr(self.gate, "branch", "free")
-        self.recorder.record(state, run_id=current_run_id(), branch=branch, error=error)
-
-    def block(self, tool: str, reason: str) -> str:
-        """What the model is told instead of a result."""
-        return self.block_message.format(tool=tool, reason=reason)
 
 
 def current_run_id() -> str | None:
@@ -112,6 +121,12 @@ def current_run_id() -> str | None:
         return None
     outer = info.checkpoint_ns.rpartition("|")[0]
     return f"{info.run_id}/{outer}" if outer else info.run_id
+
+
+def current_task_id() -> str | None:
+    """The id of the task that the running node is."""
+    info = get_runtime().execution_info
+    return None if info is None else info.task_id
 
 
 def check_block_message(template: str) -> None:

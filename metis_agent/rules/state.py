@@ -1,22 +1,27 @@
-"""A state channel for our records: plain dicts wherever they are stored, dataclasses wherever they are read.
+"""What a turn keeps in an agent's state, in either host: its records, and notes beside them.
 
-Checkpointers warn about (and, in strict mode, refuse) classes that they do not know. So nodes write dicts,
-checkpoints hold dicts, and this channel makes the dataclass again: the one place where that is solved.
+Records are plain dicts wherever they are stored, dataclasses wherever they are read. Checkpointers warn about (and, in
+strict mode, refuse) classes that they do not know; so nodes write dicts, checkpoints hold dicts, and the channel
+`Records` makes the dataclass again.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from types import GenericAlias
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, NotRequired, Self, TypeVar
 
+from langchain_core.messages import AnyMessage
+from langgraph.channels import UntrackedValue
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import Overwrite
+from typing_extensions import TypedDict
 
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
-__all__ = ["Records", "as_dict"]
+__all__ = ["Notes", "PendingCall", "Records", "RunMarker", "as_dict", "new_notes"]
 
 RecordT = TypeVar("RecordT", bound=GateDecision | ToolOutcome | ModelCall)
 
@@ -103,6 +108,56 @@ class Records(BaseChannel[list[RecordT], list[RecordT | dict[str, Any]], list[di
                 f"At key {self.key!r}: got {values!r}; write a list of {self.typ.__name__} or of their fields."
             )
         return [value if isinstance(value, self.typ) else self.typ(**_with_tuples(value)) for value in values]
+
+
+class PendingCall(TypedDict):
+    """A call on its way to its tool, or to the message that stands in for its result."""
+
+    id: str
+    name: str
+    args: dict[str, Any]
+    settled: NotRequired[Any]
+    """For a call that must not run: the content of its message."""
+    status: NotRequired[str]
+    """Of the same: of that message."""
+
+
+class Notes(TypedDict):
+    """What is kept of the turn beside its records, in plain values."""
+
+    id: str
+    open: bool
+    """Whether it has still to be answered."""
+    question: AnyMessage | None
+    """The message that opened the turn: other middleware may summarise it away."""
+    seconds: float
+    """Time that model and tools have been at work: of parallel tools, the slowest. Waiting at an interrupt is not
+    counted."""
+    pending: list[PendingCall]
+    step: int
+    """Counts the rounds of calls whose outcomes have been taken in."""
+    maker: str
+    """The process that sent them."""
+    draft: dict[str, Any] | None
+    """The turn's direct draft, where the gate has asked for one."""
+    fruitless: int
+    """Replies of this turn whose calls were all answered without running."""
+    refused: int
+    """Latest replies in a row whose calls were all refused by a person or by other middleware."""
+    loop: str
+    """Why the turn has to end now, where its calls lead nowhere."""
+
+
+RunMarker = Annotated[bool, UntrackedValue]
+"""A state key that is never stored: it is set from a run's first step on, so that the next run finds it unset."""
+
+
+def new_notes(question: AnyMessage | None, task_id: str | None) -> Notes:
+    """Notes on a turn that has just begun, in this task of a run."""
+    return Notes(
+        id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0, maker="", draft=None,
+        fruitless=0, refused=0, loop="",
+    )  # fmt: skip
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

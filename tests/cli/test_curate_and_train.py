@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.cli import app
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.types import Trajectory
 from metis_agent.worlds.almanac.agent import COLD_START, almanac_model
 from metis_agent.worlds.almanac.questions import questions

@@ -11,11 +11,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import Field
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import DraftConfidenceGate, Gate, NeverGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rules.budget import Budget
 from metis_agent.types import TOKEN_RECORD, GateDecision
 from tests.fakes import ScriptedChatModel, call, calling, model
 

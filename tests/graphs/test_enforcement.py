@@ -5,8 +5,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.gates import Gate
+from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.fakes import call, calling, model
 

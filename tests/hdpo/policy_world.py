@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from trl import GRPOConfig
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.hdpo.config import HDPOConfig
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, Rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.types import Question, Trajectory
 from metis_agent.worlds.almanac.cold_start import CHAT_TEMPLATE, build_model, build_tokenizer
 from metis_agent.worlds.almanac.experiment import COLD_START

@@ -12,12 +12,12 @@ import torch
 from langchain_core.tools import tool
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.models.local import LocalChatModel
 from metis_agent.models.vision import ImageReader
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.worlds.gallery.cold_start import build_model
 from metis_agent.worlds.gallery.pictures import as_png, draw, exhibit
 from metis_agent.worlds.gallery.questions import questions

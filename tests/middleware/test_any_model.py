@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from metis_agent.budget import Budget
 from metis_agent.gates import Gate
+from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.any_reply import NAMES, allowed_sets, replies, sound
 from tests.fakes import call, calling, model

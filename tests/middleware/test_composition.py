@@ -199,7 +199,7 @@ def summarising(*replies):
 
 
 def test_a_summary_within_a_turn_keeps_its_budget_and_its_question(ran, tools):
-    from metis_agent.budget import Budget
+    from metis_agent.rules.budget import Budget
 
     gate = Only("look", "pay")
     chat = model(*(calling(call("look", id=str(n), query=str(n))) for n in range(9)))

@@ -6,9 +6,9 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 
 from metis_agent import MetisGateMiddleware
-from metis_agent.budget import Budget
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import AlwaysGate, Gate, ModelGate, NeverGate
+from metis_agent.rules.budget import Budget
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import Only, answered, ask, gated, statuses
 
@@ -241,7 +241,7 @@ def test_calls_of_an_earlier_run_that_broke_off_get_a_result_in_the_prompt(tools
 def test_an_agent_without_tools_just_answers():
     state = ask(gated(model("hi"), [], NeverGate()))
     assert state["messages"][-1].content == "hi"
-    assert state["decisions"][0].reason == "the agent offers no tools"
+    assert state["decisions"][0].reason == "the agent has no tools"
 
 
 def test_a_budget_for_a_tool_that_is_not_offered_is_logged_once(tools, caplog):

@@ -15,8 +15,8 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 from metis_agent import Recorder, TrajectoryStore
-from metis_agent.budget import Budget
 from metis_agent.gates import Gate, ModelGate, NeverGate
+from metis_agent.rules.budget import Budget
 from metis_agent.types import TOKEN_RECORD, GateDecision
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import Only, answered, ask, gated, statuses
@@ -237,7 +237,7 @@ def test_model_calls_keep_their_tokens(tools):
 
 def test_the_seconds_of_tools_are_counted_and_limited(ran, tools, monkeypatch):
     ticks = SimpleNamespace(perf_counter=itertools.count(0, 100).__next__)
-    monkeypatch.setattr("metis_agent.middleware.tool_step.time", ticks)
+    monkeypatch.setattr("metis_agent.middleware.gate.time", ticks)
     chat = model(*(calling(call("look", id=str(n), query=str(n))) for n in range(5)), "ok")
     state = ask(gated(chat, tools, ModelGate(), budget=Budget(seconds=60)))
     assert ran == [("look", "0")]

@@ -14,9 +14,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from metis_agent import MetisGateMiddleware, Recorder, TrajectoryStore
-from metis_agent.budget import Budget
 from metis_agent.gates import Gate, NeverGate
 from metis_agent.gates.wrappers import ShadowGate
+from metis_agent.rules.budget import Budget
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import ask, make_tools
 

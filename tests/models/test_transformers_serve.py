@@ -24,12 +24,12 @@ from langchain_core.messages import HumanMessage
 from PIL import Image
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import InfrastructureError, InputError
 from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
 from metis_agent.models.served import ServedChatModel
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rules.budget import Budget
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search import CorpusSearch, Document

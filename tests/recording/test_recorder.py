@@ -10,11 +10,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.errors import SandboxGoneError
 from metis_agent.gates import BranchGate
 from metis_agent.recording.recorder import Recorder, model_call_of, question_of, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rules.budget import Budget
 from metis_agent.types import TOKEN_RECORD, Question
 from tests.fakes import call, calling, model
 

@@ -17,8 +17,8 @@ from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ValidationError
 
-from metis_agent.budget import terms_of
 from metis_agent.errors import ConfigurationError, SandboxGoneError
+from metis_agent.rules.budget import terms_of
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.instrumented import InstrumentedTool, ToolUsage, UsageMeter
 from metis_agent.tools.redaction import REDACTED, Redactor

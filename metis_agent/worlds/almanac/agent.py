@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.gates.base import Gate, SupportsDecide
 from metis_agent.models.local import LocalChatModel
+from metis_agent.rules.budget import Budget
 from metis_agent.worlds.almanac.tools import Noise, almanac_tools
 
 __all__ = ["COLD_START", "EXAMPLES", "almanac_agent", "almanac_model"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.gates.base import Gate
 from metis_agent.models.local import LocalChatModel
+from metis_agent.rules.budget import Budget
 from metis_agent.types import Question
 from metis_agent.worlds.almanac.agent import COLD_START
 from metis_agent.worlds.almanac.questions import KINDS, Kind, questions

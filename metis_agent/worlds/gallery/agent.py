@@ -18,10 +18,10 @@ from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from metis_agent.agent import MetisAgent, create_metis_agent
-from metis_agent.budget import Budget
 from metis_agent.gates.base import Gate, SupportsDecide
 from metis_agent.image_blocks import conversation_images
 from metis_agent.models.local import LocalChatModel
+from metis_agent.rules.budget import Budget
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.python import PythonTool

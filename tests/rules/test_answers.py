@@ -1,9 +1,9 @@
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from metis_agent.graphs.answers import fallback_answer, has_answer, without_calls
+from metis_agent.rules.answers import fallback_answer, has_answer, with_all_results, without_calls
 from metis_agent.types import ToolOutcome
-from tests.fakes import call
+from tests.fakes import call, calling
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,19 @@ def test_the_fallback_says_why_and_what_was_found():
     assert all(f"result {number}" in text for number in (2, 4, 5))
     long = ToolOutcome(call_id="1", tool="a", arguments={}, status="ok", content="x" * 9000)
     assert len(fallback_answer(AIMessage(""), "", [long]).content) < 2500
+
+
+def test_a_whole_conversation_stays_the_same_object():
+    messages = [HumanMessage("q"), calling(call("a", id="1")), ToolMessage("x", tool_call_id="1")]
+    assert with_all_results(messages) is messages
+    assert with_all_results(messages[:1]) == messages[:1]
+
+
+def test_every_lost_call_gets_a_message_right_after_it():
+    lost = calling(call("a", id="1"), call("b", id="2"))
+    lost.invalid_tool_calls = [{"name": None, "args": "", "id": "3", "error": None}]
+    messages = [HumanMessage("q"), lost, ToolMessage("x", tool_call_id="2"), HumanMessage("again")]
+    completed = with_all_results(messages)
+    assert [getattr(message, "tool_call_id", None) for message in completed] == [None, None, "1", "3", "2", None]
+    assert completed[2].status == "error"
+    assert len(messages) == 4

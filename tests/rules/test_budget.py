@@ -3,8 +3,8 @@ import math
 import pytest
 from langchain_core.tools import tool
 
-from metis_agent.budget import Budget, spending_of, terms_of
 from metis_agent.errors import ConfigurationError, UnknownToolError
+from metis_agent.rules.budget import Budget, spending_of, terms_of
 from metis_agent.types import Spending, ToolOutcome
 
 
