@@ -65,7 +65,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AlwaysGate": "gates.baselines",
-    "Budget": "budget",
+    "Budget": "rules.budget",
     "DecisionModelGate": "gates.decision",
     "DraftConfidenceGate": "gates.confidence",
     "ExploringGate": "gates.wrappers",

@@ -155,8 +155,8 @@ RunMarker = Annotated[bool, UntrackedValue]
 def new_notes(question: AnyMessage | None, task_id: str | None) -> Notes:
     """Notes on a turn that has just begun, in this task of a run."""
     return Notes(
-        id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0, maker="", draft=None,
-        fruitless=0, refused=0, loop="",
+        id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0, maker="",
+        draft=None, fruitless=0, refused=0, loop="",
     )  # fmt: skip
 
 
