@@ -1,7 +1,7 @@
 """Which agent a command runs: a model by name or folder and tools from a module, or an agent of the user's own.
 
 Python objects are named `package.module:attribute` or `path/to/file.py:attribute`; the current folder is searched
-first.
+first. Where a model is named and no tools are, the commands that can do with it take the sandboxed python tool.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.gates.base import Gate
 from metis_agent.rules.budget import Budget
+from metis_agent.tools.python import PythonTool
 
 __all__ = [
     "AgentOption",
@@ -35,6 +36,8 @@ __all__ = [
     "load_attribute",
     "load_chat_model",
     "named_gate",
+    "python_tools",
+    "seeing_python",
 ]
 
 ModelOption = Annotated[
@@ -207,7 +210,7 @@ def _chat_model(name: str, temperature: float | None, base_url: str | None = Non
     if base_url is not None:
         return _endpoint(name, base_url, options), 16
     if Path(name).is_dir():
-        from metis_agent.cli.training_stack import training_libraries
+        from metis_agent.cli.output import training_libraries
 
         with training_libraries():
             from metis_agent.models.local import LocalChatModel
@@ -302,3 +305,9 @@ def _create(model: Any, tools: Sequence[Any], system_prompt: str | None, calls: 
     return create_metis_agent(
         model, tools, gate=gate, budget=Budget(calls=calls), system_prompt=system_prompt, record_calls=True
     )
+
+
+python_tools = (PythonTool(images=False),)
+
+
+seeing_python = (PythonTool(),)

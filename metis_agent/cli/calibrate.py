@@ -1,19 +1,67 @@
-"""`metis calibrate`: a threshold for a promise, from records that the gate was not trained on."""
+"""`metis calibrate`, a threshold that keeps a promise, and `metis drift`, are today's questions still like those?
+
+Both ask a trained gate for its scores on questions that it was not trained on; so does `metis evaluate gate`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from metis_agent.cli.drift import report_drift
-from metis_agent.cli.gate_scores import DropSeenOption, ask_gate
-from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
-from metis_agent.cli.output import JsonOption, screen, write_json
-from metis_agent.errors import ConfigurationError
+from metis_agent.cli.outcome_options import Records, SeedOption, runs_of, takes_records
+from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.errors import ConfigurationError, InputError
 
-__all__ = ["calibrate_command"]
+if TYPE_CHECKING:
+    from metis_agent.evaluation.gates import Scored
+    from metis_agent.gates.artefact import Artefact
+    from metis_agent.gates.policy import PolicyGate
+    from metis_agent.rollouts.outcomes import OutcomeTable
+
+__all__ = ["DropSeenOption", "ask_gate", "calibrate_command", "drift_command", "report_drift"]
+
+DropSeenOption = Annotated[
+    bool, typer.Option("--drop-seen", help="Leave out questions that the gate was trained on, rather than refuse.")
+]
+
+
+def ask_gate(
+    gate: PolicyGate, table: OutcomeTable, console: Console, *, drop_seen: bool
+) -> tuple[OutcomeTable, Scored]:
+    """The rows that the gate was not trained on, and what it says of them.
+
+    Raises:
+        InputError: it was trained on some, and `drop_seen` is false; or there is nothing else.
+    """
+    from metis_agent.evaluation.gates import score_table
+
+    unseen = _unseen(table, gate, drop_seen=drop_seen)
+    with progress_bars(console) as bars:
+        task = bars.add_task("ask the gate", total=len(unseen))
+        return unseen, score_table(gate, unseen, lambda count: bars.advance(task, count))
+
+
+def _unseen(table: OutcomeTable, gate: PolicyGate, *, drop_seen: bool) -> OutcomeTable:
+    import numpy as np
+
+    from metis_agent.hdpo.export import trained_keys
+    from metis_agent.rollouts.outcomes import check_unseen
+
+    unseen = check_unseen(table, trained_keys(gate.artefact))
+    if unseen.all():
+        return table
+    if not drop_seen:
+        first = table.questions[int(np.flatnonzero(~unseen)[0])]
+        raise InputError(
+            f"{int((~unseen).sum())} of {len(table)} questions were trained on, such as {first!r}: figures on them are "
+            "worth nothing. Use held-out rows, or pass --drop-seen to leave these out."
+        )
+    return table.take(np.flatnonzero(unseen))
 
 
 @takes_records
@@ -88,3 +136,97 @@ def calibrate_command(
     )
     if json is not None:
         write_json(json, {**threshold.note(), "drift": found})
+
+
+_MOST = 20_000
+"""Questions looked at; more change nothing."""
+
+
+def drift_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="Today's questions: a .jsonl, .csv or .parquet file with a column 'question'.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Or the trajectories of today's runs.")] = None,
+    level: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of false alarms among checks without drift.")
+    ] = 0.01,
+    json: JsonOption = None,
+) -> None:
+    """Say whether today's questions are like those that the gate was calibrated on.
+
+    Compares the gate's own scores of both (Kolmogorov-Smirnov). Exit code 3 where they differ, for use in a schedule.
+
+    Example: metis drift my-gate --store s3://bucket/today
+    """
+    console = screen(json)
+    if (questions is None) == (store is None):
+        raise ConfigurationError(f"--questions is {questions!r} and --store {store!r}: give one of them.")
+    from metis_agent.gates.policy import PolicyGate
+
+    with training_libraries():
+        gate = PolicyGate(folder)
+        if gate.wants_draft:
+            raise ConfigurationError(
+                f"The gate in {str(folder)!r} reads a direct draft, which questions alone don't have: check it with "
+                "`metis evaluate gate`, which also compares."
+            )
+        asked = dict.fromkeys(_asked(questions, store, console))
+        found = report_drift(console, gate.artefact, _score(gate, list(asked)[:_MOST], console), level=level)
+    if found is None:
+        raise InputError(
+            f"Nothing can be said of drift: {len(asked)} different questions (20 or more are needed), and a gate whose "
+            f"threshold was set so: {gate.artefact.description['threshold'].get('chosen')!r}. Run `metis calibrate`."
+        )
+    if json is not None:
+        write_json(json, found)
+    if found["drifted"]:
+        raise typer.Exit(3)
+
+
+def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level: float = 0.01) -> dict[str, Any] | None:
+    """Say it in a line, and return it for JSON; `None` where it can't be told: too few
+    questions, or a gate that was not calibrated.
+    """
+    from metis_agent.evaluation.drift import drift_since_calibration
+
+    try:
+        found = drift_since_calibration(artefact, scored, level=level)
+    except InputError:
+        return None
+    if found is None:
+        return None
+    if found.drifted:
+        console.print(
+            f"[bold yellow]Drift:[/] these questions are not like those calibrated on: largest gap "
+            f"{found.distance:.2f}, in how likely the {found.column} (p = {found.p_value:.2g}). The promise is for "
+            "questions like those: record some of today's and calibrate again."
+        )
+    else:
+        console.print(f"No drift: these questions score like those calibrated on (largest gap {found.distance:.2f}).")
+    return asdict(found)
+
+
+def _asked(questions: Path | None, store: str | None, console: Console) -> Iterator[tuple[str, str]]:
+    """(question, context), as they come."""
+    from metis_agent.rollouts.questions import CONTEXT, read_questions
+
+    asked = (
+        read_questions(questions) if questions is not None else (run.question for run in runs_of(str(store), console))
+    )
+    for question in asked:
+        context = str(question.metadata.get(CONTEXT) or "")
+        yield (question.text.removeprefix(context).lstrip() if context else question.text), context
+
+
+def _score(gate: PolicyGate, asked: list[tuple[str, str]], console: Console) -> Scored:
+    import numpy as np
+
+    from metis_agent.evaluation.gates import Scored
+
+    direct, tools = np.empty(len(asked)), np.empty((len(asked), len(gate.artefact.tools)))
+    with progress_bars(console) as bars:
+        for row, (question, context) in enumerate(bars.track(asked, description="ask the gate")):
+            accuracy, probabilities = gate.score(question, context)
+            direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
+    return Scored(direct_right=direct, probabilities=tools)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metis_agent.cli.training_stack import quiet_libraries, training_libraries
+from metis_agent.cli.output import quiet_libraries, training_libraries
 from metis_agent.types import Question
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _gallery(folder: Path, seed: int, steps: int, questions: int) -> WorldExperi
 
 
 def _keep_pictures(folder: Path, before: Measurement, after: Measurement) -> str:
-    from metis_agent.cli.demo_sheet import write_sheet
+    from metis_agent.cli.demo import write_sheet
 
     return f"pictures: {write_sheet(folder / 'pictures.html', before, after)}"
 

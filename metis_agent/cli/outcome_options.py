@@ -17,8 +17,7 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.judging_options import JudgeOption, RubricOption, VerifierOption, verify_with
-from metis_agent.cli.output import progress_bars
-from metis_agent.cli.training_stack import training_libraries
+from metis_agent.cli.output import progress_bars, training_libraries
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:

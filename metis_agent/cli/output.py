@@ -1,9 +1,11 @@
-"""Where a command's words, bars and figures go."""
+"""Where a command's words, bars and figures go, and where a training run lives: its folder, and the stack it needs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +15,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metis_agent import formats
-from metis_agent.formats import atomic_write
+from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.formats import RUN_FILE, atomic_write, check_settings, settings_text
 
-__all__ = ["JsonOption", "progress_bars", "screen", "write_json"]
+__all__ = [
+    "FreshOption",
+    "JsonOption",
+    "prepare_folder",
+    "progress_bars",
+    "quiet_libraries",
+    "screen",
+    "step_bar",
+    "training_libraries",
+    "write_json",
+]
 
 JsonOption = Annotated[
     Path | None,
@@ -60,3 +73,88 @@ def _no_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_no_nan(inner) for inner in value]
     return None if isinstance(value, float) and value != value else value
+
+
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start again instead of going on with a stopped run.")]
+
+
+def prepare_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    console: Console,
+    *,
+    parts: Sequence[str],
+    option: str,
+    fresh: bool,
+) -> None:
+    """Make the folder ready, and say where a run that was stopped goes on.
+
+    Args:
+        folder: of the run.
+        settings: what a run must have in common with the one that it goes on with; they have a JSON form.
+        console: where it is said.
+        parts: files and folders that a run makes, which a new one clears away.
+        option: by which another folder is named.
+        fresh: start again.
+
+    Raises:
+        ConfigurationError: it holds a run with other settings, or no run and other files.
+        SchemaVersionError: a newer Metis began the run.
+    """
+    note = folder / RUN_FILE
+    if note.exists() and not fresh:
+        check_settings(note.read_bytes(), settings, str(folder), option=option)
+        console.print("Going on with the run that was stopped.")
+        return
+    if not note.exists() and folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"{str(folder)!r} holds other files; name another {option}.")
+    for part in parts:
+        _clear(folder / part)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(note, settings_text(settings).encode())
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def training_libraries() -> Iterator[None]:
+    """Where `numpy` and its like are needed: one thread each, and what to install where they are missing."""
+    # Thread pools read this when numpy is imported; one thread is quickest for sparse work.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except ImportError as missing:
+        if (missing.name or "").partition(".")[0] == "metis_agent":
+            raise  # a fault of ours, which nothing that one can install would mend
+        raise MissingDependencyError(
+            f"this command needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
+        ) from missing
+
+
+def quiet_libraries() -> None:
+    """Have torch, transformers and TRL, which read this when they are imported, look nothing up and say little."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def step_bar(bars: Progress, description: str) -> Any:
+    """A callback of a trainer that moves a bar."""
+    from transformers import TrainerCallback
+
+    class StepBar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.task = bars.add_task(description, total=state.max_steps, completed=state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bars.update(self.task, completed=state.global_step)
+
+    return StepBar()

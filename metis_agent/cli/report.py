@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
-from metis_agent.cli.training_stack import training_libraries
+from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError
 from metis_agent.types import Trajectory
 

@@ -22,8 +22,7 @@ from metis_agent.cli.judging_options import (
     verify_with,
 )
 from metis_agent.cli.outcome_options import VERDICTS, runs_of
-from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
-from metis_agent.cli.training_stack import training_libraries
+from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:

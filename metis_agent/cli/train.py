@@ -1,15 +1,29 @@
-"""`metis train gate`: a gate from recorded outcomes, with the figures that it earned on held-out folds."""
+"""`metis train gate`: a gate from recorded outcomes, with the figures that it earned on held-out folds.
+
+`metis train sft`: the cold start, from curated trajectories.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from metis_agent.cli.curate_parts import open_tools
 from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
-from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.output import (
+    FreshOption,
+    JsonOption,
+    prepare_folder,
+    progress_bars,
+    quiet_libraries,
+    screen,
+    step_bar,
+    training_libraries,
+    write_json,
+)
 from metis_agent.cli.policy_options import (
     BatchSizeOption,
     DeviceOption,
@@ -22,12 +36,11 @@ from metis_agent.cli.policy_options import (
     forget_training,
 )
 from metis_agent.cli.train_policy import train_policy_command
-from metis_agent.cli.train_sft import train_sft_command
 
 if TYPE_CHECKING:
     from metis_agent.rollouts.outcomes import OutcomeTable
 
-__all__ = ["train_app", "train_gate_command"]
+__all__ = ["train_app", "train_gate_command", "train_sft_command"]
 
 train_app = typer.Typer(help="Train from records.", no_args_is_help=True)
 
@@ -122,10 +135,6 @@ def train_gate_command(
         write_json(json, figures)
 
 
-train_app.command("sft")(train_sft_command)
-train_app.command("policy")(train_policy_command)
-
-
 def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> OutcomeTable:
     if not hold_out:
         return table
@@ -165,3 +174,80 @@ def _cell(row: dict[str, object], name: str) -> str:
     if not isinstance(value, float):
         return ""
     return f"{value:.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if isinstance(interval, list) else "")
+
+
+def train_sft_command(
+    data: Annotated[str, typer.Option("--data", help="Trajectories, such as OUT/kept of `metis curate sft`.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of the model to start from.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the trained model and its checkpoints.")],
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tools",
+            help="MODULE:ATTRIBUTE: the agent's tools, for the prompts of runs without token ids; repeat for more.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Literal["auto", "recorded", "template"],
+        typer.Option(help="Token ids as recorded, text by the model's chat template, or ids where they fit."),
+    ] = "auto",
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 2.0,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, with warm-up and a linear decay.")] = 1e-5,
+    batch: Annotated[int, typer.Option(min=1, help="Rows a device and step.")] = 8,
+    accumulation: Annotated[int, typer.Option(min=1, help="Such steps in one update.")] = 1,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens; what is longer is left out and counted.")] = 8_192,
+    lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates; what a killed run loses at most.")] = 200,
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Fine-tune a model on curated trajectories; only what the model itself wrote carries loss.
+
+    Example: metis train sft --data runs/sft/kept --model ./Qwen3-VL-8B-Instruct --out runs/cold-start
+
+    A run that was stopped goes on from its last checkpoint with the same command.
+    """
+    console = screen(json)
+    settings = {
+        "data": data, "model": str(model), "tools": tools or [], "tokens": tokens, "epochs": epochs, "seed": seed,
+        "learning_rate": learning_rate, "batch": batch, "accumulation": accumulation, "max_length": max_length,
+        "lora": lora,
+    }  # fmt: skip
+    quiet_libraries()
+    with training_libraries():
+        from metis_agent.hdpo.cold_start import SftSettings, train_sft, write_sft_data
+        from metis_agent.models.checkpoint import load_checkpoint
+    from metis_agent.recording.store import TrajectoryStore
+
+    loaded = load_checkpoint(model)
+    store = TrajectoryStore(data, read_only=True)
+    prepare_folder(
+        out, settings, console, parts=("checkpoints", "sft.json"), option="--out",
+        fresh=fresh or (out / "sft.json").exists(),
+    )  # fmt: skip
+    offered = open_tools(tools, python=False, corpus=None, sessions=1)[0] if tools else []
+    rows = write_sft_data(
+        store.read(), loaded.tokenizer, out / "data.arrow", max_length=max_length, tools=offered, source=tokens
+    )
+    console.print(
+        f"{rows.trajectories} trajectories, {rows.rows} rows, {rows.tokens} tokens, of which {rows.learnt} carry loss."
+    )
+    for reason, count in rows.excluded.items():
+        console.print(f"[yellow]Left out:[/] {count} {reason}.")
+    how = SftSettings(
+        epochs=epochs, learning_rate=learning_rate, batch=batch, accumulation=accumulation, max_length=max_length,
+        seed=seed, lora_rank=lora, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    with progress_bars(console) as bars:
+        log = train_sft(loaded.model, loaded.tokenizer, rows, out, how, callbacks=[step_bar(bars, "fine-tune")])
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    console.print(f"Loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} updates. Model: {out}")
+    figures = {"rows": rows.rows, "tokens": rows.tokens, "learnt": rows.learnt, "excluded": dict(rows.excluded)}
+    write_json(out / "sft.json", {**settings, **figures, "losses": losses})
+    if json is not None:
+        write_json(json, {**settings, **figures, "losses": losses})
+
+
+train_app.command("sft")(train_sft_command)
+train_app.command("policy")(train_policy_command)

@@ -8,8 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metis_agent.cli import app
-from metis_agent.cli.ask import Conversation
-from metis_agent.cli.ask_screen import Screen
+from metis_agent.cli.ask import Conversation, Screen
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates.baselines import NeverGate
 from tests.fakes import call, calling, model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metis_agent.cli.run_folder import prepare_folder
+from metis_agent.cli.output import prepare_folder
 from metis_agent.errors import ConfigurationError
 
 

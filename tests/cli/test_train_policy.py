@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.policy_file import CONFIGS, read_run
 from metis_agent.cli.policy_run import check_reporters
+from metis_agent.cli.train_policy import CONFIGS, read_run
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
 SMALL = [

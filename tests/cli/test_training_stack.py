@@ -1,6 +1,6 @@
 import pytest
 
-from metis_agent.cli.training_stack import training_libraries
+from metis_agent.cli.output import training_libraries
 from metis_agent.errors import MissingDependencyError
 
 

@@ -161,7 +161,7 @@ def silent() -> Console:
 
 
 def training(folder: Path) -> str:
-    from metis_agent.cli.run_folder import prepare_folder
+    from metis_agent.cli.output import prepare_folder
 
     settings = {"model": {"path": "m"}, "data": "runs/kept", "seed": 0}
     prepare_folder(folder, settings, console := silent(), parts=("policy",), option="--out", fresh=False)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from metis_agent.cli.policy_file import CONFIGS
+from metis_agent.cli.train_policy import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
