@@ -86,7 +86,7 @@ def _items(findings: Findings, turns: int) -> Iterator[dict[str, Any]]:
         if left == 0:
             return
         left -= 1
-        recorded = findings.recorded(turn.id)
+        recorded = findings.recorded[turn.id]
         for k in judged:
             pair = pair_of(recorded, findings.probes[turn.id, k, "answer"])
             answers = [pair.own, pair.probe]

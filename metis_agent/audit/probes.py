@@ -320,6 +320,9 @@ class Prober:
         try:
             if acting:
                 return self._model.bind_tools(acting)
+            if getattr(self._model, "offers_tools_when_direct", False) and point.turn.definitions:
+                # A model that must be kept from writing calls of which nobody told it.
+                return _without_calls(self._model, [dict(it) for it in point.turn.definitions])
             called = {
                 call["name"]: definition_of(call["name"], call["args"])
                 for message in point.turn.steps[point.state].messages

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from metis_agent.audit.accounting import AuditedTurn, stretches
@@ -79,9 +80,10 @@ class Findings:
     left_out: Mapping[str, int]
     """Sampled turns that could not be audited, by the reason."""
 
-    def recorded(self, id_: str) -> RecordedTurn:
-        """The recorded turn of an audited one."""
-        return next(turn for turn in self.survey.sample if turn.run.id == id_)
+    @cached_property
+    def recorded(self) -> Mapping[str, RecordedTurn]:
+        """The recorded turns of the sample, by id."""
+        return {turn.run.id: turn for turn in self.survey.sample}
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""

@@ -59,6 +59,10 @@ _COMMANDS = {
         "evaluate:evaluate_app", _LOOK,
         "Measure what was trained.",
     ),
+    "audit": (
+        "audit:audit_command", _LOOK,
+        "Say what an agent's tool calls changed, from recorded runs alone, and what the others cost.",
+    ),
     "report": (
         "report:report_command", _LOOK,
         "Show what was saved and what it cost in accuracy: one page to open in a browser, or to send to somebody.",

@@ -9,7 +9,7 @@ from metis_agent.audit.turns import ToolEffects, survey
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.judging.cache import DiskCache
 from tests.audit.recorded import SYSTEM, book, look, run
-from tests.fakes import call, calling, model
+from tests.fakes import ScriptedChatModel, call, calling, model
 
 EFFECTS = ToolEffects(reads=["look"], acts=["book"])
 PRICES = Prices(models={"m": ModelPrice(input=1, output=1)})
@@ -40,6 +40,15 @@ def test_the_model_reads_what_the_run_had_read_and_no_reading_tool_is_offered():
     # Where the history holds calls the definition has to stand there; it may not be called.
     assert [message.type for message in second.messages] == ["system", "human", "ai", "tool"]
     assert second.tool_choice == "none"
+
+
+def test_a_model_that_must_be_kept_from_calls_is_kept_from_them_at_once():
+    class Eager(ScriptedChatModel):
+        offers_tools_when_direct: bool = True
+
+    chat = Eager(script=["7"])
+    ask(prober(chat), points(run("a", "q", look())))
+    assert (chat.asked[0].tools, chat.asked[0].tool_choice) == (("look",), "none")
 
 
 def test_acting_tools_are_offered_and_what_would_have_been_called_is_kept():
