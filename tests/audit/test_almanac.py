@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)  # tools run in sandboxes, some hundred of
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """(model, free runs with a call, share of right answers without tools by question)."""
+    """(model, free runs, share of right answers without tools by question, what the probes said)."""
     chat = LocalChatModel.load(COLD_START, model_name="almanac", max_new_tokens=24, temperature=1.0)
     tools = almanac_tools()
     asked = questions("test", 90, seed=3, kinds=(*KINDS, HALF_KNOWN))
@@ -48,13 +48,13 @@ def recorded(tmp_path_factory):
     for run in runs:
         if run.branch == "direct":
             right.setdefault(run.question.id, []).append(bool(verify(run.question, run.answer)))
-    return chat, [run for run in runs if run.branch == "free"], {id: np.mean(found) for id, found in right.items()}
+    return chat, [run for run in runs if run.branch == "free"], {id: np.mean(found) for id, found in right.items()}, DiskCache(None)
 
 
 def audited(recorded, verdicts, checks=None):
-    chat, runs, _ = recorded
+    chat, runs, _, cache = recorded
     found = survey(runs, ToolEffects(reads=["*"]))
-    prober = Prober(chat, name="almanac", cache=DiskCache(None), probing=Probing(concurrency=128))
+    prober = Prober(chat, name="almanac", cache=cache, probing=Probing(concurrency=128))
     return asyncio.run(audit(found, prober, verdicts, self_reports=False, checks=checks))
 
 
