@@ -27,7 +27,8 @@ from metis_agent.audit.turns import RecordedTurn
 from metis_agent.errors import JudgeUnavailableError
 from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
-from metis_agent.judging.verifiers import VERIFIERS, Verifier, choice, normalise, numeric
+from metis_agent.judging.short_answers import choice, normalise, numeric
+from metis_agent.judging.verifiers import VERIFIERS, Verifier
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Agreement", "AgreementJudge", "AgreementVerdict", "Pair", "Source", "Verdicts", "compare", "feedback_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -30,13 +31,13 @@ def kinds_of(questions: Sequence[str], labels: Sequence[str], *, seed: int = 0) 
     """
     if any(labels):
         return [label or _OTHER for label in labels]
-    texts = [" ".join(_words(question)) for question in questions]
-    if len(set(texts)) < _FEWEST:
-        return [""] * len(questions)
     try:
         from sklearn.cluster import KMeans
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
     except ImportError:
+        return [""] * len(questions)
+    texts = [" ".join(word for word in _words(it) if word not in ENGLISH_STOP_WORDS) for it in questions]
+    if len(set(texts)) < _FEWEST:
         return [""] * len(questions)
     # Words that half of the questions have tell none apart, nor does one that stands in a single question.
     words = TfidfVectorizer(token_pattern=r"\S+", min_df=2, max_df=0.5, sublinear_tf=True)
@@ -45,7 +46,9 @@ def kinds_of(questions: Sequence[str], labels: Sequence[str], *, seed: int = 0) 
     except ValueError:  # no word is in two questions
         return [""] * len(questions)
     count = min(_MOST, max(2, round((len(questions) / 6) ** 0.5)), len(set(texts)))
-    clusters = KMeans(n_clusters=count, n_init=4, random_state=seed).fit_predict(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer kinds than were looked for are no fault
+        clusters = KMeans(n_clusters=count, n_init=4, random_state=seed).fit_predict(x)
     names = _names(texts, clusters.tolist())
     return [names[cluster] for cluster in clusters]
 

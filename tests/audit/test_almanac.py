@@ -48,7 +48,12 @@ def recorded(tmp_path_factory):
     for run in runs:
         if run.branch == "direct":
             right.setdefault(run.question.id, []).append(bool(verify(run.question, run.answer)))
-    return chat, [run for run in runs if run.branch == "free"], {id: np.mean(found) for id, found in right.items()}, DiskCache(None)
+    return (
+        chat,
+        [run for run in runs if run.branch == "free"],
+        {id: np.mean(found) for id, found in right.items()},
+        DiskCache(None),
+    )
 
 
 def audited(recorded, verdicts, checks=None):
