@@ -8,13 +8,14 @@ import pytest
 
 pytest.importorskip("torch")
 
+from metis_agent.budget import Budget
+
 from metis_agent.agent import create_metis_agent
 from metis_agent.audit.accounting import uses
 from metis_agent.audit.agreement import Agreement, Verdicts
 from metis_agent.audit.probes import Prober, Probing
 from metis_agent.audit.run import audit
 from metis_agent.audit.turns import ToolEffects, survey
-from metis_agent.budget import Budget
 from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.verifiers import verify
 from metis_agent.models.local import LocalChatModel
