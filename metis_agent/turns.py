@@ -37,22 +37,22 @@ def is_first_step(turn: Sequence[BaseMessage]) -> bool:
     return all(message.type not in ("ai", "tool") for message in turn)
 
 
-def check_question(turn: Sequence[BaseMessage]) -> None:
+def check_question(question: BaseMessage | None, messages: Sequence[BaseMessage]) -> None:
     """Refuse a turn without a question, before anything is paid for.
 
     Raises:
         InputError: there is no human message, or the last one holds neither text nor an image, file or sound.
     """
-    if not turn or turn[0].type != "human":
+    if question is None:
         raise InputError(
-            f"The input has no question: none of its {len(turn)} messages is a human message. "
+            f"The input has no question: none of its {len(messages)} messages is a human message. "
             'Pass {"messages": [HumanMessage("...")]}.'
         )
-    content = turn[0].content
+    content = question.content
     if isinstance(content, str):
         blank = not content.strip()
     else:
-        blank = not turn[0].text.strip() and all(
+        blank = not question.text.strip() and all(
             isinstance(block, str) or block.get("type") == "text" for block in content
         )
     if blank:

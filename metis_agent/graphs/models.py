@@ -19,7 +19,6 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.rules.answers import with_all_results
 from metis_agent.rules.rules import Offer, Rules
 
 __all__ = ["Bindings", "BoundModel", "Setup"]
@@ -40,7 +39,7 @@ class Setup:
     def __post_init__(self) -> None:
         self.rules.gate.gate.check_tools(self.offer.specs)
 
-    @property
+    @cached_property
     def finish(self) -> str:
         """The node after the turn's end."""
         return "record" if self.rules.recorder is not None else "__end__"
@@ -49,11 +48,6 @@ class Setup:
     def direct_tools(self) -> frozenset[str]:
         """Tools whose result ends the turn."""
         return frozenset([name for name, tool in self.tools.items() if tool.return_direct])
-
-    def prompt(self, messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-        """The conversation as the model sees it."""
-        messages = with_all_results(messages)
-        return [self.system_message, *messages] if self.system_message is not None else messages
 
 
 class BoundModel:

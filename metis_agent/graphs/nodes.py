@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
@@ -13,11 +13,10 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Send
 
 from metis_agent.graphs.models import BoundModel, Setup
-from metis_agent.rules.state import as_dict
-from metis_agent.rules.steps import Ask, Reply, Settled, adrive, decide, drive, respond, settle
-from metis_agent.rules.turn import Turn
+from metis_agent.rules.answers import with_all_results
+from metis_agent.rules.asking import Ask, Reply
+from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
 from metis_agent.turns import check_question
-from metis_agent.types import GateDecision
 
 __all__ = ["AskingNode", "GateNode", "RecordNode"]
 
@@ -29,38 +28,23 @@ class _Node(Runnable[Mapping[str, Any], Any]):
         self.name = name
         self._setup = setup
 
-    def _asker(self, turn: Turn) -> _Asker:
-        return _Asker(self._setup, turn)
-
-    def _ended(self, turn: Turn, settled: Settled) -> Command[Any]:
-        """The turn ends with a message."""
-        turn.end()
-        messages: list[AnyMessage] = [settled.message] if settled.message is not None else []
-        turn.rules.turn_ended([*turn.messages, *messages], turn.decisions, turn.outcomes)
-        return Command(update={"messages": messages, **turn.update()}, goto=self._setup.finish)
-
-
-class _Asker:
-    """Asks the chat model, in the form that a step wants."""
-
-    def __init__(self, setup: Setup, turn: Turn) -> None:
-        self._setup = setup
-        self._turn = turn
-
-    def _form(self, wanted: Ask) -> tuple[BoundModel, Sequence[AnyMessage]]:
-        models, prompt = self._setup.models, self._setup.prompt(self._turn.messages)
+    def _form(self, turn: Turn, wanted: Ask) -> tuple[BoundModel, Sequence[AnyMessage]]:
+        """The chat model in the form that a step wants, and the conversation as it is to see it."""
+        setup, prompt = self._setup, with_all_results(turn.messages)
+        if setup.system_message is not None:
+            prompt = [setup.system_message, *prompt]
         if wanted.again is not None:
             prompt = [*prompt, wanted.again]
         if wanted.allowed:
-            return models.acting(wanted.allowed, required=wanted.required), prompt
-        return (models.drafting if wanted.node == "draft" else models.answering), prompt
+            return setup.models.acting(wanted.allowed, required=wanted.required), prompt
+        return (setup.models.drafting if wanted.node == "draft" else setup.models.answering), prompt
 
-    def sync(self, wanted: Ask) -> Reply:
-        model, prompt = self._form(wanted)
+    def _ask(self, turn: Turn, wanted: Ask) -> Reply:
+        model, prompt = self._form(turn, wanted)
         return Reply(message=model.invoke(prompt))
 
-    async def later(self, wanted: Ask) -> Reply:
-        model, prompt = self._form(wanted)
+    async def _aask(self, turn: Turn, wanted: Ask) -> Reply:
+        model, prompt = self._form(turn, wanted)
         return Reply(message=await model.ainvoke(prompt))
 
 
@@ -72,52 +56,31 @@ class GateNode(_Node):
 
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step."""
-        turn = self._turn(input)
-        if self._answered_directly(turn):
-            return self._finished(turn)
-        decision, draft = drive(turn, decide(turn, self._setup.offer), self._asker(turn).sync)
-        return self._conclude(turn, decision, draft)
+        turn, setup = Turn(self._setup.rules, input), self._setup
+        if turn.new:
+            check_question(turn.notes["question"], turn.messages)
+        elif setup.direct_tools and _answered_directly(turn, setup.direct_tools):
+            return Command(update=turn.end(), goto=setup.finish)
+        decision, draft = drive(turn, decide(turn, setup.offer), self._ask)
+        get_stream_writer()({"type": "metis_decision", **vars(decision)})
+        if draft is None:
+            return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
+        settled = drive(turn, respond(turn, setup.offer, decision, draft), self._ask)
+        return Command(update=turn.end(settled.message), goto=setup.finish)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step without blocking the event loop."""
-        turn = self._turn(input)
-        if self._answered_directly(turn):
-            return self._finished(turn)
-        decision, draft = await adrive(turn, decide(turn, self._setup.offer), self._asker(turn).later)
-        return self._conclude(turn, decision, draft)
-
-    def _turn(self, state: Mapping[str, Any]) -> Turn:
-        turn = Turn(self._setup.rules, state)
+        turn, setup = Turn(self._setup.rules, input), self._setup
         if turn.new:
-            question = turn.notes["question"]
-            check_question(turn.messages if question is None else [question])
-        return turn
-
-    def _answered_directly(self, turn: Turn) -> bool:
-        """True where every call of the latest message ran, and by a tool whose result is the answer."""
-        direct = self._setup.direct_tools
-        if not direct or turn.new:
-            return False
-        results = []
-        for message in reversed(turn.messages):
-            if isinstance(message, AIMessage):
-                break
-            if isinstance(message, ToolMessage):
-                results.append(message)
-        return bool(results) and all(result.status == "success" and result.name in direct for result in results)
-
-    def _finished(self, turn: Turn) -> Command[Any]:
-        """End the turn: a tool has had the last word."""
-        turn.end()
-        turn.rules.turn_ended(turn.messages, turn.decisions, turn.outcomes)
-        return Command(update=turn.update(), goto=self._setup.finish)
-
-    def _conclude(self, turn: Turn, decision: GateDecision, draft: Reply | None) -> Command[Any]:
-        get_stream_writer()({"type": "metis_decision", **as_dict(decision)})
-        if draft is not None:
-            # It says something, so settling it asks for nothing more.
-            return self._ended(turn, drive(turn, settle(turn, self._setup.offer, decision, draft), _nothing))
-        return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
+            check_question(turn.notes["question"], turn.messages)
+        elif setup.direct_tools and _answered_directly(turn, setup.direct_tools):
+            return Command(update=turn.end(), goto=setup.finish)
+        decision, draft = await adrive(turn, decide(turn, setup.offer), self._aask)
+        get_stream_writer()({"type": "metis_decision", **vars(decision)})
+        if draft is None:
+            return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
+        settled = await adrive(turn, respond(turn, setup.offer, decision, draft), self._aask)
+        return Command(update=turn.end(settled.message), goto=setup.finish)
 
 
 class AskingNode(_Node):
@@ -125,34 +88,33 @@ class AskingNode(_Node):
 
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model and settle its reply."""
-        turn = Turn(self._setup.rules, input)
+        turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            step = respond(turn, self._setup.offer, turn.decisions[-1])
-            return self._conclude(turn, drive(turn, step, self._asker(turn).sync))
+            settled = drive(turn, respond(turn, setup.offer, turn.decisions[-1]), self._ask)
         except GraphBubbleUp:
             raise
         except Exception as error:
-            turn.rules.record_failure(turn.recorded(), error)
+            setup.rules.record_failure(turn.recorded(), error)
             raise
+        if settled.plan is None:
+            return Command(update=turn.end(settled.message), goto=setup.finish)
+        goto: Any = list(map(Send, settled.plan.tools, settled.plan.run)) or "gate"
+        return Command(update=turn.update(settled.message, *settled.plan.replies), goto=goto)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model without blocking the event loop, and settle its reply."""
-        turn = Turn(self._setup.rules, input)
+        turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            step = respond(turn, self._setup.offer, turn.decisions[-1])
-            return self._conclude(turn, await adrive(turn, step, self._asker(turn).later))
+            settled = await adrive(turn, respond(turn, setup.offer, turn.decisions[-1]), self._aask)
         except GraphBubbleUp:
             raise
         except Exception as error:
-            await asyncio.to_thread(turn.rules.record_failure, turn.recorded(), error)
+            await asyncio.to_thread(setup.rules.record_failure, turn.recorded(), error)
             raise
-
-    def _conclude(self, turn: Turn, settled: Settled) -> Command[Any]:
-        plan = settled.plan
-        if plan is None:
-            return self._ended(turn, settled)
-        update = {"messages": [settled.message, *plan.replies], **turn.update()}
-        return Command(update=update, goto=[Send(call["name"], [call]) for call in plan.run] or "gate")
+        if settled.plan is None:
+            return Command(update=turn.end(settled.message), goto=setup.finish)
+        goto: Any = list(map(Send, settled.plan.tools, settled.plan.run)) or "gate"
+        return Command(update=turn.update(settled.message, *settled.plan.replies), goto=goto)
 
 
 class RecordNode(_Node):
@@ -171,5 +133,12 @@ class RecordNode(_Node):
         await asyncio.to_thread(self.invoke, input)
 
 
-def _nothing(wanted: Ask) -> Reply:
-    raise AssertionError(f"a draft that is the answer is settled by itself, but {wanted!r} was wanted")
+def _answered_directly(turn: Turn, direct: Collection[str]) -> bool:
+    """True where every call of the latest message ran, and by a tool whose result is the answer."""
+    results = []
+    for message in reversed(turn.messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage):
+            results.append(message)
+    return bool(results) and all(result.status == "success" and result.name in direct for result in results)

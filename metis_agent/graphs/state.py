@@ -13,7 +13,8 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict, is_typeddict
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.rules.state import Notes, Records, RunMarker
+from metis_agent.rules.state import Notes, RunMarker
+from metis_agent.rules.turn import Records
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = ["MetisInput", "MetisOutput", "MetisState", "schemas_with"]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from langchain_core.messages import ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from langgraph.prebuilt import ToolNode
@@ -24,9 +23,8 @@ from pydantic import BaseModel
 from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import Setup
-from metis_agent.rules.enforcement import SentCall
-from metis_agent.rules.outcomes import ToolResult, failure_of, outcome_of
-from metis_agent.rules.state import as_dict
+from metis_agent.rules.asking import SentCall
+from metis_agent.rules.outcomes import ToolResult, commands_of, failure_of
 from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus
 
@@ -130,10 +128,7 @@ class _Runner:
         self, call: SentCall, result: ToolResult, status: OutcomeStatus | None, started: float
     ) -> list[Command[Any]]:
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
-        outcome, items = outcome_of(call, result, status=status, seconds=seconds, cost=cost)
-        messages = [item for item in items if isinstance(item, ToolMessage)]
-        own: Command[Any] = Command(update={"messages": messages, "outcomes": [as_dict(outcome)]})
-        return [own, *(item for item in items if isinstance(item, Command))]
+        return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
     def _record_failure(self, state: Any, error: Exception) -> None:
         rules = self._setup.rules

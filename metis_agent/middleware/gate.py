@@ -33,13 +33,12 @@ from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.middleware.requests import RuleCache, asking, replaced, reply_of
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import open_calls, with_all_results
-from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
 from metis_agent.rules.outcomes import OutcomeBuffer, abandoned, outcome_of
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
-from metis_agent.rules.state import Notes, PendingCall, Records, as_dict
-from metis_agent.rules.steps import Ask, Reply, Settled, Step, adrive, decide, drive, respond, settle
-from metis_agent.rules.turn import Turn
+from metis_agent.rules.state import Notes, PendingCall
+from metis_agent.rules.turn import Records, Turn, adrive, decide, drive, respond
 from metis_agent.types import GateDecision, ModelCall, OutcomeStatus, ToolOutcome
 
 __all__ = ["GateState", "MetisGateMiddleware"]
@@ -126,7 +125,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide, ask the model, and settle its calls."""
         call = self._model_call(request)
         try:
-            return drive(call.turn, call.steps(), lambda wanted: reply_of(handler(call.asking(wanted))))
+            return drive(call.turn, call.steps(), lambda _, wanted: reply_of(handler(call.asking(wanted))))
         except GraphBubbleUp:
             raise
         except Exception as error:
@@ -139,7 +138,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         """The same without blocking the event loop."""
         call = self._model_call(request)
 
-        async def ask(wanted: Ask) -> Reply:
+        async def ask(_: Turn, wanted: Ask) -> Reply:
             return reply_of(await handler(call.asking(wanted)))
 
         try:
@@ -195,18 +194,12 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         Raises:
             StorageError: the store can't be written to.
         """
-        turn = Turn(self._rules, state, self._buffer)
-        self._ended(turn)
-        return turn.update()
+        return self._ended(Turn(self._rules, state, self._buffer))
 
     async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
         """End the turn; the recording goes to a thread, as stores may be slow."""
         turn = Turn(self._rules, state, self._buffer)
-        if self.recorder is None:
-            self._ended(turn)
-        else:
-            await asyncio.to_thread(self._ended, turn)
-        return turn.update()
+        return self._ended(turn) if self.recorder is None else await asyncio.to_thread(self._ended, turn)
 
     def _model_call(self, request: ModelRequest[Any]) -> _ModelCall:
         turn = Turn(self._rules, request.state, self._buffer)
@@ -214,12 +207,11 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             _check_keys(request.state)
         return _ModelCall(request, turn, self._cache.offer_of(request.tools), watching=self._watches)
 
-    def _ended(self, turn: Turn) -> None:
-        turn.end()
+    def _ended(self, turn: Turn) -> dict[str, Any]:
+        update = turn.end()
         self._buffer.forget(turn.notes)
-        state = turn.recorded()
-        self._rules.turn_ended(state["messages"], turn.decisions, turn.outcomes)
-        self._rules.record(state)
+        self._rules.record(turn.recorded())
+        return update
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         if self._buffer.fails_first(turn.notes):
@@ -257,13 +249,10 @@ class _ModelCall:
         structured = self._request.response_format is not None
         while True:
             decision, draft = yield from decide(self.turn, self._offer, watching=self._watching)
-            self._request.runtime.stream_writer({"type": "metis_decision", **as_dict(decision)})
+            self._request.runtime.stream_writer({"type": "metis_decision", **vars(decision)})
             if self._watching:
                 return (yield from self._watch(decision))
-            if draft is None:
-                settled = yield from respond(self.turn, self._offer, decision, structured=structured)
-            else:
-                settled = yield from settle(self.turn, self._offer, decision, draft, structured=structured)
+            settled = yield from respond(self.turn, self._offer, decision, draft, structured=structured)
             plan = settled.plan
             if plan is None:
                 return self._conclude(replaced(settled.reply.response, settled.message, before=self._said))
@@ -292,7 +281,10 @@ class _ModelCall:
         replies = {message.tool_call_id: message for message in plan.replies}
         # LangChain sends no call that it could not parse: these are answered at once.
         unparsed = [replies.pop(call["id"] or "") for call in plan.message.invalid_tool_calls]
-        pending, arguments = plan.pending, {outcome.call_id: dict(outcome.arguments) for outcome in plan.outcomes}
+        pending, arguments = (
+            list(self.turn.notes["pending"]),
+            {outcome.call_id: dict(outcome.arguments) for outcome in plan.outcomes},
+        )
         for id_, message in replies.items():
             name, content, status = message.name or "", message.content, message.status
             pending.append(PendingCall(id=id_, name=name, args=arguments[id_], settled=content, status=status))

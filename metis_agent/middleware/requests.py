@@ -18,9 +18,9 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.rules.asking import Ask, Reply
 from metis_agent.rules.budget import ToolTerms, terms_of
 from metis_agent.rules.rules import Offer, Rules
-from metis_agent.rules.steps import Ask, Reply
 from metis_agent.types import ToolSpec
 
 __all__ = ["RuleCache", "asking", "replaced", "reply_of"]

@@ -82,29 +82,15 @@ def trajectory_of(
         error: why not.
         metadata: anything else that JSON can hold.
     """
-    turn = turn_of(state.get("messages", ()))
-    return Trajectory(
-        id=id,
-        question=question,
-        branch=branch,
-        answer=_answer_of(turn) if status == "finished" else "",
-        messages=tuple(_message_record(message) for message in turn),
-        calls=tuple(state.get("calls", ())),
-        decisions=tuple(state.get("decisions", ())),
-        outcomes=tuple(state.get("outcomes", ())),
-        status=status,
-        error=error,
-        seconds=seconds_of(state) if seconds is None else seconds,
-        started_at=started_at,
-        metadata=metadata or {},
-    )
+    return _trajectory_of(
+        turn_of(state.get("messages", ())), state, id=id, question=question, started_at=started_at, branch=branch,
+        seconds=seconds_of(state) if seconds is None else seconds, status=status, error=error, metadata=metadata or {},
+    )  # fmt: skip
 
 
 def question_of(messages: Sequence[BaseMessage]) -> Question:
     """The latest human message as a question; the same text always gets the same id."""
-    turn = turn_of(messages)
-    text = str(turn[0].text) if turn else ""
-    return Question(id=f"q-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text=text)
+    return _question_of(turn_of(messages))
 
 
 class Recorder:
@@ -138,12 +124,14 @@ class Recorder:
         Raises:
             StorageError: the store can't be written to.
         """
-        seconds = seconds_of(state)
-        trajectory = trajectory_of(
+        turn, seconds = turn_of(state.get("messages", ())), seconds_of(state)
+        trajectory = _trajectory_of(
+            turn,
             state,
             id=run_id or str(uuid.uuid4()),
-            question=question_of(state.get("messages", ())),
+            question=_question_of(turn),
             branch=branch,
+            seconds=seconds,
             started_at=time.time() - seconds,
             status="finished" if error is None else "failed",
             error="" if error is None else f"{type(error).__name__}: {error}",
@@ -151,6 +139,22 @@ class Recorder:
         )
         self.store.append(trajectory)
         return trajectory
+
+
+def _question_of(turn: Sequence[BaseMessage]) -> Question:
+    text = str(turn[0].text) if turn else ""
+    return Question(id=f"q-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text=text)
+
+
+def _trajectory_of(turn: Sequence[BaseMessage], state: Mapping[str, Any], **fields: Any) -> Trajectory:
+    return Trajectory(
+        answer=_answer_of(turn) if fields["status"] == "finished" else "",
+        messages=tuple([_message_record(message) for message in turn]),
+        calls=tuple(state.get("calls", ())),
+        decisions=tuple(state.get("decisions", ())),
+        outcomes=tuple(state.get("outcomes", ())),
+        **fields,
+    )
 
 
 def _answer_of(turn: Sequence[BaseMessage]) -> str:

@@ -1,4 +1,4 @@
-"""Asking a gate: within its time, held to what was on offer, and with the model's own choice where it fails.
+"""What a step of a turn asks for, and asking a gate: within its time, and with the model's choice where it fails.
 
 Both hosts ask here, so that a failing gate means the same thing everywhere: the model decides, and the decision says
 why. A gate that fails again and again is left alone for a while: a hung one would leave a thread behind each time.
@@ -6,18 +6,24 @@ why. A gate that fails again and again is left alone for a while: a hung one wou
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NotRequired, TypeVar
 
+from langchain_core.messages import AIMessage, HumanMessage, ToolCall, ToolMessage
 from langgraph.errors import GraphBubbleUp
 
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
-from metis_agent.gates.baselines import ModelGate
-from metis_agent.types import GateDecision, GateRequest
+from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
+from metis_agent.gates.confidence import draft_of
+from metis_agent.rules.answers import has_answer
+from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
-__all__ = ["AskedGate"]
+__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +31,82 @@ _MODEL = ModelGate()
 _FAILURES = 5
 _PAUSE = 30.0
 _LONGEST_PAUSE = 3600.0
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """What the model is to be asked: to act with these tools, or to answer, or for a draft, without any."""
+
+    node: Literal["draft", "act", "answer"]
+    allowed: tuple[str, ...] = ()
+    required: bool = False
+    again: HumanMessage | None = None
+    """Goes after the conversation, and does not stay in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What the model said; behind `create_agent` with what LangChain has made of it."""
+
+    message: AIMessage | None
+    answered: frozenset[str] = frozenset()
+    """Ids of calls that have their message already: structured answers."""
+    structured: Any = None
+    """The structured answer."""
+    response: Any = None
+    """The host's own."""
+
+    def as_draft(self, message: AIMessage) -> Draft:
+        """The draft that the reply is; a structured answer counts by what it holds."""
+        draft = draft_of(message)
+        if draft.text.strip() or self.structured is None or not message.tool_calls:
+            return draft
+        return replace(draft, text=json.dumps(message.tool_calls[0]["args"], default=str, ensure_ascii=False))
+
+    def says_something(self, message: AIMessage | None) -> bool:
+        """Whether there is an answer in the message that is left of the reply."""
+        return message is None or self.structured is not None or bool(self.answered) or has_answer(message)
+
+
+class SentCall(ToolCall):
+    """A call on its way to its tool."""
+
+    seconds_left: NotRequired[float]
+    """What is left of the budget's time, where that is limited."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What becomes of the calls of one reply."""
+
+    message: AIMessage
+    """The reply, with an id for every call."""
+    run: list[list[SentCall]] = field(default_factory=list)
+    """Calls to send to their tools, each by itself."""
+    tools: list[str] = field(default_factory=list)
+    """Names of these tools."""
+    replies: list[ToolMessage] = field(default_factory=list)
+    """For the calls that are settled already."""
+    outcomes: list[ToolOutcome] = field(default_factory=list)
+    """Of the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """What becomes of a reply."""
+
+    reply: Reply
+    message: AIMessage | None
+    """What goes into the conversation in its place."""
+    plan: Plan | None = None
+    """For its calls; `None` where the message ends the turn."""
+
+
+Step = Generator["Ask | GateRequest", Any, _T]
+"""Yields a `GateRequest` and is sent a `GateDecision`, or an `Ask` and is sent a `Reply`."""
 
 
 class AskedGate:
@@ -41,6 +123,8 @@ class AskedGate:
     def __init__(self, gate: Gate, limit: float | None = None) -> None:
         self.gate = gate
         self.limit = limit
+        # What these decide needs no check.
+        self._is_ours = type(gate) in (ModelGate, NeverGate, AlwaysGate)
         self._failures = 0
         self._pause_until = 0.0
 
@@ -51,7 +135,8 @@ class AskedGate:
         gate, limit = self.gate, self.limit
         try:
             decision = gate.decide(request) if limit is None else run_within(limit, gate.decide, request)
-            decision = offered_only(decision, request)
+            if not self._is_ours:
+                decision = offered_only(decision, request)
         except GraphBubbleUp:
             raise
         except Exception as error:

@@ -15,11 +15,9 @@ from typing import Any
 from langchain_core.tools import BaseTool
 
 from metis_agent.errors import ConfigurationError, UnknownToolError
-from metis_agent.types import Spending, ToolOutcome
+from metis_agent.types import Spending
 
-__all__ = ["NOTHING_SPENT", "Budget", "ToolTerms", "spending_of", "terms_of"]
-
-NOTHING_SPENT = Spending()
+__all__ = ["Budget", "ToolTerms", "terms_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +47,6 @@ def terms_of(tool: BaseTool) -> ToolTerms:
             f"Tool {tool.name!r} declares metadata['repeatable'] = {repeatable!r}; it must be True or False."
         )
     return ToolTerms(cost=float(cost), repeatable=repeatable)
-
-
-def spending_of(outcomes: Iterable[ToolOutcome], seconds: float = 0.0) -> Spending:
-    """What a turn with these outcomes has spent; blocked and repeated calls cost nothing."""
-    per_tool: dict[str, int] = {}
-    cost = 0.0
-    for outcome in outcomes:
-        if outcome.executed:
-            per_tool[outcome.tool] = per_tool.get(outcome.tool, 0) + 1
-            cost += outcome.cost
-    return Spending(calls=sum(per_tool.values()), calls_per_tool=per_tool, seconds=seconds, cost=cost)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,50 +2,36 @@
 
 Narrowing the tools that a model is offered is advice: it may call any of them all the same, or one that does
 not exist. So every call of every reply passes here; what does not pass gets its message and never runs.
-Sources: neuro-san-studio#1239 (narrowing without enforcement is a vulnerability), langchain#34159 (no orphans).
+The same goes for loops: a call that was made before is answered, not run.
+Sources: neuro-san-studio#1239 (narrowing without enforcement is a vulnerability), langchain#34159 (no orphans),
+langgraph#4231, langgraph#6731, deepagents#3583 (models that repeat one call until the recursion limit), deer-flow#2511
+(legitimate repeats must stay possible, tool by tool).
 """
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NotRequired
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
-from metis_agent.rules.loops import CallKey, call_key, duplicate_of, earlier_result, echo_of
+from metis_agent.rules.answers import open_calls, without_calls
+from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.rules import Offer, Rules
-from metis_agent.rules.state import PendingCall
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
-__all__ = ["Plan", "SentCall", "plan_calls"]
+__all__ = ["CallKey", "call_key", "duplicate_of", "earlier_result", "echo_of", "plan_calls", "stripped"]
 
 
-class SentCall(ToolCall):
-    """A call on its way to its tool."""
+CallKey = tuple[str, str]
+"""Tool name and canonical arguments."""
 
-    seconds_left: NotRequired[float]
-    """What is left of the budget's time, where that is limited."""
-
-
-@dataclass(kw_only=True)
-class Plan:
-    """What becomes of the calls of one reply."""
-
-    message: AIMessage
-    """The reply, with an id for every call."""
-    run: list[SentCall] = field(default_factory=list)
-    """Calls to send to their tools."""
-    replies: list[ToolMessage] = field(default_factory=list)
-    """For the calls that are settled already."""
-    outcomes: list[ToolOutcome] = field(default_factory=list)
-    """Of the same."""
-
-    @property
-    def pending(self) -> list[PendingCall]:
-        """The calls to run, as notes of the turn."""
-        return [PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for call in self.run]
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=repr).encode
+_REPEATED = "This exact call was already made in this turn and was not run again. Its result was:\n"
+_DUPLICATE = "An identical call in the same message, {id}, runs in place of this one; its result counts for both."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +42,31 @@ class _Call:
     tool: str
     arguments: dict[str, Any]
     fault: str | None = None
+
+
+def call_key(tool: str, arguments: Mapping[str, Any]) -> CallKey:
+    """Two calls are the same where tool and arguments agree, whatever the order of the keys."""
+    return tool, _canonical(arguments)
+
+
+def earlier_result(key: CallKey, outcomes: Iterable[ToolOutcome]) -> ToolOutcome | None:
+    """The first executed call of the turn with this key."""
+    for outcome in outcomes:
+        if outcome.executed and outcome.tool == key[0] and call_key(outcome.tool, outcome.arguments) == key:
+            return outcome
+    return None
+
+
+def echo_of(result: ToolMessage, call_id: str) -> ToolMessage:
+    """An earlier result as the answer to a repeated call, saying that it is one."""
+    content: Any = result.content
+    content = _REPEATED + content if isinstance(content, str) else [_REPEATED, *content]
+    return ToolMessage(content=content, name=result.name, tool_call_id=call_id, status=result.status)
+
+
+def duplicate_of(call: ToolCall, call_id: str) -> ToolMessage:
+    """The answer to an identical call beside one that runs."""
+    return ToolMessage(_DUPLICATE.format(id=call["id"]), name=call["name"], tool_call_id=call_id)
 
 
 def plan_calls(
@@ -92,7 +103,8 @@ def plan_calls(
             if earlier := earlier_result(key, outcomes):
                 _settle(plan, call, "repeated", echo_of(_message_of(earlier, messages), call.id))
                 continue
-        reason = reason or rules.budget.refuses(call.tool, offer.terms[call.tool].cost, spent)
+        if not (rules.counts_calls_only and spent.calls < rules.budget.calls):
+            reason = reason or rules.budget.refuses(call.tool, offer.terms[call.tool].cost, spent)
         if reason:
             text = rules.block(call.tool, reason)
             _settle(plan, call, "blocked", ToolMessage(text, name=call.tool, tool_call_id=call.id, status="error"))
@@ -101,9 +113,28 @@ def plan_calls(
             if rules.budget.seconds is not None:
                 sent["seconds_left"] = rules.budget.seconds - spent.seconds
             running[key] = sent
-            plan.run.append(sent)
+            plan.run.append([sent])
+            plan.tools.append(call.tool)
             spent = _after_one_more(call.tool, offer.terms[call.tool].cost, spent)
     return plan
+
+
+def stripped(
+    rules: Rules, message: AIMessage | None, answered: Collection[str]
+) -> tuple[AIMessage | None, list[ToolOutcome]]:
+    """A last answer without the calls that wait for a result, and their outcomes: blocked."""
+    outcomes = []
+    for call in () if message is None else open_calls(message, answered):
+        call = call if isinstance(call, Mapping) else {}
+        tool, arguments = call.get("name") or "unnamed", call.get("args")
+        content = rules.block(tool, "no tool can be called in the last answer of a turn")
+        outcomes.append(
+            ToolOutcome(
+                call_id=call.get("id") or "", tool=tool, arguments=arguments if isinstance(arguments, dict) else {},
+                status="blocked", content=content,
+            )
+        )  # fmt: skip
+    return (message if message is None or not outcomes else without_calls(message, answered)), outcomes
 
 
 def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spent: Spending) -> str | None:

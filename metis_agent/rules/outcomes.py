@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import ToolCall, ToolMessage
+from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
 from langchain_core.tools import ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
@@ -25,7 +25,7 @@ from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
-__all__ = ["OutcomeBuffer", "ToolResult", "abandoned", "failure_of", "outcome_of"]
+__all__ = ["OutcomeBuffer", "ToolResult", "abandoned", "commands_of", "failure_of", "outcome_of"]
 
 ToolResult = Any
 """A `ToolMessage`, a `Command`, or a list of both."""
@@ -93,6 +93,16 @@ def outcome_of(
     return outcome, items
 
 
+def commands_of(
+    call: ToolCall, result: ToolResult, *, seconds: float, cost: float, status: OutcomeStatus | None = None
+) -> list[Command[Any]]:
+    """What a tool's node writes to state: the messages, the outcome, and the tool's own updates; see `outcome_of`."""
+    outcome, items = outcome_of(call, result, seconds=seconds, cost=cost, status=status)
+    messages = [item for item in items if isinstance(item, ToolMessage)]
+    own: Command[Any] = Command(update={"messages": messages, "outcomes": [dict(vars(outcome))]})
+    return [own, *[item for item in items if isinstance(item, Command)]]
+
+
 class OutcomeBuffer:
     """Outcomes by turn, step and call; used by several threads at once.
 
@@ -128,23 +138,30 @@ class OutcomeBuffer:
                 self._failed.popitem(last=False)
             return first
 
-    def results(self, notes: Notes, messages: Mapping[str, ToolMessage]) -> list[ToolOutcome]:
-        """The outcomes of the calls of the turn's last step, also of those that other code has answered.
+    def results(self, notes: Notes, messages: Sequence[AnyMessage]) -> tuple[list[ToolOutcome], bool]:
+        """The outcomes of the calls of the turn's last step, and whether all of them were refused by other code.
 
         Args:
             notes: on the turn.
-            messages: what there is of the calls' messages, by id.
+            messages: the conversation; other code may have answered some of the calls.
         """
         with self._lock:
             kept = self._turns.get(notes["id"], {})
             ran = {call_id: outcome for (step, call_id), outcome in kept.items() if step == notes["step"]}
         sent = [call for call in notes["pending"] if "settled" not in call]
+        if not sent and not ran:
+            return [], False
+        ids = {call["id"] for call in sent}
+        replies = {m.tool_call_id: m for m in messages if isinstance(m, ToolMessage) and m.tool_call_id in ids}
         results = []
         for call in sent:
             seen = call["id"] in ran
-            results.append(ran.pop(call["id"]) if seen else self._unseen(notes, call, messages.get(call["id"])))
+            results.append(ran.pop(call["id"]) if seen else self._unseen(notes, call, replies.get(call["id"])))
         # What is left are calls that other middleware has brought in.
-        return [*results, *ran.values()]
+        results += ran.values()
+        refused = all(outcome.status == "blocked" for outcome in results)
+        # A person may also answer in a tool's place: that leads somewhere.
+        return results, refused and all(message.status == "error" for message in replies.values())
 
     def _unseen(self, notes: Notes, call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
         """The outcome of a call that did not run here."""

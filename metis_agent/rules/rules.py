@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AnyMessage
 from langgraph.runtime import get_runtime
 
 from metis_agent.errors import ConfigurationError
@@ -19,7 +18,7 @@ from metis_agent.gates.base import Gate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms
-from metis_agent.types import Branch, GateDecision, Spending, ToolOutcome, ToolSpec
+from metis_agent.types import Branch, GateDecision, Spending, ToolSpec
 
 __all__ = [
     "DEFAULT_BLOCK_MESSAGE",
@@ -28,7 +27,6 @@ __all__ = [
     "check_block_message",
     "check_seconds",
     "current_run_id",
-    "current_task_id",
 ]
 
 DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
@@ -45,7 +43,7 @@ class Offer:
         gate: what decides; it may not know all of them.
     """
 
-    __slots__ = ("known", "names", "specs", "terms")
+    __slots__ = ("all_known", "known", "names", "specs", "terms")
 
     def __init__(self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], gate: Gate) -> None:
         self.specs = tuple(specs)
@@ -53,6 +51,7 @@ class Offer:
         self.names = tuple([spec.name for spec in specs])
         self.known = frozenset([spec.name for spec in specs if gate.knows(spec)])
         """Tools that the gate decides on; the others are the model's to decide."""
+        self.all_known = len(self.known) == len(self.specs)
 
     def within(self, budget: Budget, spent: Spending) -> tuple[ToolSpec, ...]:
         """The tools that may still be called after this spending."""
@@ -77,24 +76,29 @@ class Rules:
     name: str | None = None
     """Given to the model's messages, for multi-agent graphs."""
 
+    watched: bool = field(init=False)
+    """True where the gate wants to know how turns ended."""
+    counts_calls_only: bool = field(init=False)
+    """True where the budget depends on nothing but the number of calls."""
+
     def __post_init__(self) -> None:
         check_block_message(self.block_message)
+        watched = getattr(self.gate.gate.after_turn, "__func__", None) is not Gate.after_turn
+        object.__setattr__(self, "watched", watched)
+        object.__setattr__(self, "counts_calls_only", self.budget.seconds is None and self.budget.same_for_all)
 
     def block(self, tool: str, reason: str) -> str:
         """What the model is told instead of a result."""
         return self.block_message.format(tool=tool, reason=reason)
 
-    def turn_ended(
-        self, messages: Sequence[AnyMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
-    ) -> None:
-        """Tell a gate that keeps count; whatever becomes of that, the turn has ended."""
-        gate = self.gate.gate
-        if getattr(gate.after_turn, "__func__", None) is Gate.after_turn:
-            return
-        try:
-            gate.after_turn(messages, decisions, outcomes)
-        except Exception:
-            logger.exception("Gate %s could not take note of a turn", gate.name)
+    def forced(self, offer: Offer, spent: Spending, loop: str) -> GateDecision:
+        """The decision where there is nothing to ask the gate: no tool is left, or the turn goes round in circles."""
+        if loop:
+            return GateDecision(allowed=(), gate="loop guard", reason=loop)
+        if not offer.specs:
+            return GateDecision(allowed=(), gate="metis", reason="the agent has no tools")
+        reason = self.budget.spent(spent) or "the budget of every tool is spent"
+        return GateDecision(allowed=(), gate="budget", reason=reason)
 
     def record(self, state: Mapping[str, Any], error: Exception | None = None) -> None:
         """Store a turn, where there is a recorder.
@@ -121,12 +125,6 @@ def current_run_id() -> str | None:
         return None
     outer = info.checkpoint_ns.rpartition("|")[0]
     return f"{info.run_id}/{outer}" if outer else info.run_id
-
-
-def current_task_id() -> str | None:
-    """The id of the task that the running node is."""
-    info = get_runtime().execution_info
-    return None if info is None else info.task_id
 
 
 def check_block_message(template: str) -> None:

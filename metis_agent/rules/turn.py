@@ -1,30 +1,130 @@
-"""The turn so far, as one step of it sees it: what has been decided, spent and run, and what the step adds to state.
+"""One turn: its records in an agent's state, and what happens at each of its steps.
 
-Made anew at every step from the agent's state. Whether a new turn begins is settled here too.
+Written once, without input or output: steps are generators that yield what they want (a decision of the gate, a reply
+of the model) and are sent it. The two hosts, and sync and async runs, differ in who gets it for them.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import GenericAlias
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.channels.base import BaseChannel
+from langgraph.errors import GraphBubbleUp, InvalidUpdateError
+from langgraph.runtime import get_runtime
 from langgraph.types import Overwrite
 
 from metis_agent.recording.recorder import model_call_of
-from metis_agent.rules.budget import NOTHING_SPENT, spending_of
+from metis_agent.rules.answers import ask_again, fallback_answer, has_answer, open_calls, without_calls
+from metis_agent.rules.asking import Ask, Reply, Settled, Step
+from metis_agent.rules.enforcement import plan_calls, stripped
 from metis_agent.rules.outcomes import OutcomeBuffer
-from metis_agent.rules.rules import Rules, current_task_id
-from metis_agent.rules.state import Notes, PendingCall, as_dict, new_notes
-from metis_agent.types import TOKEN_RECORD, Draft, GateDecision, ModelCall, Spending, ToolOutcome
+from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes
+from metis_agent.types import TOKEN_RECORD, Draft, GateDecision, GateRequest, ModelCall, Spending, ToolOutcome
 
-__all__ = ["Turn", "with_question"]
+__all__ = ["Records", "Turn", "adrive", "as_dict", "decide", "drive", "respond", "spending_of", "with_question"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_NOTABLE_SECONDS = 1e-3
+_NOTHING_SPENT = Spending()
+_EXECUTED = ("ok", "error", "timeout")
+RecordT = TypeVar("RecordT", bound=GateDecision | ToolOutcome | ModelCall)
+
+
+def as_dict(record: GateDecision | ToolOutcome | ModelCall) -> dict[str, Any]:
+    """The record's fields, as nodes write them to state."""
+    return dict(vars(record))
+
+
+class Records(BaseChannel[list[RecordT], list[RecordT | dict[str, Any]], list[dict[str, Any]]], Generic[RecordT]):
+    """A list of records of one class, empty at first.
+
+    Args:
+        record: the dataclass.
+        key: the channel's name; LangGraph fills it in.
+        append: a write adds to the list (an `Overwrite` still replaces it); otherwise each write replaces it.
+    """
+
+    __slots__ = ("append", "records")
+
+    def __init__(self, record: type[RecordT], key: str = "", *, append: bool = True) -> None:
+        super().__init__(record, key)
+        self.append = append
+        self.records: list[RecordT] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Records) and (other.typ, other.append) == (self.typ, self.append)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def ValueType(self) -> Any:
+        """What reading gives."""
+        return GenericAlias(list, (self.typ,))
+
+    @property
+    def UpdateType(self) -> Any:
+        """What writing takes."""
+        return GenericAlias(list, (self.typ,))
+
+    def copy(self) -> Self:
+        """The same channel with the same records."""
+        twin = type(self)(self.typ, self.key, append=self.append)
+        twin.records = self.records
+        return twin
+
+    def from_checkpoint(self, checkpoint: Any) -> Self:
+        """This channel as it was stored; anything but a list stands for a channel never stored."""
+        twin = type(self)(self.typ, self.key, append=self.append)
+        if isinstance(checkpoint, list):
+            twin.records = self._revive(checkpoint)
+        return twin
+
+    def checkpoint(self) -> list[dict[str, Any]]:
+        """Plain values only."""
+        return [as_dict(record) for record in self.records]
+
+    def get(self) -> list[RecordT]:
+        """The records."""
+        return self.records
+
+    def is_available(self) -> bool:
+        """Always: a list may be empty."""
+        return True
+
+    def update(self, values: Sequence[Any]) -> bool:
+        """Take in the writes of one step.
+
+        Raises:
+            InvalidUpdateError: a write is no list of records.
+        """
+        for value in values:
+            replaces = not self.append
+            if isinstance(value, Overwrite):
+                replaces, value = True, value.value
+            records = self._revive(value)
+            # A new list: earlier readers keep the one that they got.
+            self.records = records if replaces else [*self.records, *records]
+        return bool(values)
+
+    def _revive(self, values: Any) -> list[RecordT]:
+        if not isinstance(values, list | tuple):
+            raise InvalidUpdateError(
+                f"At key {self.key!r}: got {values!r}; write a list of {self.typ.__name__} or of their fields."
+            )
+        return [value if isinstance(value, self.typ) else self.typ(**_with_tuples(value)) for value in values]
 
 
 class Turn:
-    """The turn so far.
+    """The turn so far, as one step sees it: what has been decided, spent and run, and what the step adds to state.
 
     Args:
         rules: the agent's.
@@ -38,14 +138,15 @@ class Turn:
         self.state = state
         self.messages: Sequence[AnyMessage] = state.get("messages", ())
         self._buffer = buffer
-        self._gate_seconds = 0.0
+        self.gate_seconds = 0.0
         self.calls: list[ModelCall] = []
         """Of this step, where they are kept."""
         notes: Notes | None = state.get("metis_turn")
         self._run_begins = not state.get("metis_run")
-        self.new = notes is None or (self._run_begins and _begins_anew(notes, self.messages))
+        self.new = notes is None or (self._run_begins and begins_anew(notes, self.messages))
         if notes is None or self.new:
-            self.notes = new_notes(_question_in(self.messages), current_task_id())
+            info = get_runtime().execution_info
+            self.notes = new_notes(self.messages, None if info is None else info.task_id)
             self.decisions: list[GateDecision] = []
             self.outcomes: list[ToolOutcome] = []
             self._known_outcomes = self._known_decisions = 0
@@ -59,98 +160,53 @@ class Turn:
     def _take_results(self) -> None:
         """Take in what has become of the calls of the last step."""
         notes = self.notes
-        sent = {call["id"] for call in notes["pending"] if "settled" not in call}
         if self._buffer is None:
-            new = [outcome for outcome in self.outcomes if outcome.call_id in sent]
-            if not new:
-                return
-            refused = False
+            sent = {call["id"] for call in notes["pending"]}
+            new, refused = [outcome for outcome in self.outcomes if outcome.call_id in sent], False
         else:
-            replies = {
-                m.tool_call_id: m for m in self.messages if isinstance(m, ToolMessage) and m.tool_call_id in sent
-            }
-            new = self._buffer.results(notes, replies)
-            if not new:
-                return
+            new, refused = self._buffer.results(notes, self.messages)
             self.outcomes += new
-            # A person may also answer in a tool's place: that leads somewhere.
-            refused = all(outcome.status == "blocked" for outcome in new)
-            refused = refused and all(message.status == "error" for message in replies.values())
+        if not new:
+            return
         in_a_row = notes["refused"] + 1 if refused else 0
-        slowest = 0.0
-        for outcome in new:
-            slowest = max(slowest, outcome.seconds)
-        self._change(
-            seconds=notes["seconds"] + slowest, pending=[], step=notes["step"] + 1, refused=in_a_row,
-            loop="all tool calls of the last two messages were refused" if in_a_row >= 2 else notes["loop"],
-        )  # fmt: skip
+        seconds = notes["seconds"] + max([outcome.seconds for outcome in new])
+        loop = "all tool calls of the last two messages were refused" if in_a_row >= 2 else notes["loop"]
+        self.change(seconds=seconds, pending=[], step=notes["step"] + 1, refused=in_a_row, loop=loop)
 
-    def _change(self, **fields: Any) -> None:
+    def change(self, **fields: Any) -> None:
+        """Change the notes."""
         notes: Any = {**self.notes, **fields}
         self.notes = notes
 
     @property
-    def draft(self) -> Draft | None:
-        """The draft that was written at the turn's first step."""
-        kept = self.notes["draft"]
-        return None if kept is None else Draft(text=kept["text"], log_probs=tuple(kept["log_probs"]))
-
-    @property
     def worked(self) -> float:
         """Time that the model has taken in this step: all of it but the gate's."""
-        return max(0.0, time.perf_counter() - self.started - self._gate_seconds)
+        return max(0.0, time.perf_counter() - self.started - self.gate_seconds)
 
     @property
     def spent(self) -> Spending:
         """What the turn has spent."""
         if self.new and not self.decisions:
-            return NOTHING_SPENT
+            return _NOTHING_SPENT
         seconds = self.notes["seconds"] + self.worked
         for decision in self.decisions:
             seconds += decision.seconds
         return spending_of(self.outcomes, seconds)
 
-    def take_decision(self, decision: GateDecision) -> None:
-        """Note a decision."""
-        self.decisions.append(decision)
-        self._change(open=True)
-        self._gate_seconds += decision.seconds
-
-    def take_reply(self, reply: AIMessage, node: str) -> None:
+    def take_reply(self, reply: AIMessage | None, node: str) -> None:
         """Note a reply as the model gave it."""
         rules = self.rules
+        if reply is None:
+            return
         if rules.name:
             reply.name = rules.name
         if rules.record_calls or (rules.record_calls is None and TOKEN_RECORD in reply.response_metadata):
             step = len(self.calls) + (0 if self.new else len(self.state.get("calls", ())))
             self.calls.append(model_call_of(reply, node, step))
 
-    def take_draft(self, reply: AIMessage, draft: Draft) -> None:
-        """Note a draft, and the log-probabilities that the gate reads of it."""
-        kept = len(self.calls)
-        self.take_reply(reply, "draft")
-        if len(self.calls) > kept and not self.calls[-1].log_probs and draft.log_probs:
-            self.calls[-1] = replace(self.calls[-1], log_probs=draft.log_probs)
-        self._change(draft={"text": draft.text, "log_probs": list(draft.log_probs)})
-
-    def take_blocked(self, call: Any, reason: str) -> None:
-        """Note a call that was taken out of its reply."""
-        call = call if isinstance(call, Mapping) else {}
-        tool, arguments = call.get("name") or "unnamed", call.get("args")
-        self.outcomes.append(
-            ToolOutcome(
-                call_id=call.get("id") or "", tool=tool, arguments=arguments if isinstance(arguments, dict) else {},
-                status="blocked", content=self.rules.block(tool, reason),
-            )
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """Note that the turn has been answered."""
-        self._change(open=False)
-
     def send(self, calls: list[PendingCall]) -> None:
         """Note which calls go on to the tools."""
-        self._change(pending=calls, maker=self._buffer.maker if self._buffer else "")
+        self.change(pending=calls, maker=self._buffer.maker if self._buffer else "")
 
     def take_fruitless_round(self, *, blocked: bool) -> None:
         """Note a reply of which no call ran; one whose calls were all blocked is enough to end the turn."""
@@ -159,22 +215,36 @@ class Turn:
             loop = "all tool calls of the last message were blocked"
         elif fruitless >= 2:
             loop = "the same tool calls were only repeated"
-        self._change(fruitless=fruitless, loop=loop)
+        self.change(fruitless=fruitless, loop=loop)
 
-    def update(self) -> dict[str, Any]:
+    def end(self, *said: AnyMessage | None) -> dict[str, Any]:
+        """The turn has been answered: tell a gate that keeps count, and give what the step writes to state."""
+        self.change(open=False)
+        if self.rules.watched:
+            messages, gate = (
+                [*self.recorded()["messages"], *[message for message in said if message]],
+                self.rules.gate.gate,
+            )
+            try:
+                gate.after_turn(messages, self.decisions, self.outcomes)
+            except Exception:
+                logger.exception("Gate %s could not take note of a turn", gate.name)
+        return self.update(*said)
+
+    def update(self, *said: AnyMessage | None) -> dict[str, Any]:
         """What the step writes to state: the first one also clears what an earlier turn has left."""
         state = self.state
-        update: dict[str, Any] = {}
+        update: dict[str, Any] = {"messages": [message for message in said if message]} if said else {}
         if self.new or len(self.decisions) > self._known_decisions:
-            update["decisions"] = [as_dict(decision) for decision in self.decisions]
+            update["decisions"] = [dict(vars(decision)) for decision in self.decisions]
         if self._run_begins:
             update["metis_run"] = True
         update["metis_turn"] = {**self.notes, "seconds": self.notes["seconds"] + self.worked}
         for key, records in (("outcomes", self.outcomes[self._known_outcomes :]), ("calls", self.calls)):
             if self.new and state.get(key):
-                update[key] = Overwrite([as_dict(record) for record in records])
+                update[key] = Overwrite([dict(vars(record)) for record in records])
             elif records:
-                update[key] = [as_dict(record) for record in records]
+                update[key] = [dict(vars(record)) for record in records]
         return update
 
     def recorded(self) -> dict[str, Any]:
@@ -187,6 +257,17 @@ class Turn:
             # The time of the decisions is in them.
             "seconds": self.notes["seconds"] + self.worked,
         }
+
+
+def spending_of(outcomes: Iterable[ToolOutcome], seconds: float = 0.0) -> Spending:
+    """What a turn with these outcomes has spent; blocked and repeated calls cost nothing."""
+    per_tool: dict[str, int] = {}
+    cost = 0.0
+    for outcome in outcomes:
+        if outcome.status in _EXECUTED:
+            per_tool[outcome.tool] = per_tool.get(outcome.tool, 0) + 1
+            cost += outcome.cost
+    return Spending(calls=sum(per_tool.values()), calls_per_tool=per_tool, seconds=seconds, cost=cost)
 
 
 def with_question(messages: Sequence[AnyMessage], question: AnyMessage | None) -> Sequence[AnyMessage]:
@@ -209,22 +290,158 @@ def with_question(messages: Sequence[AnyMessage], question: AnyMessage | None) -
     return [*before, question, *(message for message in after if message.type != "human")]
 
 
-def _begins_anew(notes: Notes, messages: Sequence[AnyMessage]) -> bool:
-    """Whether a run that has just begun is a turn of its own, by the notes that an earlier run has left.
+def drive(turn: Turn, step: Step[_T], ask: Callable[[Turn, Ask], Reply]) -> _T:
+    """Run a step to its end; an error of `ask`, which asks the model, goes to the step, which may live with it."""
+    try:
+        wanted = next(step)
+        while True:
+            try:
+                answer: Any = turn.rules.gate.decide(wanted) if isinstance(wanted, GateRequest) else ask(turn, wanted)
+            except Exception as error:
+                wanted = step.throw(error)
+            else:
+                wanted = step.send(answer)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
 
-    Where that one stopped before the turn was answered, this one goes on from there, unless it brings a new question.
+
+async def adrive(turn: Turn, step: Step[_T], ask: Callable[[Turn, Ask], Awaitable[Reply]]) -> _T:
+    """`drive` without blocking the event loop."""
+    try:
+        wanted = next(step)
+        while True:
+            try:
+                if isinstance(wanted, GateRequest):
+                    answer: Any = await turn.rules.gate.adecide(wanted)
+                else:
+                    answer = await ask(turn, wanted)
+            except Exception as error:
+                wanted = step.throw(error)
+            else:
+                wanted = step.send(answer)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+
+
+def decide(turn: Turn, offer: Offer, *, watching: bool = False) -> Step[tuple[GateDecision, Reply | None]]:
+    """The decision on a step, and the reply where a draft is the answer.
+
+    Where the gate is only `watching`, it is asked whatever has been spent, and its draft is never the answer.
     """
-    if not notes["open"] or not messages:
-        return True
-    last, question = messages[-1], notes["question"]
-    if last.type != "human" or (question is not None and last.id == question.id):
-        return False
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    return not notes["pending"] or any(call["id"] not in answered for call in notes["pending"])
+    rules, spent = turn.rules, turn.spent
+    if rules.counts_calls_only:
+        tools = offer.specs if spent.calls < rules.budget.calls else ()
+    else:
+        tools = offer.within(rules.budget, spent)
+    reply, failure = None, ""
+    loop = turn.notes["loop"]
+    decision = None if watching or (tools and not loop) else rules.forced(offer, spent, loop if tools else "")
+    if decision is None:
+        gate = rules.gate.gate
+        if not turn.decisions and gate.wants_draft:
+            reply, failure = yield from _draft(turn)
+        started = time.perf_counter()
+        known = tools if offer.all_known else tuple([tool for tool in tools if tool.name in offer.known])
+        if known or not tools:
+            messages = turn.messages if turn.new else with_question(turn.messages, turn.notes["question"])
+            kept = turn.notes["draft"]
+            draft = None if kept is None else Draft(text=kept["text"], log_probs=tuple(kept["log_probs"]))
+            decision = yield GateRequest(messages=messages, tools=known, spent=spent, draft=draft)
+            seconds = time.perf_counter() - started
+            if seconds > _NOTABLE_SECONDS and not decision.seconds:
+                decision = replace(decision, seconds=seconds)
+        else:
+            reason = "the gate knows none of these tools; the model decides"
+            decision = GateDecision(allowed=(), gate=gate.name, version=gate.version, reason=reason)
+        if len(known) < len(tools):
+            names = [tool.name for tool in tools]
+            # What the gate does not know is the model's to decide.
+            free = tuple([name for name in names if name in decision.allowed or name not in offer.known])
+            decision = replace(decision, allowed=free)
+        if failure:
+            decision = replace(decision, reason=f"{failure}; {decision.reason}" if decision.reason else failure)
+    turn.decisions.append(decision)
+    turn.gate_seconds += decision.seconds
+    turn.notes = {**turn.notes, "open": True}
+    return decision, None if decision.allowed or watching else reply
 
 
-def _question_in(messages: Sequence[AnyMessage]) -> AnyMessage | None:
-    for index in range(len(messages) - 1, -1, -1):
-        if messages[index].type == "human":
-            return messages[index]
-    return None
+def _draft(turn: Turn) -> Step[tuple[Reply | None, str]]:
+    """Ask the model for a draft; a draft that fails is no draft: the gate decides without one."""
+    try:
+        reply: Reply = yield Ask(node="draft")
+    except GraphBubbleUp:
+        raise
+    except Exception as error:
+        return None, f"the direct draft failed with {type(error).__name__}: {error}"
+    message = reply.message
+    if message is None:
+        return None, "the direct draft held no message of the model"
+    draft = reply.as_draft(message)
+    turn.take_reply(message, "draft")
+    if turn.calls and not turn.calls[-1].log_probs and draft.log_probs:
+        turn.calls[-1] = replace(turn.calls[-1], log_probs=draft.log_probs)
+    turn.change(draft={"text": draft.text, "log_probs": list(draft.log_probs)})
+    return (reply if reply.says_something(without_calls(message, reply.answered)) else None), ""
+
+
+def respond(
+    turn: Turn, offer: Offer, decision: GateDecision, reply: Reply | None = None, *, structured: bool = False
+) -> Step[Settled]:
+    """Ask the model as the gate decided, unless there is a `reply`, and settle it: it ends the turn, or calls go on.
+
+    Where the answer is to be `structured`, it has a format of its own.
+    """
+    if reply is None:
+        node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
+        reply = yield Ask(node=node, allowed=decision.allowed, required=decision.required)
+        turn.take_reply(reply.message, node)
+    message, answered = reply.message, reply.answered
+    if message is None:
+        return Settled(reply=reply, message=None)
+    calls = open_calls(message, answered) if answered else message.tool_calls or message.invalid_tool_calls
+    done = bool(answered) or reply.structured is not None
+    content = message.content
+    if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
+        return Settled(reply=reply, message=message)
+    if not decision.allowed or not calls:
+        return (yield from _answer(turn, decision, reply, structured))
+    open_ = message
+    if answered:
+        open_ = message.model_copy(update={"tool_calls": [c for c in message.tool_calls if c["id"] not in answered]})
+    plan = plan_calls(
+        turn.rules, offer, open_, decision, spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages
+    )
+    turn.outcomes += plan.outcomes
+    if plan.run:
+        turn.send([PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for [call] in plan.run])
+    elif done:
+        return Settled(reply=reply, message=without_calls(message, answered))
+    else:
+        turn.take_fruitless_round(blocked=all(outcome.status == "blocked" for outcome in plan.outcomes))
+    planned = plan.message
+    if answered:
+        first = [call for call in message.tool_calls if call["id"] in answered]
+        planned = planned.model_copy(update={"tool_calls": [*first, *planned.tool_calls]})
+    return Settled(reply=reply, message=planned, plan=plan)
+
+
+def _answer(turn: Turn, decision: GateDecision, reply: Reply, structured: bool) -> Step[Settled]:
+    """End the turn with a reply, or with what stands in for it where it says nothing."""
+    message, blocked = stripped(turn.rules, reply.message, reply.answered)
+    turn.outcomes += blocked
+    if not reply.says_something(message):
+        reply = yield Ask(node="answer", again=ask_again(structured=structured))
+        turn.take_reply(reply.message, "answer")
+        message, blocked = stripped(turn.rules, reply.message, reply.answered)
+        turn.outcomes += blocked
+    if message is not None and not reply.says_something(message):
+        message = fallback_answer(message, "" if decision.allowed else decision.reason, turn.outcomes)
+    return Settled(reply=reply, message=message)
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """All sequences in our records are tuples; stores and JSON give them back as lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

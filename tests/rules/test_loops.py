@@ -1,6 +1,6 @@
 from langchain_core.messages import ToolMessage
 
-from metis_agent.rules.loops import call_key, earlier_result, echo_of
+from metis_agent.rules.enforcement import call_key, earlier_result, echo_of
 from metis_agent.types import ToolOutcome
 
 
