@@ -151,7 +151,7 @@ class Prober:
     """Asks one chat model.
 
     Args:
-        model: A LangChain chat model.
+        model: A LangChain chat model; `None` only for an estimate.
         name: Its name: by it answers are kept, and priced.
         cache: Where answers are kept.
         probing: How it is asked.
@@ -160,7 +160,7 @@ class Prober:
 
     def __init__(
         self,
-        model: BaseChatModel,
+        model: BaseChatModel | None,
         *,
         name: str,
         cache: DiskCache,
@@ -208,7 +208,10 @@ class Prober:
 
         Raises:
             InfrastructureError: so many failed in a row that nothing works; what was paid for is kept.
+            ConfigurationError: it has no model.
         """
+        if self._model is None:
+            raise ConfigurationError(f"Prober(None, name={self.name!r}) can only estimate; give it a model to ask.")
         keys = {point.name: self._key(point) for point in points}
         kept = self._cache.get_many(keys.values())
         found: dict[tuple[str, int, str], Probe] = {}
@@ -316,13 +319,14 @@ class Prober:
         return [dict(it) for it in point.turn.definitions if point.turn.effects.get(_name(it)) != "reads"]
 
     def _bound(self, point: ProbePoint) -> Any:
+        model: Any = self._model
         acting = self._acting(point)
         try:
             if acting:
-                return self._model.bind_tools(acting)
-            if getattr(self._model, "offers_tools_when_direct", False) and point.turn.definitions:
+                return model.bind_tools(acting)
+            if getattr(model, "offers_tools_when_direct", False) and point.turn.definitions:
                 # A model that must be kept from writing calls of which nobody told it.
-                return _without_calls(self._model, [dict(it) for it in point.turn.definitions])
+                return _without_calls(model, [dict(it) for it in point.turn.definitions])
             called = {
                 call["name"]: definition_of(call["name"], call["args"])
                 for message in point.turn.steps[point.state].messages
@@ -330,11 +334,11 @@ class Prober:
                 for call in message.tool_calls
             }
             if not called:
-                return self._model
+                return model
             known = {_name(definition): definition for definition in point.turn.definitions}
-            return _without_calls(self._model, [dict(it) for it in (called | known).values()])
+            return _without_calls(model, [dict(it) for it in (called | known).values()])
         except NotImplementedError:  # a model that knows of no tools
-            return self._model
+            return model
 
     def _expected(self, point: ProbePoint) -> dict[str, int]:
         """Tokens that a probe will take: it reads what the run's own call read, and writes as much as its answer."""

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from metis_agent.cli.curate_parts import open_model
 from metis_agent.cli.outcome_options import SeedOption
-from metis_agent.cli.output import JsonOption, progress_bars, screen, write_json
-from metis_agent.cli.training_stack import training_libraries
+from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def audit_command(
     name = model or _recorded_model(surveyed)
     with DiskCache(work / "probes.sqlite") as cache:
         prober = Prober(
-            _NotOpened() if dry_run else _open(name), name=name, cache=cache, prices=priced,
+            None if dry_run else _open(name), name=name, cache=cache, prices=priced,
             probing=Probing(
                 concurrency=concurrency, rate=rate, budget=budget, system_prompt=system_prompt, instruction=instruction
             ),
@@ -205,10 +204,6 @@ def _open(name: str) -> Any:
     from metis_agent.cli.agent_options import load_chat_model
 
     return load_chat_model(name) if Path(name).is_dir() else open_model(name)
-
-
-class _NotOpened:
-    """Stands where a dry run has no model: nothing is asked of it."""
 
 
 def _tool_cost(text: str) -> tuple[str, float]:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -162,6 +164,12 @@ def test_a_check_corrects_the_judge(tmp_path):
     assert figures.judged.value == 1.0
     assert figures.redundant.value == pytest.approx(2 / 3)
     assert any("wrong on 4 of 12" in remark for remark in remarks(again))
+
+
+def test_nothing_of_the_audit_is_imported_with_the_package():
+    code = "import sys, metis_agent; print([name for name in sys.modules if name.startswith('metis_agent.audit')])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
 
 
 def test_without_a_judge_there_is_nothing_to_check():
