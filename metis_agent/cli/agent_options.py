@@ -291,7 +291,7 @@ def _checked(make: Callable[[Gate], Any], name: str, gate: Gate) -> Pregel[Any, 
             "middleware=[MetisGateMiddleware(gate)] of that gate."
         )
     # A recorder of its own would store each run twice.
-    return agent if agent.metis is not None and agent.metis.recorder is None else agent.with_gate(gate)
+    return agent if agent.metis is not None and agent.metis.rules.recorder is None else agent.with_gate(gate)
 
 
 def _tools_of(agent: Pregel[Any, Any, Any, Any]) -> Mapping[str, BaseTool]:
