@@ -3,10 +3,9 @@
 The same picture in a thousand rollouts of one question is one file, and lines stay short. Written and read by the
 store of trajectories; whoever has pictures of their own may keep them here, and record `sha256:<hex>` as their URL.
 
-Between `schema` and the store. A picture of megabytes that stands in sixteen rollouts of a question, in the question
-and in the messages of each, is one file. Read again, the record is what it was, to the byte: whatever block an image
-stands in, only its base64 is exchanged, and only where the same base64 comes back. What is no image that the image
-store knows by its first bytes stays where it is, broken images too: records are of what was.
+Read again, a record is what it was, to the byte: whatever block an image stands in, only its base64 is exchanged for
+`image:sha256:<hex>`, and only where the same base64 comes back. What is no image that the image store knows by its
+first bytes stays where it is, broken images too: records are of what was. A text that looks like a reference is none.
 """
 
 from __future__ import annotations
@@ -22,15 +21,19 @@ from typing import Any
 from metis_agent.errors import InputError, StorageError
 from metis_agent.recording.storage import Storage
 
-__all__ = ["ImageStore", "externalise_images", "is_image", "restore_images"]
+__all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "externalise_images", "is_image", "may_hold_references"]
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _WORTH = 80
-"""Characters from which on an image is set aside: a reference takes as many."""
-_PREFIX = rb'"(data:image/[\w.+-]+;base64,)?'
+"""Characters from which on an image is externalised: a reference takes as many."""
+# A quote after a backslash opens no text of JSON.
+_PREFIX = rb'(?<!\\)"(data:image/[\w.+-]+;base64,)?'
 _IMAGE = re.compile(_PREFIX + rb'([A-Za-z0-9+/]{%d,}={0,2})"' % _WORTH)
-_MARK = re.compile(_PREFIX + rb'image:(sha256:[0-9a-f]{64})"')
+_LOOKS_LIKE_ONE = re.compile(_PREFIX + rb'image:((?:text:)*)(sha256:[0-9a-f]{64})"')
+_MARK = re.compile(r"(data:image/[\w.+-]+;base64,)?image:((?:text:)*)(sha256:[0-9a-f]{64})")
+MOST_RESTORED = 512 * 2**20
+"""Bytes of a record with its images: more is neither written nor read."""
 
 
 class ImageStore:
@@ -56,6 +59,14 @@ class ImageStore:
             self._storage.put(digest, content)
         return f"sha256:{digest}"
 
+    def size(self, reference: str) -> int | None:
+        """Return the size of an image in bytes, without reading it; `None` where it isn't there.
+
+        Raises:
+            InputError, StorageError: as `get_image`.
+        """
+        return self._storage.size(_digest(reference))
+
     def get_image(self, reference: str) -> bytes:
         """Return the bytes of an image.
 
@@ -63,13 +74,18 @@ class ImageStore:
             InputError: it is not a reference.
             StorageError: the image isn't there, or its bytes are not those that were put.
         """
-        match = _REFERENCE.fullmatch(reference)
-        if match is None:
-            raise InputError(f"{reference!r} is no image reference; put_image returns 'sha256:' and 64 hex digits.")
-        content = b"".join(self._storage.blocks(match[1]))
-        if hashlib.sha256(content).hexdigest() != match[1]:
+        digest = _digest(reference)
+        content = b"".join(self._storage.blocks(digest))
+        if hashlib.sha256(content).hexdigest() != digest:
             raise StorageError(f"image {reference!r} in {self._storage.url!r} is damaged; put it again.")
         return content
+
+
+def _digest(reference: str) -> str:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise InputError(f"{reference!r} is no image reference; put_image returns 'sha256:' and 64 hex digits.")
+    return match[1]
 
 
 def is_image(content: bytes) -> bool:
@@ -80,6 +96,8 @@ def is_image(content: bytes) -> bool:
 def externalise_images(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     """The line with references in place of its images.
 
+    A text that looks like a reference is escaped, `image:text:sha256:...`; one that looks escaped gets a second `text:`.
+
     Args:
         line: A record as JSON.
         put_image: Keeps the bytes of an image and returns `sha256:<hex>`, such as `ImageStore.put_image`.
@@ -87,6 +105,8 @@ def externalise_images(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     Raises:
         StorageError: an image can't be written.
     """
+    if b"image:" in line:
+        line = _LOOKS_LIKE_ONE.sub(rb'"\1image:text:\2\3"', line)
 
     def kept(found: re.Match[bytes]) -> bytes:
         try:
@@ -100,16 +120,53 @@ def externalise_images(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     return _IMAGE.sub(kept, line) if b"base64" in line else line
 
 
-def restore_images(line: bytes, get_encoded: Callable[[str], bytes | None]) -> bytes:
-    """The line with its images again.
+def may_hold_references(line: bytes) -> bool:
+    """False where `restore_images` has nothing to do in a line."""
+    return b"image:sha256:" in line or b"image:text:" in line
+
+
+class RestoreImages:
+    """Puts images back into what `externalise_images` wrote, once it is parsed.
+
+    An image is one text, however often it stands in a record: what a line names a million times takes the memory of
+    the line and the image.
 
     Args:
-        line: What `externalise_images` returned.
         get_encoded: The base64 of a reference; `None` where the image is gone, and the reference stays.
     """
 
-    def again(found: re.Match[bytes]) -> bytes:
-        encoded = get_encoded(found[2].decode())
-        return found[0] if encoded is None else b'"%s%s"' % (found[1] or b"", encoded)
+    def __init__(self, get_encoded: Callable[[str], str | None]) -> None:
+        self._get_encoded = get_encoded
+        self._texts: dict[str, str] = {}
+        self._size = 0
 
-    return _MARK.sub(again, line) if b"image:sha256:" in line else line
+    def __call__(self, value: Any) -> Any:
+        """The value, with its images again.
+
+        Raises:
+            InputError: With all of them it could not be written again.
+        """
+        if isinstance(value, str):
+            return self._text(value) if value.startswith(("image:", "data:image/")) else value
+        if isinstance(value, list):
+            return [self(item) for item in value]
+        return {self(key): self(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def _text(self, text: str) -> str:
+        restored = self._texts.get(text)
+        if restored is None:
+            restored = self._texts[text] = self._restored(text)
+        self._size += len(restored)
+        if self._size > MOST_RESTORED:
+            raise InputError(f"with its images a record takes more than {MOST_RESTORED} bytes: it names too many.")
+        return restored
+
+    def _restored(self, text: str) -> str:
+        found = _MARK.fullmatch(text)
+        if found is None:
+            return text
+        prefix, escapes, reference = found[1] or "", found[2], found[3]
+        if escapes:
+            return f"{prefix}image:{escapes[len('text:') :]}{reference}"
+        encoded = self._get_encoded(reference)
+        return text if encoded is None else prefix + encoded

@@ -6,31 +6,47 @@ Stands between the recorder, which makes trajectories, and the store, which keep
 - A field that this version doesn't know is ignored. So a field may be added, with a default, without a new
   version; a field that is renamed or changes its meaning needs one, and a step in `MIGRATIONS`.
 - Base64 of an image may stand there as `image:sha256:<hex>`, by which the store keeps it (`externalise_images`).
-- Log-probabilities and other numbers that are not finite are written `NaN`, `Infinity` and `-Infinity`, as
-  Python's own `json` does: `null` would not come back as what it was.
+- It is JSON for every reader: numbers that are not finite are the texts "NaN", "Infinity" and "-Infinity" (a field that
+  holds numbers reads them as such; `null` would not come back as what it was), no line separator of any kind stands
+  in it, and nothing nests deeper than 250 levels. Earlier lines hold bare `NaN` and are read too.
 - Free-form values (`metadata`, `arguments`, `messages`) come back as JSON has them: a tuple or set as a list,
-  a key as a string. A value with no JSON form is refused when written, never turned into its `repr`.
+  a key as a string. A value with no JSON form is refused when written, never turned into its `repr`; `plain` puts a
+  note in its place. An integer of more than 4,300 digits is read as its digits: Python can't print it otherwise.
+- What a line may cost to read is bounded: by its length (the store), its depth, and how many values it holds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
-from decimal import Decimal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json, to_jsonable_python
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator, core_schema, to_json, to_jsonable_python
 
 from metis_agent.errors import InputError, SchemaVersionError
 from metis_agent.types import Branch, GateDecision, Question, ToolOutcome, Trajectory, TrajectoryStatus
 
-__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "dumps", "loads"]
+__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "dumps", "loads", "plain"]
 
 SCHEMA_VERSION = 1
 """The version that this code writes, and the newest that it reads."""
+
+_LINE_SEPARATORS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
+_DEEPEST = 250
+"""Levels that are written; what is read may have as many, and those of the record around them."""
+_PLAIN_DEPTH = 100
+_MOST_DIGITS = 4300
+_MOST_VALUES = 8_000_000
+"""Values of one line that are read: tokens and all. A value takes up to a hundred times the memory of its text."""
+_LARGE = 2**20
+"""Bytes from which on a line's values are counted."""
+_FAILING_FAST = {"list", "tuple", "set"} | (
+    {"dict"} if "fail_fast" in signature(core_schema.dict_schema).parameters else set()
+)
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Old version -> function that turns a record of that version into one of the next version."""
@@ -44,7 +60,7 @@ def dumps(trajectory: Trajectory) -> str:
     """
     try:
         try:
-            body = to_json(trajectory, inf_nan_mode="constants", fallback=_plain).decode()
+            body = to_json(trajectory, inf_nan_mode="strings", fallback=_mapping).decode()
         except ValueError:
             body = _escaped(trajectory)
     except (ValueError, TypeError, RecursionError) as error:
@@ -52,40 +68,42 @@ def dumps(trajectory: Trajectory) -> str:
             f"trajectory {trajectory.id!r} can't be written as JSON: {error}. Metadata, arguments and "
             "messages hold only what JSON can; convert the value before recording it."
         ) from error
+    for separator, escaped in _LINE_SEPARATORS:
+        body = body.replace(separator, escaped)
     return f'{{"schema":{SCHEMA_VERSION},{body[1:]}'
 
 
-def loads(line: str | bytes) -> Trajectory:
+def loads(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Trajectory:
     """Return the trajectory that `dumps` wrote, by this version or an earlier one.
 
+    Args:
+        line: what was written.
+        restore: applied to the parsed line before it is checked, such as what puts images back.
+
     Raises:
-        InputError: the line is not JSON, or not a trajectory.
+        InputError: the line is not JSON, or not a trajectory, or would take too much memory.
         SchemaVersionError: a newer Metis wrote it.
     """
-    if _is_current(line):
-        try:
-            return _trajectory().validate_json(line)
-        except ValidationError:
-            pass  # the careful path below finds the reason, or copes (lone surrogates)
+    if restore is None and (trajectory := _quickly(_trajectory(), line)) is not None:
+        return cast(Trajectory, trajectory)
     record = _migrate(_parse(line))
+    if restore is not None:
+        record = restore(record)
     try:
-        return _trajectory().validate_python(record)
+        return cast(Trajectory, _trajectory().validate_python(record))
     except ValidationError as error:
-        raise InputError(f"record {record.get('id')!r} is not a trajectory: {_summary(error)}.") from error
+        raise InputError(f"record {_shown(record.get('id'))} is not a trajectory: {_summary(error)}.") from error
 
 
-def loads_outcome(line: str | bytes) -> Trajectory:
+def loads_outcome(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Trajectory:
     """Return the trajectory without messages, model calls and tools: what scoring needs, several times as fast.
 
     Raises:
         InputError, SchemaVersionError: as `loads`.
     """
-    if _is_current(line):
-        try:
-            return Trajectory(**vars(_outcome().validate_json(line)))
-        except ValidationError:
-            pass
-    return replace(loads(line), messages=(), calls=(), history=(), tools=())
+    if restore is None and (outcome := _quickly(_outcome(), line)) is not None:
+        return Trajectory(**vars(outcome))
+    return replace(loads(line, restore), messages=(), calls=(), history=(), tools=())
 
 
 def identity(line: str | bytes) -> tuple[str, TrajectoryStatus]:
@@ -94,15 +112,8 @@ def identity(line: str | bytes) -> tuple[str, TrajectoryStatus]:
     Raises:
         InputError, SchemaVersionError: as `loads`.
     """
-    if _is_current(line):
-        try:
-            head = _head().validate_json(line)
-        except ValidationError:
-            pass
-        else:
-            return head.id, head.status
-    trajectory = loads(line)
-    return trajectory.id, trajectory.status
+    head = _quickly(_head(), line) or loads(line)
+    return head.id, head.status
 
 
 def is_json(line: str | bytes) -> bool:
@@ -112,6 +123,14 @@ def is_json(line: str | bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def plain(value: Any) -> Any:
+    """Return the value with a note in place of whatever in it JSON has no form for, or no reader could hold.
+
+    Recorders call it: a tool's artifact may be any object, and a record of a turn must not fail for it.
+    """
+    return _Plain().of(value, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +158,90 @@ class _Outcome:
     user: str = ""
 
 
-@cache
-def _outcome() -> TypeAdapter[_Outcome]:
-    return TypeAdapter(_Outcome)
+def _quickly(validator: SchemaValidator, line: str | bytes) -> Any | None:
+    """What a line of this version holds; `None` where the careful way finds the reason, or copes (half an emoji)."""
+    if len(line) > _LARGE:
+        values = sum(line.count(mark) for mark in ((",", "[", "{") if isinstance(line, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+        if values > _MOST_VALUES:
+            raise InputError(f"not a line to read: it holds about {values} values; {_MOST_VALUES} are the most.")
+    if not _is_current(line):
+        return None
+    try:
+        return validator.validate_json(line)
+    except ValidationError:
+        return None
+
+
+class _Plain:
+    """One pass of `plain`: what it has met on its way down, and how much."""
+
+    def __init__(self) -> None:
+        self._above: set[int] = set()
+        self._left = _MOST_VALUES
+
+    def of(self, value: Any, depth: int) -> Any:
+        name = type(value).__name__
+        if depth > _PLAIN_DEPTH or self._left < 0 or id(value) in self._above:
+            return f"[{name} not recorded: too deep or too large]"
+        try:
+            if value is None or isinstance(value, str | bool | float):
+                return value
+            if isinstance(value, int):
+                return value if value.bit_length() < 3 * _MOST_DIGITS else hex(value)
+            self._above.add(id(value))
+            return self._container(value, depth + 1)
+        except Exception:  # objects of any kind come here, and raise what they like when they are looked at
+            return f"[{name} not recorded: it has no JSON form]"
+        finally:
+            self._above.discard(id(value))
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, BaseModel):
+            value = {**value.__dict__, **(value.__pydantic_extra__ or {})}
+        elif is_dataclass(value):
+            value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        if isinstance(value, Mapping):
+            self._left -= len(value)
+            return {key if isinstance(key, str) else str(key): self.of(item, depth) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            self._left -= len(value)
+            items = [self.of(item, depth) for item in value]
+            return tuple(items) if type(value) is tuple else items
+        if isinstance(value, Iterator | AsyncIterator):
+            raise TypeError("to look at it is to use it up")
+        return self.of(to_jsonable_python(value, fallback=_mapping), depth)
+
+
+def _adapter(noun: type[Any]) -> SchemaValidator:
+    """What checks records; of a list of a million wrong values it names the first and stops, as a note of each would
+    take a hundred times the line's own memory.
+    """
+    return SchemaValidator(_fail_fast(TypeAdapter(noun).core_schema))
+
+
+def _fail_fast(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        marked = {key: _fail_fast(item) for key, item in schema.items()}
+        return marked | {"fail_fast": True} if schema.get("type") in _FAILING_FAST else marked
+    return type(schema)(map(_fail_fast, schema)) if type(schema) in (list, tuple) else schema
 
 
 @cache
-def _trajectory() -> TypeAdapter[Trajectory]:
-    return TypeAdapter(Trajectory)
+def _outcome() -> SchemaValidator:
+    return _adapter(_Outcome)
 
 
 @cache
-def _head() -> TypeAdapter[_Head]:
-    return TypeAdapter(_Head)
+def _trajectory() -> SchemaValidator:
+    return _adapter(Trajectory)
 
 
-def _plain(value: object) -> object:
+@cache
+def _head() -> SchemaValidator:
+    return _adapter(_Head)
+
+
+def _mapping(value: object) -> object:
     """Return a mapping of any kind as a dict; nothing else that reaches here has a JSON form."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -163,16 +250,26 @@ def _plain(value: object) -> object:
 
 def _escaped(trajectory: Trajectory) -> str:
     """Write with escapes only: a lone surrogate (half an emoji, cut by a tokenizer) is no UTF-8."""
-    return json.dumps(trajectory, default=_fields, separators=(",", ":"))
+    tree = json.loads(json.dumps(trajectory, default=_fields), parse_constant=str)
+    _check_depth(tree, _DEEPEST)
+    return json.dumps(tree, separators=(",", ":"))
 
 
 def _fields(value: object) -> object:
-    return vars(value) if is_dataclass(value) else to_jsonable_python(value, fallback=_plain)
+    return vars(value) if is_dataclass(value) else to_jsonable_python(value, fallback=_mapping)
 
 
-def _integer(digits: str) -> int:
-    # Python's int() stops at 4,300 digits, which the writer does not.
-    return int(digits) if len(digits) < 4300 else int(Decimal(digits))
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+
+
+def _check_depth(value: Any, deepest: int) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(deepest):
+        parts = (item for part in level for item in (part.values() if isinstance(part, dict) else part))
+        level = [item for item in parts if isinstance(item, dict | list)]
+    if level:
+        raise ValueError(f"nested deeper than {deepest} levels")
 
 
 def _is_current(line: str | bytes) -> bool:
@@ -183,6 +280,7 @@ def _is_current(line: str | bytes) -> bool:
 def _parse(line: str | bytes) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_int=_integer)
+        _check_depth(record, _DEEPEST + 50)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a line of JSON: {error or type(error).__name__}.") from error
     if not isinstance(record, dict):
@@ -196,7 +294,7 @@ def _migrate(record: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"schema is {version!r}; every trajectory carries its version, an integer from 1.")
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"record {record.get('id')!r} has schema {version!r}; this Metis reads up to {SCHEMA_VERSION}. "
+            f"record {_shown(record.get('id'))} has schema {version!r}; this Metis reads up to {SCHEMA_VERSION}. "
             "Upgrade langgraph-metis, or read it with the version that wrote it."
         )
     while version < SCHEMA_VERSION:
@@ -205,8 +303,13 @@ def _migrate(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _shown(value: object) -> str:
+    """A value from a record for a message: hostile ones may be of any length."""
+    return f"{value!r:.100}" if isinstance(value, str) else f"{type(value).__name__}"
+
+
 def _summary(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part)[:100] for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where or 'record'}: {first['msg']}{more}"

@@ -14,13 +14,19 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from metis_agent.errors import InputError, SchemaVersionError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore, externalise_images, restore_images
+from metis_agent.recording.images import (
+    MOST_RESTORED,
+    ImageStore,
+    RestoreImages,
+    externalise_images,
+    may_hold_references,
+)
 from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, is_shard
 from metis_agent.recording.storage import Storage
 from metis_agent.types import Trajectory
@@ -30,7 +36,8 @@ __all__ = ["BadLine", "StoreReport", "TrajectoryStore"]
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _MAX_LINE = 256 * 2**20
-_RECENT_IMAGES = 32
+_RECENT_IMAGES = 128 * 2**20
+"""Characters of images that are kept while a store is read: one picture stands in many records that follow."""
 _TOO_LONG = b"line over the limit: "
 _KEPT_BAD_LINES = 100
 
@@ -150,11 +157,12 @@ class TrajectoryStore:
             StorageError: it could not be written; nothing of it is left in the store.
         """
         writer = self._require_writer()
-        line = externalise_images(schema.dumps(trajectory).encode() + b"\n", self._images.put_image)
+        whole = schema.dumps(trajectory).encode() + b"\n"
+        line = whole if len(whole) > MOST_RESTORED else externalise_images(whole, self._images.put_image)
         if len(line) > _MAX_LINE:
             raise InputError(
-                f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}. "
-                "Record what is so large elsewhere, and its place here."
+                f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}, and "
+                f"{MOST_RESTORED} with its images. Record what is so large elsewhere, and its place here."
             )
         with self._lock:
             writer.append(line)
@@ -189,14 +197,17 @@ class TrajectoryStore:
         self._tally = Tally()
         names = [name for name in self.shards() if from_shard is None or name >= from_shard]
         loads = schema.loads if whole else schema.loads_outcome
-        # One picture stands in many records that follow each other.
-        encoded = lru_cache(maxsize=_RECENT_IMAGES)(self._encoded)
-        return self._parsed(names, lambda line: loads(restore_images(line, encoded)), self._tally)
+        images = _RecentImages(self._encoded)
+
+        def parse(line: bytes) -> Trajectory:
+            return loads(line, RestoreImages(images.get) if may_hold_references(line) else None)
+
+        return self._parsed(names, parse, self._tally)
 
     def ids(self) -> set[str]:
         """Return the ids of the finished trajectories: what a resumed run may leave out."""
         heads = self._parsed(self.shards(), schema.identity, Tally())
-        return {id_ for id_, status in heads if status == "finished"}
+        return {RestoreImages(lambda _: None)(id_) for id_, status in heads if status == "finished"}
 
     def count(self) -> int:
         """Return the number of whole lines, without parsing them: bad ones count too."""
@@ -219,9 +230,11 @@ class TrajectoryStore:
             raise StorageError(f"{self.url!r} was opened with read_only=True; open it without to append.")
         return self._writer
 
-    def _encoded(self, reference: str) -> bytes | None:
+    def _encoded(self, reference: str) -> str | None:
         try:
-            return base64.b64encode(self._images.get_image(reference))
+            if (self._images.size(reference) or 0) > _MAX_LINE // 2:
+                raise StorageError(f"{reference!r} is larger than any that was recorded.")
+            return base64.b64encode(self._images.get_image(reference)).decode()
         except StorageError as error:
             _log.warning("an image of %s is not put back: %s", self.url, error)
             return None
@@ -248,6 +261,23 @@ class TrajectoryStore:
         self._images = self._open_images()
         if self._writer is not None:
             self._writer.forget()
+
+
+class _RecentImages:
+    """Images as base64, those of the records that were read last."""
+
+    def __init__(self, load: Callable[[str], str | None]) -> None:
+        self._load, self._kept, self._size = load, dict[str, str | None](), 0
+
+    def get(self, reference: str) -> str | None:
+        """The image; `None` where it is gone."""
+        if reference not in self._kept:
+            encoded = self._load(reference)
+            if self._size > _RECENT_IMAGES:
+                self._kept, self._size = {}, 0
+            self._kept[reference] = encoded
+            self._size += len(encoded or "") + len(reference)
+        return self._kept[reference]
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:

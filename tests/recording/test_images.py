@@ -8,8 +8,9 @@ import json
 import os
 import pickle
 import random
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from metis_agent.errors import InputError, StorageError
 from metis_agent.recording import schema
-from metis_agent.recording.images import ImageStore, externalise_images, restore_images
+from metis_agent.recording.images import ImageStore, RestoreImages, externalise_images
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question, Trajectory
 
@@ -39,6 +40,10 @@ def run_with(*blocks: Any, artifact: Any = None, **metadata: Any) -> Trajectory:
     return Trajectory(id="t", question=Question(id="q", text="?", metadata=metadata), messages=(message,))
 
 
+def restored(line: bytes, images: ImageStore) -> Any:
+    return RestoreImages(lambda reference: base64.b64encode(images.get_image(reference)).decode())(json.loads(line))
+
+
 BLOCKS: list[Any] = [
     {"type": "image", "base64": ENCODED, "mime_type": "image/png"},
     {"type": "image_url", "image_url": {"url": URI}},
@@ -58,7 +63,7 @@ def test_every_kind_of_block_is_set_aside_and_put_back(block: Any, tmp_path: Pat
     assert ENCODED.encode() not in short
     assert short.count(f'image:sha256:{DIGEST}"'.encode()) == 3
     assert images.get_image(f"sha256:{DIGEST}") == PIXELS
-    assert restore_images(short, lambda reference: base64.b64encode(images.get_image(reference))) == line
+    assert restored(short, images) == json.loads(line)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_every_kind_of_block_is_set_aside_and_put_back(block: Any, tmp_path: Pat
 def test_what_is_no_image_stays(text: str, tmp_path: Path) -> None:
     line = json.dumps({"base64": text}).encode()
     assert externalise_images(line, ImageStore(tmp_path).put_image) == line
-    assert restore_images(line, lambda _: b"other") == line
+    assert RestoreImages(lambda _: "other")(json.loads(line)) == {"base64": text}
     assert not (tmp_path / "images").exists()
 
 
@@ -130,6 +135,51 @@ def test_a_store_on_another_file_system_keeps_pictures_too() -> None:
         store.append(run_with(images=[URI]))
     (run,) = TrajectoryStore("memory://pictures/runs", read_only=True).read()
     assert run.question.metadata["images"] == [URI]
+
+
+REFERENCE = f"image:sha256:{DIGEST}"
+LIKE_REFERENCES = [
+    REFERENCE, f"image:text:sha256:{DIGEST}", f"image:text:text:sha256:{DIGEST}", f"data:image/png;base64,{REFERENCE}",
+    f"data:image/png;base64,image:text:sha256:{DIGEST}", f'say "{REFERENCE}', f'"{REFERENCE}"', f"\\{REFERENCE}",
+    f'\\"{REFERENCE}', f" {REFERENCE}", REFERENCE * 2, "image:text:", f'see "{ENCODED}', f"image:sha256:{'0' * 64}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LIKE_REFERENCES)
+def test_a_text_that_looks_like_a_reference_is_text(text: str, tmp_path: Path) -> None:
+    run = replace(run_with({"type": "text", "text": text}, BLOCKS[0], **{text: [text], "images": [URI]}), id=text)
+    run = replace(run, answer=text, question=replace(run.question, text=text))
+    with TrajectoryStore(tmp_path) as store:
+        store.append(run)
+    assert list(store.read()) == [run]
+    assert store.ids() == {text}
+    assert [again.question for again in store.read(whole=False)] == [run.question]
+
+
+def test_an_image_named_a_million_times_is_one_text(tmp_path: Path) -> None:
+    large = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
+    reference = "image:" + ImageStore(tmp_path).put_image(large)
+    for times, good in ((1_000, 1), (2_000, 0)):
+        line = schema.dumps(Trajectory(id="t", question=Question(id="q", text="?", metadata={"all": ["@"] * times})))
+        (tmp_path / "segment-1.jsonl").write_text(line.replace("@", reference) + "\n")
+        store = TrajectoryStore(tmp_path, read_only=True)
+        tracemalloc.start()
+        read = list(store.read(whole=False))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (len(read), store.report.corrupt) == (good, 1 - good)
+        assert peak < 8_000_000
+        assert not read or len(read[0].question.metadata["all"][-1]) > 400_000
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metis_agent.recording.store.MOST_RESTORED", 10_000)
+    monkeypatch.setattr("metis_agent.recording.store._MAX_LINE", 5_000)
+    store = TrajectoryStore(tmp_path)
+    store.append(run_with(images=[URI] * 3))
+    with pytest.raises(InputError, match="10000 with its images"):
+        store.append(run_with(images=[URI] * 4))
+    assert store.count() == 1
 
 
 # --- the store of images ----------------------------------------------------------------------------------------------

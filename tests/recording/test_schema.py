@@ -1,10 +1,12 @@
 import json
 import math
+import tracemalloc
 import types as pytypes
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr
 
 from metis_agent import types
 from metis_agent.errors import InputError, SchemaVersionError
@@ -16,7 +18,8 @@ from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Tr
 texts = st.text(st.characters(), max_size=12)
 floats = st.floats(allow_nan=False)
 seconds = st.floats(min_value=0, max_value=1e9)
-scalars = st.none() | st.booleans() | st.integers() | floats | texts
+# In free-form values a number that is not finite comes back as text: JSON has no other form for it.
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
 values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8)
 objects = st.dictionaries(texts, values, max_size=3)
 ids = st.lists(st.integers(0, 2**31), max_size=5).map(tuple)
@@ -108,7 +111,8 @@ def test_round_trip_is_the_identity(trajectory):
     assert loads(line) == trajectory
     assert "\n" not in line
     assert "\r" not in line
-    assert json.loads(line)["schema"] == 1
+    assert json.loads(line, parse_constant=pytest.fail)["schema"] == 1
+    assert len(line.splitlines()) == 1  # of no kind of line break that any reader knows
     assert schema.identity(line) == (trajectory.id, trajectory.status)
 
 
@@ -136,13 +140,26 @@ def test_log_probs_that_are_not_finite_come_back():
     assert back[1:] == log_probs[1:]
 
 
+def test_numbers_that_are_not_finite_are_read_as_they_were_written_before():
+    line = json.dumps(a_record(seconds=math.inf, metadata={"n": -math.inf}))
+    assert "-Infinity" in line
+    assert (loads(line).seconds, loads(line).metadata) == (math.inf, {"n": -math.inf})
+    assert loads(dumps(loads(line))).metadata == {"n": "-Infinity"}
+
+
 def test_huge_integers_keep_every_digit():
-    for n in (10**400 + 7, -(10**6000) - 7):
-        assert loads(dumps(a_trajectory(metadata={"n": n}))).metadata["n"] == n
+    n = 10**4000 + 7
+    assert loads(dumps(a_trajectory(metadata={"n": n, "-": -n}))).metadata == {"n": n, "-": -n}
+
+
+def test_integers_that_python_cannot_print_come_back_as_their_digits():
+    n = -(10**6000) - 7
+    back = loads(dumps(a_trajectory(metadata={"n": n}))).metadata["n"]
+    assert (back[:4], back[-3:], len(back)) == ("-100", "007", 6002)
 
 
 def test_lone_surrogates_come_back():
-    trajectory = a_trajectory(answer="half an emoji: \ud83d", metadata={"\udc00": [math.inf]})
+    trajectory = a_trajectory(answer="half an emoji: \ud83d", metadata={"\udc00": ["\ud83d"]})
     line = dumps(trajectory)
     line.encode()  # plain UTF-8
     assert loads(line) == trajectory
@@ -164,6 +181,107 @@ def test_typed_sequences_come_back_as_tuples():
 def test_a_value_without_json_form_is_refused(value):
     with pytest.raises(InputError, match=r"'t1' can't be written as JSON.*convert the value"):
         dumps(a_trajectory(metadata={"v": value}))
+
+
+def test_nothing_nests_deeper_than_readers_go():
+    def nested(levels, innermost):
+        for _ in range(levels):
+            innermost = [innermost]
+        return innermost
+
+    for innermost in (1, "half \ud83d"):
+        line = dumps(a_trajectory(metadata={"v": nested(240, innermost)}))
+        assert loads(line).metadata["v"] == nested(240, innermost)
+        with pytest.raises(InputError, match="can't be written"):
+            dumps(a_trajectory(metadata={"v": nested(260, innermost)}))
+    for levels in (320, 900):
+        with pytest.raises(InputError, match="not a line of JSON"):
+            loads(json.dumps(a_record(metadata={"v": nested(levels, 1)})))
+
+
+def test_a_line_of_a_million_faults_costs_little():
+    fault = (
+        {"calls": [1] * 1_000_000},
+        {"calls": [{"node": "a", "step": 0, "usage": {str(n): "x" for n in range(300_000)}}]},
+    )
+    for fields in fault:
+        line = json.dumps(a_record(**fields), separators=(",", ":"))
+        tracemalloc.start()
+        with pytest.raises(InputError, match=r"calls\.0"):
+            loads(line)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20 * len(line)
+
+
+def test_a_line_of_too_many_values_is_refused(monkeypatch):
+    monkeypatch.setattr(schema, "_MOST_VALUES", 1000)
+    monkeypatch.setattr(schema, "_LARGE", 1000)
+    line = dumps(a_trajectory(metadata={"v": [[]] * 1001}))
+    for read in (loads, schema.loads_outcome, schema.identity):
+        for form in (line, line.encode(), line.replace("{", "{ ", 1)):
+            with pytest.raises(InputError, match=r"\d+ values; 1000 are the most"):
+                read(form)
+
+
+class Hostile:
+    """Raises whatever is asked of it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("no")
+
+    __str__ = __repr__ = __iter__ = __getattribute__
+
+
+class Row(BaseModel):
+    n: int
+    secret: SecretStr = SecretStr("x")
+
+
+def circular():
+    loop = []
+    loop.append([loop, loop])
+    return loop
+
+
+def laughs():
+    value = "ha"
+    for _ in range(90):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "recorded"),
+    [
+        ({"a": (1, None, "x")}, {"a": (1, None, "x")}),
+        (object(), "[object not recorded: it has no JSON form]"),
+        (b"\xff", "[bytes not recorded: it has no JSON form]"),
+        (iter([1]), "[list_iterator not recorded: it has no JSON form]"),
+        (print, "[builtin_function_or_method not recorded: it has no JSON form]"),
+        (Hostile(), "[Hostile not recorded: it has no JSON form]"),
+        ({"a": [Hostile(), 1]}, {"a": ["[Hostile not recorded: it has no JSON form]", 1]}),
+        (Row(n=3), {"n": 3, "secret": "**********"}),
+        (Question(id="q", text="t", metadata={"v": {1}}).metadata, {"v": [1]}),
+        ({(1, 2): 3}, {"(1, 2)": 3}),
+        (circular(), [["[list not recorded: too deep or too large]"] * 2]),
+        (1 << 50_000, hex(1 << 50_000)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_puts_a_note_where_json_has_no_form(value, recorded):
+    assert schema.plain(value) == recorded
+    dumps(a_trajectory(metadata={"v": schema.plain(value)}))
+
+
+def test_plain_stops_before_memory_does(monkeypatch):
+    monkeypatch.setattr(schema, "_MOST_VALUES", 10_000)
+    assert len(dumps(a_trajectory(metadata={"v": schema.plain(laughs())}))) < 2_000_000
+
+
+@given(st.recursive(values | st.binary(max_size=3) | st.builds(object), st.lists, max_leaves=5))
+def test_whatever_is_plain_can_be_written(value):
+    dumps(a_trajectory(metadata={"v": schema.plain(value)}))
 
 
 def test_a_circular_value_is_refused():
