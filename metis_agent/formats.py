@@ -29,6 +29,7 @@ __all__ = [
     "check_format",
     "check_number",
     "check_settings",
+    "is_image",
     "settings_text",
     "with_format",
     "without_format",
@@ -46,6 +47,7 @@ CACHE = 1
 
 RUN_FILE = "run.json"
 
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _SHOWN = 4
 """Settings that a message names at most."""
 
@@ -100,6 +102,11 @@ def check_number(version: object, newest: int, place: str) -> None:
             f"{place} has format {version!r}; this Metis reads up to {newest}. Upgrade langgraph-metis, or use "
             "the version that wrote it."
         )
+
+
+def is_image(content: bytes) -> bool:
+    """Whether it begins as a PNG, JPEG, GIF, WebP, BMP or TIFF does."""
+    return content.startswith(_STARTS)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -27,10 +27,11 @@ from metis_agent.curation.sft import MARK, source_identity
 from metis_agent.curation.similarity import SimilarityIndex, fingerprint, images_of
 from metis_agent.curation.stage import KEEP, CurationReport, Row, Stage, Verdict, drop, undecided
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
+from metis_agent.formats import is_image
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.verifiers import VERIFIERS, Verifier
 from metis_agent.judging.verifiers import verify as default_verify
-from metis_agent.recording.images import ImageStore, is_image
+from metis_agent.recording.images import ImageStore
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Question
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metis_agent.errors import InputError, StorageError
+from metis_agent.formats import is_image
 from metis_agent.recording.storage import Storage
 
-__all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "externalise_images", "is_image", "may_hold_references"]
+__all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "externalise_images", "may_hold_references"]
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _WORTH = 80
 """Characters from which on an image is externalised: a reference takes as many."""
 # A quote after a backslash opens no text of JSON.
@@ -88,15 +88,10 @@ def _digest(reference: str) -> str:
     return match[1]
 
 
-def is_image(content: bytes) -> bool:
-    """Whether it begins as a PNG, JPEG, GIF, WebP, BMP or TIFF does."""
-    return content.startswith(_STARTS)
-
-
 def externalise_images(line: bytes, put_image: Callable[[bytes], str]) -> bytes:
     """The line with references in place of its images.
 
-    A text that looks like a reference is escaped, `image:text:sha256:...`; one that looks escaped gets a second `text:`.
+    A text that looks like a reference is escaped, `image:text:sha256:...`; one that looks escaped, once more.
 
     Args:
         line: A record as JSON.

@@ -36,7 +36,6 @@ __all__ = ["CallEnd", "InstrumentedTool", "ToolUsage", "UsageMeter"]
 
 # Another try would end the same, or it is not for this wrapper to judge: interrupts, a sandbox that is gone.
 _FINAL = (ToolException, ValidationError, GraphBubbleUp, InfrastructureError, NotImplementedError)
-_UNTOUCHED = (ValidationError, GraphBubbleUp, InfrastructureError)
 
 
 class InstrumentedTool(ProxyTool):
@@ -177,24 +176,16 @@ class InstrumentedTool(ProxyTool):
         return copy.deepcopy(result) if isinstance(result, list | dict) else result
 
     def _redacted(self, result: Any) -> Any:
-        if self.redactor is None:
-            return result
-        if isinstance(result, tuple) and len(result) == 2 and self.response_format == "content_and_artifact":
-            return (self._redacted(result[0]), self.redactor.value(result[1]))
-        if isinstance(result, ToolMessage):
-            content, artifact = self.redactor.value(result.content), self.redactor.value(result.artifact)
-            return result.model_copy(update={"content": content, "artifact": artifact})
-        return self.redactor.value(result)
+        return result if self.redactor is None else self.redactor.value(result)
 
     def _raise_redacted(self, error: Exception) -> None:
         """Raise the error without its secrets; return where it holds none."""
-        if self.redactor is None or isinstance(error, _UNTOUCHED):
+        cleaned = error if self.redactor is None else self.redactor.error(error)
+        if cleaned is error:
             return
-        text = str(error)
-        cleaned = self.redactor.text(text)
-        if cleaned != text:
-            name = "" if isinstance(error, ToolException) else f"{type(error).__name__}: "
-            raise ToolException(f"{name}{cleaned}") from None
+        if isinstance(cleaned, ToolException | GraphBubbleUp | InfrastructureError):
+            raise cleaned from None
+        raise ToolException(f"{type(error).__name__}: {cleaned}") from None
 
     def _too_late(self) -> ToolException:
         return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
