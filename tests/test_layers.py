@@ -27,7 +27,7 @@ ALLOWED = {
     "gates": {"deadline", "tools", "turns"},  # `tools` for loading images safely
     "tools": {"deadline"},
     "models": {"tools"},
-    "recording": {"turns"},
+    "recording": {"tools", "turns"},
     "traces": {"recording", "tools", "turns"},
     # What holds in every turn; its two hosts only translate, and know nothing of each other.
     "rules": {"deadline", "gates", "recording"},

@@ -1,7 +1,7 @@
 """Runs kept as trajectories: the schema of a record, the store of records, the images beside them."""
 
 from metis_agent.recording.images import ImageStore
-from metis_agent.recording.recorder import Recorder, trajectory_of
+from metis_agent.recording.recorder import Recorder, RecorderReport, trajectory_of
 from metis_agent.recording.schema import SCHEMA_VERSION, dumps, loads
 from metis_agent.recording.store import BadLine, StoreReport, TrajectoryStore
 
@@ -10,6 +10,7 @@ __all__ = [
     "BadLine",
     "ImageStore",
     "Recorder",
+    "RecorderReport",
     "StoreReport",
     "TrajectoryStore",
     "dumps",

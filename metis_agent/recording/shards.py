@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +22,10 @@ __all__ = ["LocalShards", "RemoteShards", "ShardWriter", "is_shard"]
 
 
 class ShardWriter(Protocol):
-    """Writes whole lines into shards; the caller holds a lock around each method."""
+    """Writes whole lines into shards, for several threads at once."""
 
-    def append(self, line: bytes) -> None:
-        """Add a line, its line break included."""
+    def append(self, line: bytes, *, wait: bool = False) -> None:
+        """Add a line, its line break included; with `wait` it can be read once this returns."""
 
     def flush(self) -> None:
         """Make what was appended visible to readers."""
@@ -56,6 +57,7 @@ class LocalShards:
         self._shard_bytes = shard_bytes
         self._fsync = fsync
         self._fd: int | None = None
+        self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as probe:
@@ -66,8 +68,12 @@ class LocalShards:
                 "Name a folder that this user may write to, on a disk with room."
             ) from error
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes, *, wait: bool = False) -> None:
         """Write the line, or, where it can't be written whole, none of it."""
+        with self._lock:
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
         try:
             fd, size = self._shard(len(line))
         except OSError as error:
@@ -87,14 +93,19 @@ class LocalShards:
 
     def close(self) -> None:
         """Close the open shard, if any."""
+        with self._lock:
+            self._close()
+
+    def forget(self) -> None:
+        """Close this process's copy of the descriptor; the parent's stays open."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._close()
+
+    def _close(self) -> None:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             with suppress(OSError):
                 os.close(fd)
-
-    def forget(self) -> None:
-        """Close this process's copy of the descriptor; the parent's stays open."""
-        self.close()
 
     def _shard(self, incoming: int) -> tuple[int, int]:
         """Return the open shard and its size; start another one where this one is full."""
@@ -103,7 +114,7 @@ class LocalShards:
             size = os.fstat(self._fd).st_size
             if size == 0 or size + incoming <= self._shard_bytes:
                 return self._fd, size
-            self.close()
+            self._close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self._folder / _shard_name(), flags, 0o666)
         if self._fsync:
@@ -115,7 +126,7 @@ class LocalShards:
         try:
             os.ftruncate(fd, size)
         except OSError:
-            self.close()
+            self._close()
 
     def _failure(self, error: OSError) -> StorageError:
         return StorageError(
@@ -125,7 +136,10 @@ class LocalShards:
 
 
 class RemoteShards:
-    """Shards on any fsspec file system, uploaded whole on flush, when full, and on close.
+    """Shards on any fsspec file system, uploaded whole: when full, on flush and on close, or line by line.
+
+    Who waits for his line waits for one upload at a time, and what other threads have added meanwhile goes up with the
+    next one: many at once are no slower, and make no more files, than few.
 
     Raises:
         StorageError: nothing can be written there.
@@ -134,26 +148,24 @@ class RemoteShards:
     def __init__(self, storage: Storage, *, shard_bytes: int) -> None:
         self._storage = storage
         self._shard_bytes = shard_bytes
-        self._lines: list[bytes] = []
-        self._size = 0
+        self.forget()
         probe = f".probe-{secrets.token_hex(4)}"
         storage.put(probe, b"\n")
         storage.remove(probe)
 
-    def append(self, line: bytes) -> None:
-        """Keep the line for the next upload; upload first where the shard is full."""
-        if self._size and self._size + len(line) > self._shard_bytes:
+    def append(self, line: bytes, *, wait: bool = False) -> None:
+        """Keep the line for the next upload, or upload it now; upload first where the shard is full."""
+        if self._open.size and self._open.size + len(line) > self._shard_bytes:
             self.flush()
-        self._lines.append(line)
-        self._size += len(line)
+        with self._lock:
+            batch = self._open
+            batch.add(line, wait=wait)
+        if wait:
+            self._upload(batch)
 
     def flush(self) -> None:
         """Upload what is kept as one shard."""
-        if not self._lines:
-            return
-        # Where this raises, the lines stay: the next flush tries again.
-        self._storage.put(_shard_name(), b"".join(self._lines))
-        self.forget()
+        self._upload(self._open)
 
     def close(self) -> None:
         """Upload what is kept."""
@@ -161,7 +173,41 @@ class RemoteShards:
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._lines, self._size = [], 0
+        self._open = _Batch()
+        self._lock, self._uploading = threading.Lock(), threading.Lock()
+
+    def _upload(self, batch: _Batch) -> None:
+        with self._uploading:
+            if batch is not self._open:  # another thread has uploaded it, or tried to
+                if batch.failure is not None:
+                    raise batch.failure
+                return
+            with self._lock:
+                self._open = _Batch()
+            if not batch.lines:
+                return
+            try:
+                self._storage.put(_shard_name(), b"".join(line for line, _ in batch.lines))
+            except BaseException as error:
+                batch.failure = error if isinstance(error, StorageError) else StorageError(str(error))
+                with self._lock:  # what nobody waits for is tried again with the next upload
+                    self._open.lines[:0] = [(line, wait) for line, wait in batch.lines if not wait]
+                    self._open.size = sum(len(line) for line, _ in self._open.lines)
+                raise
+
+
+class _Batch:
+    """Lines that go up together, each with whether somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[bytes, bool]] = []
+        self.size = 0
+        self.failure: StorageError | None = None
+
+    def add(self, line: bytes, *, wait: bool) -> None:
+        """Add a line."""
+        self.lines.append((line, wait))
+        self.size += len(line)
 
 
 def _shard_name() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,7 +98,7 @@ class TrajectoryStore:
 
     An image is one file in the folder `images`, however often it stands in records; `read` puts it back.
     Local appends are safe once they return. On other file systems lines wait in memory for `flush`, a full
-    shard or `close`: use the store in a `with` block there.
+    shard or `close`: use the store in a `with` block there, or append with `wait=True`, as a `Recorder` does.
 
     Raises:
         ConfigurationError: the URL's file system is unknown or not installed.
@@ -118,7 +117,6 @@ class TrajectoryStore:
         self._storage = Storage(url, storage_options)
         self._open_images = partial(ImageStore, url, storage_options=storage_options)
         self._images = self._open_images()
-        self._lock = threading.Lock()
         self._tally = Tally()
         self._writer: ShardWriter | None = None
         self._reopen = partial(
@@ -149,8 +147,12 @@ class TrajectoryStore:
         """What the latest `read` has met so far; complete once its iterator is exhausted."""
         return self._tally.report()
 
-    def append(self, trajectory: Trajectory) -> None:
+    def append(self, trajectory: Trajectory, *, wait: bool = False) -> None:
         """Add a trajectory; from any thread.
+
+        Args:
+            trajectory: what to add.
+            wait: until it is uploaded, where this is no local folder; what several threads add at once goes together.
 
         Raises:
             InputError: it holds a value that JSON has no form for.
@@ -164,20 +166,17 @@ class TrajectoryStore:
                 f"trajectory {trajectory.id!r} takes {len(line)} bytes; a line holds at most {_MAX_LINE}, and "
                 f"{MOST_RESTORED} with its images. Record what is so large elsewhere, and its place here."
             )
-        with self._lock:
-            writer.append(line)
+        writer.append(line, wait=wait)
 
     def flush(self) -> None:
         """Upload what still waits in memory; nothing to do for a local folder."""
-        with self._lock:
-            if self._writer is not None:
-                self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush and let go of the open shard; a later append begins another."""
-        with self._lock:
-            if self._writer is not None:
-                self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def shards(self) -> list[str]:
         """Return the names of the shards, oldest first."""
@@ -256,7 +255,6 @@ class TrajectoryStore:
                 yield parsed
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()  # another thread of the parent may have held it
         self._storage.reconnect()
         self._images = self._open_images()
         if self._writer is not None:

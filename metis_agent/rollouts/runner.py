@@ -31,7 +31,7 @@ from metis_agent.agent import MetisAgent
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.baselines import BranchGate
-from metis_agent.recording.recorder import trajectory_of
+from metis_agent.recording.recorder import keep, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
 
@@ -147,7 +147,7 @@ class Rollouts:
         async def one(rollout: Rollout) -> Trajectory:
             async with slots:
                 trajectory = await self._run_one(rollout)
-            self._store.append(trajectory)
+            keep(self._store, trajectory)
             progress(trajectory)
             return trajectory
 

@@ -65,7 +65,7 @@ def test_a_forked_child_opens_a_shard_of_its_own(url, tmp_path):
         writer.close()
         child_sees.write_text(json.dumps(read_ids(url)))  # memory:// is the child's own copy
 
-    with writer._lock:  # as if another thread of the parent were writing during the fork
+    with writer._writer._lock:  # as if another thread of the parent were writing during the fork
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
     process.join(30)
