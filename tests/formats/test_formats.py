@@ -293,4 +293,4 @@ def test_questions_by_hand_are_read() -> None:
         first, second = read_questions(sample)
         assert (first.text, first.answer, first.verifier) == ("What is 7 plus 5?", "12", "prose")
         assert isinstance(second, Question)
-        assert (second.answer, second.verifier, second.kind) == ("Paris", "exact", "fact")
+        assert (second.answer, second.verifier, second.kind) == ("Paris", "prose", "fact")

@@ -329,9 +329,9 @@ def test_an_error_that_cannot_be_made_again_is_told():
 )  # fmt: skip
 def test_no_text_takes_long(unit):
     text, redactor = unit * (1_000_000 // len(unit)), Redactor()
-    began = time.perf_counter()
+    began = time.process_time()
     redactor.text(text)
-    assert time.perf_counter() - began < 5.0
+    assert time.process_time() - began < 5.0
 
 
 @given(st.text(max_size=200))
