@@ -29,6 +29,7 @@ _KINDS = {
     "system": "system", "developer": "system", "SystemMessage": "system", "SystemMessageChunk": "system",
     "tool": "tool", "ToolMessage": "tool", "ToolMessageChunk": "tool", "function": "tool", "FunctionMessage": "tool",
 }  # fmt: skip
+_MARKS = {"role", "type", "lc", "message", "content", "parts", "contents", "tool_calls"}
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 _CALLS = ("tool_use", "server_tool_use", "tool_call", "function_call")
 _RESULTS = ("tool_result", "tool_call_response", "function_call_output")
@@ -49,7 +50,7 @@ def messages_of(value: Any, unread: Unreadable) -> list[Message]:
         for key in ("messages", "input", "prompts"):
             if isinstance(value.get(key), (list, str)) and "role" not in value and "type" not in value:
                 return messages_of(value[key], unread)
-        return _message(value, unread)
+        return _message(value, unread) if _MARKS & set(value) else _of_fields(value, unread)
     if not isinstance(value, Sequence):
         return []
     found: list[Message] = []
@@ -105,6 +106,16 @@ def tool_definitions(value: Any) -> list[dict[str, Any]]:
             schema = item.get("parameters") or item.get("input_schema") or item.get("inputSchema")
             found.append({"type": "function", "function": function | ({"parameters": schema} if schema else {})})
     return found
+
+
+def _of_fields(value: Mapping[str, Any], unread: Unreadable) -> list[Message]:
+    """The arguments of a function that asks a model: its only text is what the user asked."""
+    texts = [text for text in value.values() if isinstance(text, str) and text.strip()]
+    if len(texts) == 1:
+        return [{"type": "human", "content": texts[0]}]
+    if value:
+        unread["input of no known form"] += 1
+    return []
 
 
 def _message(item: Mapping[str, Any], unread: Unreadable) -> list[Message]:

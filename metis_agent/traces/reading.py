@@ -24,7 +24,7 @@ __all__ = ["BadRecord", "Record", "expanded", "records_of", "size_of"]
 
 LONGEST = 64 * 2**20
 """Bytes that one record may take."""
-_BLOCK = 2**20
+_BLOCK = _START = 2**20
 _SIGNS = re.compile(rb'["\\\[\]{}]')
 _QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
 _ALONE, _IN_ARRAY, _IN_KEYED_ARRAY = (), (ord("["),), (ord("{"), ord("["))
@@ -119,7 +119,7 @@ def _opened(path: str) -> Iterator[tuple[IO[bytes], bytes]]:
         start = b""
         for block in _blocks(content, []):
             start += block
-            if len(start) >= _BLOCK:
+            if len(start) >= _START:
                 break
         content.seek(0)
         yield content, start
@@ -184,7 +184,7 @@ def _record(number: int, raw: bytes) -> Record | BadRecord:
     try:
         value = parse_json(raw)
     except InputError as error:
-        return BadRecord(number=number, reason=f"{error}; a half-written export ends so", raw=raw)
+        return BadRecord(number=number, reason=f"{error}: a half-written export ends so", raw=raw)
     if not isinstance(value, dict | list):
         return BadRecord(number=number, reason=f"a {type(value).__name__}, no JSON object", raw=raw)
     return Record(number=number, value=value if isinstance(value, dict) else {"messages": value}, raw=raw)

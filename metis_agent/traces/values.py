@@ -42,7 +42,8 @@ def parse_json(raw: bytes) -> Any:
         try:
             return json.loads(raw)  # lone surrogates, which the faster one refuses
         except (ValueError, RecursionError) as error:
-            raise InputError(f"no JSON: {error or type(error).__name__}") from error
+            why = str(error).partition(":")[0] or type(error).__name__
+            raise InputError(f"no JSON ({why.lower()})") from error
 
 
 def as_json(value: Any) -> Any:

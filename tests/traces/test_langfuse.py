@@ -39,16 +39,11 @@ def exported():
         observations = [row for body in server.sent("/otel/v1/traces") for row in observations_of(body)]
         server.answers["/api/public/v2/observations"] = {"data": observations, "meta": {}}
         page = client.api.observations.get_many()
-        (score,) = [
-            event["body"]
-            for body in server.sent("/ingestion")
-            for event in json.loads(body)["batch"]
-            if event["type"] == "score-create"
-        ]
+        (score,) = server.when(lambda: [score for body in server.sent("/scores") for score in json.loads(body)])
         client.shutdown()
     rows = [json.loads(row.model_dump_json(by_alias=True)) for row in page.data]
     assert all(isinstance(row, ObservationV2) for row in page.data)
-    return rows, {**score, "dataType": "NUMERIC", "source": "API", "timestamp": "2026-01-01T00:00:00Z"}
+    return rows, {**score, "dataType": "NUMERIC", "source": "API"}
 
 
 def observations_of(body):
@@ -58,7 +53,11 @@ def observations_of(body):
     for span in (span for r in request.resource_spans for s in r.scope_spans for span in s.spans):
         given = {pair.key: pair.value.string_value for pair in span.attributes}
         own = {key.rpartition("langfuse.observation.")[2]: value for key, value in given.items()}
-        metadata = {key.partition("metadata.")[2]: value for key, value in own.items() if key.startswith("metadata.")}
+        metadata = {
+            key.partition("metadata.")[2]: json.loads(value)
+            for key, value in own.items()
+            if key.startswith("metadata.")
+        }
         yield {
             "id": span.span_id.hex(), "traceId": span.trace_id.hex(), "projectId": "p", "name": span.name,
             "startTime": when(span.start_time_unix_nano), "endTime": when(span.end_time_unix_nano),

@@ -127,7 +127,7 @@ class Langfuse(Importer):
             trace.tools.append(
                 ToolSpan(
                     name=str(span.get("name") or ""), arguments=as_json(span.get("input")),
-                    call_id=str(metadata.get("tool_call_id") or message.get("tool_call_id") or ""),
+                    call_id=str(message.get("tool_call_id") or metadata.get("tool_call_id") or "").strip('"'),
                     content=results[0]["content"] if results else text_of(output), **times,
                 )
             )  # fmt: skip
