@@ -18,6 +18,7 @@ FROZEN = Path(__file__).with_name("public_api.txt")
 MODULES = (
     "metis_agent", "metis_agent.types", "metis_agent.errors", "metis_agent.gates", "metis_agent.recording",
     "metis_agent.tools", "metis_agent.tools.search", "metis_agent.tools.sandboxes",
+    "metis_agent.traces",
 )  # fmt: skip
 """Those whose `__all__` is promised."""
 

@@ -48,6 +48,7 @@ _EXTRAS = {
     "e2b": "the python tool in E2B's cloud",
     "math": "answers that are mathematics",
     "serve": "serving a decision model by transformers",
+    "traces": "traces in Parquet and in LangGraph checkpointers",
 }
 """What each extra is for."""
 _PIXEL = (

@@ -38,6 +38,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "tantivy": frozenset(),
     "images": frozenset(),
     "langchain": frozenset({"langchain"}),
+    "traces": frozenset(),
     "vllm": frozenset(),
     "docs": frozenset(),
     "all": frozenset({"torch", "train", "langchain"}),

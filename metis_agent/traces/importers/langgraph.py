@@ -91,7 +91,7 @@ def _opened(place: str) -> Iterator[tuple[BaseCheckpointSaver[Any], Any]]:
     except ImportError as missing:
         raise MissingDependencyError(
             f"a checkpointer is read by the package that wrote it, and {missing.name!r} is not installed: "
-            "pip install langgraph-checkpoint-sqlite, or: pip install langgraph-checkpoint-postgres 'psycopg[binary]'"
+            "pip install 'langgraph-metis[traces]'"
         ) from missing
 
 
