@@ -42,6 +42,8 @@ _LONGEST_REJECT = 2**20
 _REMEMBERED = 2**25
 """Characters of texts that are known to hold no secret, or to hold which."""
 _FORMAT = 1
+_UNREADABLE = (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What strange records raise in an importer; anything else is a fault that has to be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +248,7 @@ class _Job:
             for key, part in self._reader.parts(record.value):
                 self._counts["parts"] += 1
                 spool.add(key, record.raw if part is record.value and record.raw is not None else part)
-        except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except _UNREADABLE as error:
             self._reject(_reason(error), place, record.number, record.raw or _json(record.value))
 
     # --- storing ---------------------------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ class _Job:
                         self._put_one(trajectory, ours, others)
                 finally:
                     self._handled.update(trace.odd)
-        except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except _UNREADABLE as error:
             self._reject(_reason(error), None, key, _json(parts))
 
     def _put_one(self, trajectory: Trajectory, ours: set[str], others: set[str]) -> None:

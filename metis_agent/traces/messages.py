@@ -169,7 +169,19 @@ def _ai(content: Any, calls: Iterable[Message], item: Mapping[str, Any] | None =
     message["tool_calls"] = [call for call in calls if "error" not in call]
     message["invalid_tool_calls"] = [call for call in calls if "error" in call]
     usage = item.get("usage_metadata")
-    return _filled(message, name=item.get("name"), id=item.get("id"), usage_metadata=usage if usage else None)
+    return _filled(
+        message, name=item.get("name"), id=item.get("id"), usage_metadata=usage if _is_usage(usage) else None
+    )
+
+
+def _is_usage(usage: Any) -> bool:
+    """True for token counts as LangChain takes them; others are read by `usage_of`, but are not part of a message."""
+    if not isinstance(usage, Mapping):
+        return False
+    details = [usage.get(f"{side}_token_details") or {} for side in ("input", "output")]
+    counts = [usage.get(f"{side}_tokens") for side in ("input", "output", "total")]
+    whole = all(isinstance(detail, Mapping) for detail in details)
+    return whole and all(type(count) is int for count in (*counts, *(n for detail in details for n in detail.values())))
 
 
 def _call(item: Mapping[str, Any]) -> Message:
@@ -179,7 +191,8 @@ def _call(item: Mapping[str, Any]) -> Message:
         item, function = {**item, "id": function.get("id") or item.get("id")}, function["function"]
     given: Any = next((function[key] for key in ("args", "arguments", "input") if function.get(key) is not None), {})
     arguments = as_json(given) if isinstance(given, str) and given.strip() else given or {}
-    call = {"name": str(function.get("name") or ""), "id": item.get("call_id") or item.get("id") or None}
+    id_ = item.get("call_id") or item.get("id") or None
+    call = {"name": str(function.get("name") or ""), "id": None if id_ is None else str(id_)}
     if isinstance(arguments, Mapping):
         return {**call, "args": dict(arguments), "type": "tool_call"}
     error = "the arguments are no JSON object"
@@ -295,7 +308,8 @@ def _is_pair(item: Any) -> bool:
 
 
 def _filled(message: Message, **fields: Any) -> Message:
-    return {**message, **{key: value for key, value in fields.items() if value is not None}}
+    named = {key: str(value) if key in ("id", "name") else value for key, value in fields.items() if value is not None}
+    return {**message, **named}
 
 
 def _text_or_json(value: Any) -> str:

@@ -190,3 +190,35 @@ def test_a_document_over_several_lines(provider, tmp_path):
     merged = {"resourceSpans": [entry for line in otlp_lines(provider) for entry in json.loads(line)["resourceSpans"]]}
     report, (run,) = imported(tmp_path, [json.dumps(merged, indent=2)])
     assert (report.records, report.trajectories, run.answer) == (4, 1, "717,710.")
+
+
+def test_a_dataframe_of_phoenix(tmp_path):
+    """Columns for attributes, lists of messages with dotted keys; there is no client of Phoenix's to make it."""
+    call = {"tool_call.id": "c1", "tool_call.function.name": "look", "tool_call.function.arguments": '{"q": "Oslo"}'}
+    asked = {"message.role": "user", "message.content": QUESTION}
+    calls = {"message.role": "assistant", "message.tool_calls": [call]}
+    result = {"message.role": "tool", "message.content": "717,710", "message.tool_call_id": "c1"}
+    rows = [
+        {
+            "name": "llm", "span_kind": "LLM", "parent_id": None, "context.span_id": f"s{number}",
+            "context.trace_id": "t",
+            "start_time": f"2026-01-01T00:00:0{number}Z", "end_time": f"2026-01-01T00:00:0{number}.5Z",
+            "status_code": "OK", "attributes.llm.input_messages": read, "attributes.llm.output_messages": [reply],
+            "attributes.llm.token_count.prompt": 9.0, "attributes.llm.model_name": "gpt-x",
+            "attributes.session.id": "c",
+        }
+        for number, (read, reply) in enumerate(
+            [([asked], calls), ([asked, calls, result], {"message.role": "assistant", "message.content": "717,710."})]
+        )
+    ]  # fmt: skip
+    report, (run,) = imported(tmp_path, [json.dumps(row) for row in rows])
+    assert (run.answer, run.outcomes[0].arguments, run.conversation) == ("717,710.", {"q": "Oslo"}, "c")
+    assert run.calls[1].usage == {"input_tokens": 9, "total_tokens": 9}
+    assert report.handled == {}
+
+
+def test_a_schema_of_a_later_major_version_is_refused(tmp_path):
+    record = {"resourceSpans": [{"schemaUrl": "https://opentelemetry.io/schemas/2.0.0", "scopeSpans": []}]}
+    report, runs = imported(tmp_path, [json.dumps(record)])
+    assert runs == []
+    assert list(report.reasons) == ["OpenTelemetry schema 2, which is newer than this importer: it reads 1"]

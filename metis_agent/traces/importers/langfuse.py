@@ -28,7 +28,7 @@ class Langfuse(Importer):
     """Observations, traces and scores of Langfuse."""
 
     name = "langfuse"
-    title = "Langfuse observations, traces and scores, JSON or JSONL, of the API or a blob storage export"
+    title = "Langfuse observations, traces and scores, JSON, JSONL or Parquet, of the API or a blob storage export"
     source = (
         "https://langfuse.com/docs/api-and-data-platform/features/observations-api, "
         "https://langfuse.com/docs/api-and-data-platform/features/blob-storage-export-fields"

@@ -32,6 +32,7 @@ _THREADS = "SELECT DISTINCT thread_id FROM checkpoints WHERE checkpoint_ns = '' 
 _STEPS = (
     "SELECT checkpoint_id, metadata FROM checkpoints WHERE thread_id = {} AND checkpoint_ns = '' ORDER BY checkpoint_id"
 )
+_NEWEST = 4
 _EPOCH = 0x01B21DD213814000
 """Of UUIDs: 1582, in tenths of a microsecond before 1970."""
 
@@ -58,7 +59,7 @@ class LangGraph(Importer):
                     continue
                 try:
                     found = saver.get_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}})
-                    values = found.checkpoint["channel_values"] if found is not None else {}
+                    values = _values(found.checkpoint) if found is not None else {}
                     times = list(_times(query(_STEPS, (thread,))))
                     yield Record(number=number, value={"thread_id": thread, "times": times, "messages": _said(values)})
                 except (InputError, ValueError, TypeError, KeyError) as error:
@@ -129,6 +130,13 @@ def _sqlite(place: str, serde: JsonPlusSerializer) -> Iterator[tuple[BaseCheckpo
         raise StorageError(f"{place!r} can't be read as a LangGraph checkpointer: {error}.") from error
     finally:
         file.close()
+
+
+def _values(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    if checkpoint["v"] > _NEWEST:
+        raise InputError(f"its version is {checkpoint['v']}, newer than this importer: it reads up to {_NEWEST}")
+    values: Mapping[str, Any] = checkpoint["channel_values"]
+    return values
 
 
 def _said(values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -64,6 +64,7 @@ class OpenTelemetry(Importer):
         ):
             for resource in record.get(envelope) or ():
                 found = True
+                _check_version(resource)
                 for scoped in resource.get(scope) or resource.get("instrumentationLibrarySpans") or ():
                     for entry in scoped.get(entries) or ():
                         if entry.get("traceId"):
@@ -121,6 +122,13 @@ class OpenTelemetry(Importer):
             )  # fmt: skip
         elif _kind(given) == "tool":
             trace.tools.append(_tool(span, times, trace))
+
+
+def _check_version(resource: Mapping[str, Any]) -> None:
+    """Schemas of OpenTelemetry promise to stay readable until their major version changes."""
+    version = str(resource.get("schemaUrl") or "").rpartition("/")[2].partition(".")[0]
+    if version.isdigit() and int(version) > 1:
+        raise InputError(f"OpenTelemetry schema {version}, which is newer than this importer: it reads 1")
 
 
 def _tool(span: Mapping[str, Any], times: dict[str, Any], trace: Trace) -> ToolSpan:
@@ -333,10 +341,14 @@ def _plain(value: Any) -> Any:
 
 def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as objects, those of messages and tools alone: the rest stays out."""
+    kept = ("llm.", "gen_ai.prompt.", "gen_ai.completion.")
+    return _tree({key: value for key, value in given.items() if key.startswith(kept)})
+
+
+def _tree(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as objects within each other."""
     root: dict[str, Any] = {}
     for key, value in given.items():
-        if not key.startswith(("llm.", "gen_ai.prompt.", "gen_ai.completion.")):
-            continue
         place = root
         *path, last = key.split(".")
         for name in path:
@@ -361,8 +373,10 @@ def _relisted(value: Any) -> Any:
     if isinstance(value, Mapping):
         if value and all(str(key).isdigit() for key in value):
             return _listed(value)
+        if any("." in str(key) for key in value):  # Phoenix's dataframes keep the dots within a list's items
+            value = _tree(value)
         return {key: _relisted(item) for key, item in value.items()}
-    return value
+    return [_relisted(item) for item in value] if isinstance(value, list) else value
 
 
 def _log_event(log: Mapping[str, Any]) -> dict[str, Any]:
