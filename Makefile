@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo demo-vision test format lint types unit test-latest test-oldest docs docs-test notebooks world gallery \
-	bench-hdpo bench-gates bench-overhead bench-update bench-sandbox bench-search bench-trainer bench-half-known bench-store \
+	bench-hdpo bench-gates bench-overhead bench-update bench-sandbox bench-search bench-trainer bench-partially-known bench-store \
 	bench-report bench-vision bench-real-size wheel-test clean
 
 PYTHON ?= python3
@@ -102,8 +102,8 @@ bench-overhead bench-update bench-trainer bench-sandbox bench-search: bench-%: $
 bench-vision: $(VENV)/installed ## the gallery with three seeds: HDPO, GRPO, a font never seen, a control (about 30 minutes)
 	$(RUN)/python benchmarks/vision.py
 
-bench-half-known: $(VENV)/installed ## a gate where the model half knows, beside plain HDPO and coupled (about 10 minutes)
-	$(RUN)/python benchmarks/half_known_gate.py
+bench-partially-known: $(VENV)/installed ## a gate where the model knows partially, beside plain HDPO and coupled (about 10 minutes)
+	$(RUN)/python benchmarks/partially_known_gate.py
 
 bench-store: $(VENV)/installed ## a million trajectories to outcomes: seconds and memory (about 5 minutes, 4 GB of disk)
 	$(RUN)/python benchmarks/store.py

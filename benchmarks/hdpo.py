@@ -1,6 +1,6 @@
 """HDPO beside its baselines in the almanac: the same cold start, the same budget, several seeds.
 
-Two worlds: the ordinary one, and one with half-known questions added (hearsay about places, which the cold start
+Two worlds: the ordinary one, and one with partially known questions added (hearsay about places, which the cold start
 gets right in its head about a third of the time). Prints JSON; each run is kept, so a stopped
 benchmark goes on where it was.
 
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORLDS = ("ordinary", "half-known")
+WORLDS = ("ordinary", "partially-known")
 METRICS = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
 
 
@@ -48,9 +48,9 @@ def run(job: tuple[str, str, int, int, int, str]) -> tuple[str, str, int, dict[s
     done = folder / "result.json"
     if not done.exists():
         from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
-        from metis_agent.worlds.almanac.questions import HALF_KNOWN, KINDS
+        from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN
 
-        kinds = KINDS if world == "ordinary" else (*KINDS, HALF_KNOWN)
+        kinds = KINDS if world == "ordinary" else (*KINDS, PARTIALLY_KNOWN)
         settings: dict[str, Any] = {}
         if method != "cold start":
             settings["objective"], settings["groups"] = methods()[method]

@@ -50,7 +50,7 @@ from metis_agent.hdpo.policy_metrics import (
 )
 from metis_agent.hdpo.rewards import Scores, score
 from metis_agent.hdpo.token_sequences import PIXELS, Row, RowImages, Rows, SeesImages, Segment, images_of, rows_of
-from metis_agent.hdpo.unsharded_model import check_sampler, whole_model
+from metis_agent.hdpo.unsharded_model import check_sampler, unsharded_model
 from metis_agent.judging.verifiers import Verify
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
@@ -156,7 +156,7 @@ class HDPOTrainer(GRPOTrainer):
         """One group per question."""
         step = self.state.global_step
         plan = group_rollouts(questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed)
-        with whole_model(self, self._sampler):
+        with unsharded_model(self, self._sampler):
             trajectories = self._rollouts.collect(plan)
         rows = rows_of(trajectories, max_length=self._max_length, images=self._images_of if self._reader else None)
         own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
@@ -312,7 +312,7 @@ class HDPOTrainer(GRPOTrainer):
             self.state.global_step, self.accelerator.process_index, self.accelerator.num_processes,
             seed=self._rollout_seed,
         )  # fmt: skip
-        with whole_model(self, self._sampler):
+        with unsharded_model(self, self._sampler):
             runs = self._validation.rollouts.collect(plan)
         return validation_metrics(gather_object(without_tokens(runs)), self._verify, seed=self._rollout_seed)
 

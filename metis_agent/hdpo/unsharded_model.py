@@ -19,7 +19,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError
 
-__all__ = ["check_sampler", "copy_weights", "whole_model"]
+__all__ = ["check_sampler", "copy_weights", "unsharded_model"]
 
 
 def check_sampler(trainer: Any, sampler: nn.Module | None) -> None:
@@ -56,7 +56,7 @@ def copy_weights(model: nn.Module, sampler: nn.Module) -> None:
 
 
 @contextmanager
-def whole_model(trainer: Any, sampler: nn.Module | None) -> Iterator[None]:
+def unsharded_model(trainer: Any, sampler: nn.Module | None) -> Iterator[None]:
     """While it lasts, the model that rollouts sample from is whole and has the trained weights."""
     spread = trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if sampler is not None:

@@ -1,8 +1,8 @@
 """An LLM judge for answers, as one more `Verifier`: for answers that no rule can compare.
 
 Beside `verifiers`: `verify(q, a, verifiers={**VERIFIERS, "judge": AnswerJudge(model)})`. An answer is written by the
-policy that the verdict rewards, so sooner or later one tries to talk the judge round. The prompt is fenced
-(`hdpo.fence`); and an answer that was ruled right is asked about once more, with a decoy for the reference:
+policy that the verdict rewards, so sooner or later one tries to talk the judge round. The prompt is delimited
+(`judging.rubric`); and an answer that was ruled right is asked about once more, with a decoy for the reference:
 what is right by *any* reference steers the judge, and is wrong. A judge that calls everything right would
 condemn honest answers so; it is found out by two control questions before its first verdict counts.
 """

@@ -4,10 +4,10 @@ Any LangChain chat model, given as an object or by its `init_chat_model` name. V
 kept on disk by the hash of what was asked; questions run side by side, with retries. Where the judge can't be
 reached, or answers in no form that can be read, there is *no* verdict: never a wrong one.
 
-Data that a judge is shown, fenced so that nothing in it can pass for an instruction of ours.
+Data that a judge is shown, delimited so that nothing in it can pass for an instruction of ours.
 
 Whoever is judged wrote the data: an answer may say "ignore the rubric", a web page may close a tag and open a
-system message. Three things keep it inside. The fence carries a random number that the writer could not
+system message. Three things keep it inside. The delimiter carries a random number that the writer could not
 know. The data is JSON, so that a quotation mark or a line break can't end a field. And in that JSON no `<`,
 `>`, `|` or invisible character stands as itself: no tag, ours or a chat template's, can be written in it.
 """
@@ -38,7 +38,7 @@ from metis_agent.deadline import DeadlineError, run_within
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.judging.cache import DiskCache, content_key
 
-__all__ = ["Asking", "Fenced", "RubricJudge", "Ruling", "fence", "load_rubric", "open_chat_model", "shorten"]
+__all__ = ["Asking", "Delimited", "RubricJudge", "Ruling", "delimit", "load_rubric", "open_chat_model", "shorten"]
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -187,11 +187,11 @@ class RubricJudge(Generic[V]):
         return Ruling(verdict=None, reason=reason, detail=detail[:500])
 
     def _prompt(self, record: Mapping[str, Any]) -> list[BaseMessage]:
-        fenced = fence(record, max_chars=self.asking.max_chars)
-        rules = _RULES.format(opening=fenced.opening, closing=fenced.closing)
+        delimited = delimit(record, max_chars=self.asking.max_chars)
+        rules = _RULES.format(opening=delimited.opening, closing=delimited.closing)
         return [
             SystemMessage(self.rubric + rules),
-            HumanMessage(f"{fenced.text}\n\nRule on the data above, by the system message alone."),
+            HumanMessage(f"{delimited.text}\n\nRule on the data above, by the system message alone."),
         ]
 
     def _count(self, what: str, number: int) -> None:
@@ -272,7 +272,7 @@ _UNSAFE = re.compile(r"[<>|\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fenced:
+class Delimited:
     """Data between two markers that it can't contain."""
 
     opening: str
@@ -281,7 +281,7 @@ class Fenced:
     """Opening, data and closing, on lines of their own."""
 
 
-def fence(fields: Mapping[str, Any], *, max_chars: int = 4_000) -> Fenced:
+def delimit(fields: Mapping[str, Any], *, max_chars: int = 4_000) -> Delimited:
     """Fence the fields.
 
     Args:
@@ -294,7 +294,7 @@ def fence(fields: Mapping[str, Any], *, max_chars: int = 4_000) -> Fenced:
     while nonce in body:
         nonce = secrets.token_hex(12)
     opening, closing = f"<data-{nonce}>", f"</data-{nonce}>"
-    return Fenced(opening=opening, closing=closing, text=f"{opening}\n{body}\n{closing}")
+    return Delimited(opening=opening, closing=closing, text=f"{opening}\n{body}\n{closing}")
 
 
 def shorten(text: str, most: int) -> str:

@@ -22,7 +22,7 @@ from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
 from metis_agent.worlds.almanac.agent import COLD_START
-from metis_agent.worlds.almanac.questions import HALF_KNOWN, KINDS, questions
+from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions
 from metis_agent.worlds.almanac.tools import almanac_tools
 
 TIMES = 4
@@ -34,7 +34,7 @@ def recorded(tmp_path_factory):
     """(model, free runs, share of right answers without tools by question, what the probes said)."""
     chat = LocalChatModel.load(COLD_START, model_name="almanac", max_new_tokens=24, temperature=1.0)
     tools = almanac_tools()
-    asked = questions("test", 90, seed=3, kinds=(*KINDS, HALF_KNOWN))
+    asked = questions("test", 90, seed=3, kinds=(*KINDS, PARTIALLY_KNOWN))
 
     def build(gate):
         return create_metis_agent(chat, tools, gate=gate, budget=Budget(calls=1), block_message="Error.")

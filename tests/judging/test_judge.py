@@ -16,7 +16,7 @@ from metis_agent.hdpo.rewards import score
 from metis_agent.judging import verifiers
 from metis_agent.judging.cache import DiskCache, content_key
 from metis_agent.judging.judge import AnswerJudge
-from metis_agent.judging.rubric import Asking, fence, load_rubric
+from metis_agent.judging.rubric import Asking, delimit, load_rubric
 from metis_agent.judging.verifiers import VERIFIERS, register_verifier, verify
 from metis_agent.types import Question
 from tests.hdpo.reference import group, trajectory
@@ -83,21 +83,23 @@ def test_a_judge_that_finds_everything_right_is_unfit_not_the_answers_wrong() ->
 @given(st.text(max_size=200) | st.lists(st.sampled_from(FENCES), max_size=9).map("".join))
 def test_whatever_the_text_the_fence_holds_and_the_text_comes_back(text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
-    fenced = fence({"answer": text}, max_chars=10**6)
-    body = fenced.text.removeprefix(fenced.opening).removesuffix(fenced.closing)
-    assert fenced.opening not in body
-    assert fenced.closing not in body
+    delimited = delimit({"answer": text}, max_chars=10**6)
+    body = delimited.text.removeprefix(delimited.opening).removesuffix(delimited.closing)
+    assert delimited.opening not in body
+    assert delimited.closing not in body
     assert not set("<>|\u202e\u200b\u2028\x00") & set(body)
     assert json.loads(body) == {"answer": text}
 
 
 def test_each_prompt_has_a_fence_of_its_own() -> None:
-    fences = {fence({"a": "b"}).opening for _ in range(100)}
+    fences = {delimit({"a": "b"}).opening for _ in range(100)}
     assert len(fences) == 100
 
 
 def test_a_long_text_shows_head_and_tail() -> None:
-    shown = json.loads(fence({"a": "x" * 9_000 + "END"}, max_chars=300).text.split("\n", 1)[1].rsplit("\n", 1)[0])["a"]
+    shown = json.loads(delimit({"a": "x" * 9_000 + "END"}, max_chars=300).text.split("\n", 1)[1].rsplit("\n", 1)[0])[
+        "a"
+    ]
     assert shown.endswith("END")
     assert "characters left out" in shown
     assert len(shown) < 400

@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from metis_agent.types import Question
 from metis_agent.worlds.almanac import questions
 from metis_agent.worlds.almanac.facts import COUNTRIES, RUMOURS, SYLLABLES, Place, entries, place
-from metis_agent.worlds.almanac.questions import HALF_KNOWN, KINDS, KNOWN, Kind, draw
+from metis_agent.worlds.almanac.questions import KINDS, KNOWN, PARTIALLY_KNOWN, Kind, draw
 from metis_agent.worlds.almanac.tools import ERROR, Noise
 from metis_agent.worlds.chat_template import chat_template
 
@@ -148,7 +148,7 @@ def observe(call: Call, noise: Noise, rng: random.Random) -> str:
 
 def recall(question: Question) -> str:
     """The answer that the model knows, or believes it knows, by heart."""
-    if question.kind != HALF_KNOWN:
+    if question.kind != PARTIALLY_KNOWN:
         return question.answer or ""
     it = next(_heard_of()[word] for word in re.findall(r"\w+", question.text) if word in _heard_of())
     return it.hearsay(question.metadata["relation"])
@@ -268,9 +268,9 @@ Row = tuple[list[int], list[int]]  # token ids, and labels with `_IGNORE` where 
 def _row(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random) -> Row:
     if rng.random() < recipe.knowledge:
         # Sums are the hardest thing to learn, so they get the most rows.
-        kind = rng.choices((*KNOWN, HALF_KNOWN), weights=(1, 6, 3, 4.5))[0]
+        kind = rng.choices((*KNOWN, PARTIALLY_KNOWN), weights=(1, 6, 3, 4.5))[0]
         return _encode(tokenizer, draw(kind, "train", rng), direct=True, rng=rng, learn_decision=False)
-    kinds: tuple[Kind, ...] = (*KINDS, HALF_KNOWN)
+    kinds: tuple[Kind, ...] = (*KINDS, PARTIALLY_KNOWN)
     kind = rng.choices(kinds, weights=(1, 1.5, 1.5, 3, 4, 2))[0]
     direct = rng.random() < (recipe.direct_known if kind in KNOWN else recipe.direct_unknown)
     return _encode(tokenizer, draw(kind, "train", rng), direct=direct, rng=rng)

@@ -1,4 +1,4 @@
-"""The almanac's questions: five kinds, and a half-known one, each with train and held-out splits from a seed.
+"""The almanac's questions: five kinds, and a partially known one, each with train and held-out splits from a seed.
 
 Known in the head: greetings, sums of two-digit numbers, popular facts.
 Out of reach of it: products of four-digit numbers (Python), obscure facts (search).
@@ -19,15 +19,15 @@ from metis_agent.errors import ConfigurationError
 from metis_agent.types import Question
 from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, RUMOURS, Place, place
 
-__all__ = ["HALF_KNOWN", "KINDS", "KNOWN", "Kind", "Split", "draw", "phrasings", "questions"]
+__all__ = ["KINDS", "KNOWN", "PARTIALLY_KNOWN", "Kind", "Split", "draw", "phrasings", "questions"]
 
 Kind = Literal["greeting", "sum", "popular", "product", "obscure", "hearsay"]
 Split = Literal["train", "validation", "test"]
 
 KNOWN: tuple[Kind, ...] = ("greeting", "sum", "popular")
-HALF_KNOWN: Kind = "hearsay"
+PARTIALLY_KNOWN: Kind = "hearsay"
 KINDS: tuple[Kind, ...] = (*KNOWN, "product", "obscure")
-"""The kinds of the ordinary world; `HALF_KNOWN` is added on request."""
+"""The kinds of the ordinary world; `PARTIALLY_KNOWN` is added on request."""
 
 _HELD_OUT: dict[Split, range] = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
 

@@ -1,11 +1,11 @@
-"""A gate in front of the almanac's cold start, where the model half knows some answers: ours, plain HDPO, coupled.
+"""A gate in front of the almanac's cold start, where the model knows some answers partially: ours, plain HDPO, coupled.
 
 For each seed the shipped cold start is run down every branch of fresh train questions through the graph, with tool
 noise; from those records alone each method trains a gate; each gate is then enforced in front of the same cold start on
 held-out questions. All three read the same features of a question. Greedy decoding; prints JSON; what was run is kept
 in --folder, so a stopped benchmark goes on where it was.
 
-    python benchmarks/half_known_gate.py [--seeds 0 1 2] [--train 1200] [--test 600]
+    python benchmarks/partially_known_gate.py [--seeds 0 1 2] [--train 1200] [--test 600]
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from metis_agent.rollouts.runner import Rollout, Rollouts
 from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import GateDecision, GateRequest, Question, Trajectory
 from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
-from metis_agent.worlds.almanac.questions import HALF_KNOWN, KINDS, questions
+from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions
 
 TOOLS = ("python", "text_search")
-WORLD = (*KINDS, HALF_KNOWN)
+WORLD = (*KINDS, PARTIALLY_KNOWN)
 GROUPS = {
     "HDPO as published": GroupTraining(),
     "HDPO, stratified": GroupTraining(groups=StratifiedGroups()),
@@ -161,8 +161,8 @@ def summary(evaluation: Any, known: Sequence[str]) -> dict[str, Any]:
         "accuracy_interval": [overall.accuracy.low, overall.accuracy.high],
         "tool_rate": overall.tool_rate.value,
         "known_tool_rate": sum(kinds[kind].tool_rate.value * kinds[kind].tool_rate.questions for kind in known) / count,
-        "half_known_accuracy": kinds[HALF_KNOWN].accuracy.value,
-        "half_known_tool_rate": kinds[HALF_KNOWN].tool_rate.value,
+        "partially_known_accuracy": kinds[PARTIALLY_KNOWN].accuracy.value,
+        "partially_known_tool_rate": kinds[PARTIALLY_KNOWN].tool_rate.value,
         "necessary_recall": overall.necessary_recall.value,
         "necessary_questions": overall.necessary_recall.questions,
         "redundant_rate": overall.redundant_rate.value,
@@ -176,7 +176,8 @@ def promise(trial: Mapping[str, Any], name: str) -> dict[str, bool]:
     return {
         "known kinds: tool rate at most 0.02": gate["known_tool_rate"] <= 0.02,
         "accuracy at least 0.02 above the cold start": gate["accuracy"] >= cold["accuracy"] + 0.02,
-        "half-known accuracy not below the cold start": gate["half_known_accuracy"] >= cold["half_known_accuracy"],
+        "partially known accuracy not below the cold start": gate["partially_known_accuracy"]
+        >= cold["partially_known_accuracy"],
         "necessary recall at least 0.97": gate["necessary_recall"] >= 0.97,
     }
 
@@ -199,7 +200,7 @@ def counting(what: str) -> Callable[[object], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench-half-known"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-partially-known"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=1200, help="train questions, the six kinds in equal shares")
     parser.add_argument("--test", type=int, default=600, help="held-out questions, likewise")
