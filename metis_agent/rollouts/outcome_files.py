@@ -1,4 +1,4 @@
-"""Outcome tables from Parquet, CSV and JSONL files.
+"""Outcome tables from files, of any format that `tables` reads.
 
 Only the columns that are used are kept, and what is wrong with a file is said before any work starts.
 """
@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
+from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.gates.features import agreement, draft_text_features
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable
+from metis_agent.rollouts.tables import read_rows
 
 __all__ = ["CONTEXT_COLUMNS", "read_outcomes"]
 
 CONTEXT_COLUMNS = ("context", "table", "text", "passage")
 """Columns taken as the question's context where none are named."""
+
+Columns = Mapping[str, Sequence[Any]]
 
 
 def read_outcomes(
@@ -33,7 +36,7 @@ def read_outcomes(
     """Read a table of outcomes.
 
     Args:
-        path: A `.parquet`, `.csv` or `.jsonl` file.
+        path: A `.parquet`, `.csv` or `.jsonl` file, or one of a registered format.
         direct: Branch of the direct answers: the table has `<direct>_correct`.
         tools: Tool name -> branch.
         context: Columns that, joined by line breaks, are what came with the question; by default those of
@@ -47,8 +50,8 @@ def read_outcomes(
         ConfigurationError: no tool, a column named that is not there, or a format that is not read.
         InputError: the file can't be read, has no branches, or a value is out of its range.
     """
-    table = _read(Path(path))
-    names = list(table.column_names)
+    table = _columns(Path(path))
+    names = sorted(table)
     branches = {DIRECT: direct, **tools}
     _check_columns(names, branches, [*(context or ()), *([group_by] if group_by else [])])
     if DIRECT in tools or len(set(branches.values())) < len(branches):
@@ -66,50 +69,23 @@ def read_outcomes(
         seconds=_stack(table, branches, "seconds", [np.nan] * len(branches)),
         contexts=tuple(map("\n".join, zip(*(_texts(table, name) for name in used), strict=True))) if used else (),
         groups=_texts(table, group_by) if group_by else (),
-        draft=_draft(table, names, questions, f"{direct}_answer"),
+        draft=_draft(table, questions, f"{direct}_answer"),
     )
 
 
-def _read(path: Path) -> Any:
-    try:
-        import pyarrow.csv
-        import pyarrow.json
-        import pyarrow.parquet as pq
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"Reading outcome tables needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
-        ) from missing
-    readers = {
-        ".parquet": pq.read_table,
-        ".csv": _read_csv,
-        ".jsonl": pyarrow.json.read_json,
-    }
-    if path.suffix not in readers:
-        raise ConfigurationError(f"{str(path)!r} is none of {sorted(readers)!r}: convert it, or rename it if it is.")
-    try:
-        table = readers[path.suffix](path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{str(path)!r} can't be read as {path.suffix!r}: {error}") from error
-    if not table.num_rows:
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """The table by column; an entry is `None` where a row has none, or in a CSV an empty one where a number belongs."""
+    columns: dict[str, list[Any]] = {}
+    rows = 0
+    for row in read_rows(path):
+        for name in row.keys() - columns.keys():
+            columns[name] = [None] * rows
+        for name, column in columns.items():
+            column.append(row.get(name))
+        rows += 1
+    if not rows:
         raise InputError(f"{str(path)!r} has no rows; record some outcomes first.")
-    return table
-
-
-def _read_csv(path: Path) -> Any:
-    """Columns of numbers are read as numbers; all others stay the text that they are: an id "007" is not 7."""
-    import pyarrow as pa
-    import pyarrow.csv
-
-    multiline = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with pyarrow.csv.open_csv(path, parse_options=multiline) as file:
-        texts = {name: pa.string() for name in file.schema.names if not _holds_numbers(name)}
-    return pyarrow.csv.read_csv(
-        path, parse_options=multiline, convert_options=pyarrow.csv.ConvertOptions(column_types=texts)
-    )
-
-
-def _holds_numbers(name: str) -> bool:
-    return name.endswith(("_correct", "_cost", "_seconds")) or (name.startswith("draft_") and name != "draft_answer")
+    return columns
 
 
 def _check_columns(names: Sequence[str], branches: Mapping[str, str], extra: Sequence[str]) -> None:
@@ -135,59 +111,56 @@ def _check_columns(names: Sequence[str], branches: Mapping[str, str], extra: Seq
             raise ConfigurationError(f"The table has no column {name!r}; it has {names!r}.")
 
 
-def _texts(table: Any, name: str) -> tuple[str, ...]:
-    return tuple("" if value is None else str(value) for value in table.column(name).to_pylist())
+def _texts(table: Columns, name: str) -> tuple[str, ...]:
+    return tuple("" if value is None else str(value) for value in table[name])
 
 
-def _numbers(table: Any, name: str) -> NDArray[np.float64]:
+def _numbers(table: Columns, name: str) -> NDArray[np.float64]:
     try:
-        values = table.column(name).to_pylist()
-        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+        return np.array([np.nan if value in (None, "") else float(value) for value in table[name]], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"Column {name!r} holds something that is no number: {error}.") from error
 
 
 def _stack(
-    table: Any, branches: Mapping[str, str], what: str, default: Sequence[float] | None = None
+    table: Columns, branches: Mapping[str, str], what: str, default: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
     columns = []
     for index, branch in enumerate(branches.values()):
-        if f"{branch}_{what}" in table.column_names or default is None:
+        if f"{branch}_{what}" in table or default is None:
             columns.append(_numbers(table, f"{branch}_{what}"))
         else:
-            columns.append(np.full(table.num_rows, default[index]))
+            columns.append(np.full(len(table["question"]), default[index]))
     return np.stack(columns, axis=1)
 
 
-def _draft(table: Any, names: Sequence[str], questions: Sequence[str], answers: str) -> dict[str, NDArray[np.float64]]:
-    numeric = [
-        name
-        for name in names
-        if name.startswith("draft_") and _holds_numbers(name) and _is_numeric(table.schema.field(name).type)
-    ]
-    columns = {name: _numbers(table, name) for name in numeric}
+def _draft(table: Columns, questions: Sequence[str], answers: str) -> dict[str, NDArray[np.float64]]:
+    columns = {name: _numbers(table, name) for name in sorted(table) if _is_draft_number(name, table[name])}
     for name, column in columns.items():
         if np.isinf(column).any():
             raise InputError(f"Column {name!r} holds an infinite number; leave a cell empty where there is none.")
-    if "draft_answer" in names:
-        drafts = table.column("draft_answer").to_pylist()
+    if "draft_answer" in table:
+        drafts = table["draft_answer"]
         rows = [
             None if text is None else draft_text_features(q, str(text))
             for q, text in zip(questions, drafts, strict=True)
         ]
         columns |= _from_rows(rows)
-        if answers in names:
-            pairs = zip(drafts, table.column(answers).to_pylist(), strict=True)
+        if answers in table:
+            pairs = zip(drafts, table[answers], strict=True)
             columns |= _from_rows([None if a is None else agreement(str(a), str(b or "")) for a, b in pairs])
     return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def _is_draft_number(name: str, column: Sequence[Any]) -> bool:
+    if not name.startswith("draft_") or name == "draft_answer":
+        return False
+    try:
+        return bool([float(value) for value in column if value not in (None, "")])
+    except (TypeError, ValueError):
+        return False
 
 
 def _from_rows(rows: Sequence[Mapping[str, float] | None]) -> dict[str, NDArray[np.float64]]:
     names = next((list(row) for row in rows if row is not None), [])
     return {name: np.array([np.nan if row is None else row[name] for row in rows], dtype=np.float64) for name in names}
-
-
-def _is_numeric(type_: Any) -> bool:
-    import pyarrow.types as types
-
-    return bool(types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_))

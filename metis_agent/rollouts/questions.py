@@ -9,15 +9,14 @@ so it names no address, and no file but those in its own folder and below: what 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
+from metis_agent.errors import InputError
 from metis_agent.judging.verifiers import JUDGE, VERIFIERS
+from metis_agent.rollouts.tables import read_rows
 from metis_agent.types import Question
 
 __all__ = ["CONTEXT", "IMAGES", "question_images", "read_questions"]
@@ -41,21 +40,15 @@ def read_questions(path: str | Path) -> list[Question]:
             or the id of another.
     """
     path = Path(path)
-    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise ConfigurationError(f"{str(path)!r} is none of {sorted(readers)!r}: convert it, or rename it if it is.")
     questions: dict[str, Question] = {}
-    try:
-        for number, row in enumerate(readers[path.suffix](path), start=1):
-            question = _question(row, path.parent, f"{path.name} row {number}")
-            earlier = questions.setdefault(question.id, question)
-            if (earlier.text, earlier.answer) != (question.text, question.answer):
-                raise InputError(
-                    f"{path.name} row {number} asks {question.text!r} with the answer {question.answer!r}, and an "
-                    f"earlier row of the same id, {question.id!r}, {earlier.text!r} with {earlier.answer!r}; keep one."
-                )
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(path)!r} can't be read: {error}.") from error
+    for number, row in enumerate(read_rows(path), start=1):
+        question = _question(row, path.parent, f"{path.name} row {number}")
+        earlier = questions.setdefault(question.id, question)
+        if (earlier.text, earlier.answer) != (question.text, question.answer):
+            raise InputError(
+                f"{path.name} row {number} asks {question.text!r} with the answer {question.answer!r}, and an "
+                f"earlier row of the same id, {question.id!r}, {earlier.text!r} with {earlier.answer!r}; keep one."
+            )
     if not questions:
         raise InputError(f"{str(path)!r} has no rows; write one question a row.")
     return list(questions.values())
@@ -95,41 +88,6 @@ def _id_of(text: str, images: Sequence[str]) -> str:
     """The same words about another picture are another question."""
     asked = "\x00".join((text, *images)) if images else text
     return f"q-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
-
-
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path.name} line {number} is no JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path.name} line {number} is {row!r}; each line is one JSON object.")
-            yield row
-
-
-def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {name: value for name, value in row.items() if name is not None}
-
-
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"Reading {path.name!r} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
-        ) from missing
-    try:
-        for batch in pq.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise InputError(f"{str(path)!r} can't be read as Parquet: {error}.") from error
 
 
 IMAGES = "images"

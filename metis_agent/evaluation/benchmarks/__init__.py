@@ -1,12 +1,13 @@
 """The paper's benchmarks: public data sets, their own scoring rules, and what the tools had to do with it.
 
 Which is which: `rows` finds and reads a data set, a file a benchmark says what is asked and when an answer is right,
-`run` rolls the agent out and records it, `scores` puts intervals to the figures.
-Needs the `train` extra (`datasets`) and `images`.
+`run` rolls the agent out, records it and scores it. Needs the `train` extra (`datasets`) and `images`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metis_agent.errors import ConfigurationError
@@ -14,10 +15,7 @@ from metis_agent.errors import ConfigurationError
 if TYPE_CHECKING:
     from metis_agent.evaluation.benchmarks.base import Benchmark
 
-__all__ = ["BENCHMARKS", "benchmark_named"]
-
-BENCHMARKS = ("vstar", "hrbench", "hrbench-4k", "hrbench-8k", "wemath", "mathvista")
-"""The names that `benchmark_named` knows; "hrbench" is both resolutions."""
+__all__ = ["BENCHMARKS", "benchmark_named", "register_benchmark"]
 
 
 def benchmark_named(name: str, **options: Any) -> Benchmark:
@@ -30,20 +28,39 @@ def benchmark_named(name: str, **options: Any) -> Benchmark:
     Raises:
         ConfigurationError: another name.
     """
-    if name == "vstar":
-        from metis_agent.evaluation.benchmarks.vstar import VStar
+    if name not in BENCHMARKS:
+        raise ConfigurationError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name](**options)
 
-        return VStar(**options)
-    if name in ("hrbench", "hrbench-4k", "hrbench-8k"):
-        from metis_agent.evaluation.benchmarks.hrbench import HRBench
 
-        return HRBench(("4k", "8k") if name == "hrbench" else (name.removeprefix("hrbench-"),), **options)
-    if name == "wemath":
-        from metis_agent.evaluation.benchmarks.wemath import WeMath
+def register_benchmark(name: str, make: Callable[..., Benchmark]) -> None:
+    """Make a benchmark of one's own known by a name: `benchmark_named(name, **options)` is then `make(**options)`.
 
-        return WeMath(**options)
-    if name == "mathvista":
-        from metis_agent.evaluation.benchmarks.mathvista import MathVista
+    Raises:
+        ConfigurationError: the name is another's.
+    """
+    if BENCHMARKS.get(name, make) is not make:
+        raise ConfigurationError(
+            f"There is a benchmark {name!r} already; take a name that is none of {list(BENCHMARKS)!r}."
+        )
+    BENCHMARKS[name] = make
 
-        return MathVista(**options)
-    raise ConfigurationError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}.")
+
+def _packaged(module: str, class_: str, *arguments: Any) -> Callable[..., Benchmark]:
+    def make(**options: Any) -> Benchmark:
+        found = getattr(import_module(f"metis_agent.evaluation.benchmarks.{module}"), class_)
+        benchmark: Benchmark = found(*arguments, **options)
+        return benchmark
+
+    return make
+
+
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+    "vstar": _packaged("vstar", "VStar"),
+    "hrbench": _packaged("hrbench", "HRBench", ("4k", "8k")),
+    "hrbench-4k": _packaged("hrbench", "HRBench", ("4k",)),
+    "hrbench-8k": _packaged("hrbench", "HRBench", ("8k",)),
+    "wemath": _packaged("wemath", "WeMath"),
+    "mathvista": _packaged("mathvista", "MathVista"),
+}
+"""What makes each, by the name that `benchmark_named` knows; "hrbench" is both resolutions."""
