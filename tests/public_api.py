@@ -19,6 +19,7 @@ MODULES = (
     "metis_agent", "metis_agent.types", "metis_agent.errors", "metis_agent.gates", "metis_agent.recording",
     "metis_agent.tools", "metis_agent.tools.search", "metis_agent.tools.sandboxes",
     "metis_agent.traces",
+    "metis_agent.audit",
 )  # fmt: skip
 """Those whose `__all__` is promised."""
 

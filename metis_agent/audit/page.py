@@ -213,14 +213,19 @@ def _frontier(findings: Findings, frontier: Frontier) -> str:
         *frontier.gate,
     ]
     rows = [[html(_rule_name(point)), percent(point.calls), percent(point.right)] for point in points]
+    survey = findings.survey
+    acting = (
+        " No rule stops before an acting call that the run went on to make, so calls before one are not saved here."
+        if survey.calls["acts"] or survey.calls["unknown"]
+        else ""
+    )
     few = (
         "" if frontier.gate else "<p>There are too few runs here, or no scikit-learn, to train a gate on the spot.</p>"
     )
     return (
         f"<p>{plural(frontier.turns, 'turn')} replayed: a rule stops each run where it says so, and what would have "
-        "come "
-        f"of it is known. The best settings are those with at most {frontier.tolerance:.0%} of the turns ending "
-        "worse.</p>"
+        f"come of it is known. The best settings are those with at most {frontier.tolerance:.0%} of the turns ending "
+        f"worse.{acting}</p>"
         f'<div class="two"><figure><figcaption>Share {changed} (upwards)</figcaption>'
         f"{chart(title, Axis(label='calls made, of those that the runs made'), y, series)}{legend(series)}</figure>"
         f'<dl class="rules">{words}</dl></div>{few}<details><summary>Figures as a table</summary>'

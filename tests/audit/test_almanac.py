@@ -26,7 +26,7 @@ from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questio
 from metis_agent.worlds.almanac.tools import almanac_tools
 
 TIMES = 4
-pytestmark = pytest.mark.timeout(600)  # tools run in sandboxes, some hundred of them
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # tools run in sandboxes, some hundred of them
 
 
 @pytest.fixture(scope="module")
