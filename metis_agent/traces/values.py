@@ -42,7 +42,7 @@ def parse_json(raw: bytes) -> Any:
         try:
             return json.loads(raw)  # lone surrogates, which the faster one refuses
         except (ValueError, RecursionError) as error:
-            why = str(error).partition(":")[0] or type(error).__name__
+            why = str(error).partition(": line")[0] or type(error).__name__
             raise InputError(f"no JSON ({why.lower()})") from error
 
 
