@@ -11,6 +11,7 @@ import base64
 import binascii
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +38,12 @@ __all__ = [
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE)
 _MAX_DATA_URI_HEAD = 200
+_MAX_SCANS = 100
+"""Of a JPEG: each makes the decoder walk the whole image. Encoders write ten or so; a hostile file has thousands."""
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+_WITHOUT_LENGTH = frozenset(bytes([code]) for code in (0x01, *range(0xD0, 0xD9)))
+_SMALL_READ = 4_096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ class ImageRules:
     max_pixels: int = 40_000_000
     """Width times height; a pixel takes 4 bytes once decoded."""
     seconds: float = 10.0
-    """For fetching it."""
+    """For fetching it, and for decoding it."""
     download: DownloadRules | None = None
     """How addresses are fetched; by default from the public internet only. The limits above hold as well."""
 
@@ -69,17 +76,8 @@ def load_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None 
         MissingDependencyError: Pillow is not installed.
     """
     rules = rules or ImageRules()
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decoded(bytes(source), rules)
-    if isinstance(source, os.PathLike):
-        return _decoded(_file(Path(source), rules), rules)
-    if not isinstance(source, str):
-        raise InputError(f"{type(source).__name__} is no image; give bytes, a data URI, a web address or a Path.")
-    if source[:5].lower() == "data:":
-        return _decoded(data_uri_content(source, rules), rules)
-    if source[:8].lower().startswith(("http://", "https://")):
-        return _decoded(_fetched(source, rules), rules)
-    raise InputError(f"{source[:100]!r} is no image; give a data URI, an http(s) address, or a Path for a file.")
+    until = time.monotonic() + rules.seconds
+    return _decoded(_content(source, rules), rules, until)
 
 
 async def aload_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None = None) -> Image:
@@ -144,15 +142,31 @@ def sendable_image(content: bytes, rules: ImageRules = RULES) -> SendableImage:
     return SendableImage(uri=_uri(*_written(image)), shrunk=shrunk)
 
 
-def _decoded(content: bytes, rules: ImageRules) -> Image:
+def _content(source: str | bytes | os.PathLike[str], rules: ImageRules) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, os.PathLike):
+        return _file(Path(source), rules)
+    if not isinstance(source, str):
+        raise InputError(f"{type(source).__name__} is no image; give bytes, a data URI, a web address or a Path.")
+    if source[:5].lower() == "data:":
+        return data_uri_content(source, rules)
+    if source[:8].lower().startswith(("http://", "https://")):
+        return _fetched(source, rules)
+    raise InputError(f"{source[:100]!r} is no image; give a data URI, an http(s) address, or a Path for a file.")
+
+
+def _decoded(content: bytes, rules: ImageRules, until: float) -> Image:
     image_module, transpose = _pillow()
     _check_content(content, rules)
     try:
-        with image_module.open(BytesIO(content), formats=list(_FORMATS)) as image:
+        with image_module.open(_TimedFile(content, until), formats=list(_FORMATS)) as image:
             width, height = image.size
             # Pillow itself only warns, and at twice as many.
             if width * height > rules.max_pixels:
                 raise _too_many_pixels(width, height, rules)
+            # The clock is looked at whenever the decoder asks for more.
+            image.decodermaxblock = _SMALL_READ
             image.load()
             transpose(image, in_place=True)
             return _plain(image)
@@ -175,8 +189,39 @@ def _check_content(content: bytes, rules: ImageRules) -> None:
     head = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in head or head.startswith(b"<?xml"):
         raise InputError("the image is an SVG, which can hold scripts and links; give PNG, JPEG, WEBP or GIF.")
+    if content[:2] == b"\xff\xd8" and _scans(content) > _MAX_SCANS:
+        raise InputError(f"the image is a JPEG of more than {_MAX_SCANS} scans; save it anew and give that.")
     if head.startswith((b"<!doctype", b"<html")):
         raise InputError("this is a web page and no image; give the address of the image itself.")
+
+
+class _TimedFile(BytesIO):
+    """A file that can be read until its time is up: what a decoder does with hostile bytes can take minutes."""
+
+    def __init__(self, content: bytes, until: float) -> None:
+        super().__init__(content)
+        self._until = until
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as a file; refuse when the time is up."""
+        if time.monotonic() > self._until:
+            raise InputError("the image could not be loaded in the time that there is; give a simpler one.")
+        return super().read(size)
+
+
+def _scans(content: bytes) -> int:
+    """How many scans the JPEG has, one more than are decoded at most; thumbnails in it and what follows don't count."""
+    scans, position = 0, 2
+    while scans <= _MAX_SCANS:
+        marker = _MARKER.search(content, position)
+        if marker is None or marker[1] == _END_OF_IMAGE:
+            break
+        position = marker.end()
+        if marker[1] in _WITHOUT_LENGTH:
+            continue
+        scans += marker[1] == _START_OF_SCAN
+        position += max(2, int.from_bytes(content[position : position + 2], "big"))
+    return scans
 
 
 def _plain(image: Image) -> Image:

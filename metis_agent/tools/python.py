@@ -349,10 +349,10 @@ def _named_images(code: str, messages: Any, rules: ImageRules | None) -> tuple[M
         return NO_IMAGES, ""
 
     there = conversation_images(messages)
-    wanted = {name for name in there if "" in named or name.removeprefix("image_") in named}
+    wanted = [name for name in there if "" in named or name.removeprefix("image_") in named]
     absent = {f"image_{number}" for number in named if number} - set(there)
     note = ""
     if absent:
         last = f"image_1 to image_{len(there)}" if there else "none"
         note = f"The conversation has no {', '.join(sorted(absent))}; its images are: {last}."
-    return {name: InputImage(source=there[name], rules=rules) for name in sorted(wanted)}, note
+    return {name: InputImage(source=there[name], rules=rules) for name in wanted}, note

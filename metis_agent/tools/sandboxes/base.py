@@ -225,18 +225,21 @@ class InputImage:
     rules: ImageRules | None = None
     """What is loaded; by default as `load_image` has it."""
 
-    def load(self) -> Image:
+    def load(self, seconds: float = math.inf) -> Image:
         """Return the image, in mode RGB or RGBA.
+
+        Args:
+            seconds: that it may take, where the rules give it more.
 
         Raises:
             InputError: it can't be used; the message says why.
             MissingDependencyError: Pillow is not installed.
         """
         try:
-            from metis_agent.tools.images import load_image
+            from metis_agent.tools.images import ImageRules, load_image
         except ImportError as missing:  # of an HTTP client, which the same extra brings
             raise MissingDependencyError(_REMEDY) from missing
-        return load_image(self.source, self.rules)
+        return load_image(self.source, (self.rules or ImageRules()).within(seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +259,10 @@ class ShownImage:
         return b64decode(self.base64)
 
 
-def load_or_say(name: str, image: InputImage) -> tuple[Image | None, str]:
+def load_or_say(name: str, image: InputImage, seconds: float = math.inf) -> tuple[Image | None, str]:
     """The image; or `None`, and why it is not there in words for the model."""
     try:
-        return image.load(), ""
+        return image.load(seconds), ""
     except (InputError, MissingDependencyError) as error:
         return None, f"{name} is not there: {error}"
 

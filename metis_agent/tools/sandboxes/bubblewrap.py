@@ -26,7 +26,7 @@ from metis_agent.tools.sandboxes.template import DEFAULT_PACKAGES, TemplatePlan,
 __all__ = ["BubblewrapSandbox"]
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_WORK = "/tmp"
+_WORK = ("/tmp", "/work", "/metis-work-folder")
 
 
 class BubblewrapSandbox(WarmSandbox):
@@ -57,26 +57,27 @@ class BubblewrapSandbox(WarmSandbox):
         program = self._program or shutil.which("bwrap")
         if program is None:
             raise SandboxUnavailableError("bubblewrap is not installed (no `bwrap` on the path).")
-        settings = self._settings(landlock_abi=supported_abi())
-        return TemplatePlan(
-            prefix=[program, *_arguments(own_uids=bool(settings["uids"]), readable=readable_paths())],
-            folder=_WORK,
-            own_mount=True,
-            settings=settings,
-        )
+        bound = (*readable_paths(), interpreter(), os.path.join(inside_folder(), "inside"))
+        work = _work_folder(bound)
+        settings = self._settings(folder=work, boxed=True, namespaces=True, landlock_abi=supported_abi())
+        arguments = _arguments(own_uids=bool(settings["uids"]), bound=bound, work=work)
+        return TemplatePlan(prefix=[program, *arguments], settings=settings)
 
 
-def _arguments(*, own_uids: bool, readable: Sequence[str]) -> list[str]:
+def _work_folder(bound: Sequence[str]) -> str:
+    """`/tmp`; or another, where a virtual environment lies below it: a session's own mount would hide that."""
+    return next(folder for folder in _WORK if not any(PurePath(path).is_relative_to(folder) for path in bound))
+
+
+def _arguments(*, own_uids: bool, bound: Sequence[str], work: str) -> list[str]:
     arguments = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     arguments += ["--hostname", "sandbox", "--as-pid-1", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     if own_uids:
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments.append("--unshare-user")
-    # Writable for the packages that are imported beforehand; each session mounts its own over it. First, or it would
-    # hide an environment that lies below it.
-    arguments += ["--tmpfs", _WORK]
-    bound = (*readable, interpreter(), os.path.join(inside_folder(), "inside"))
+    # Writable for the packages that are imported beforehand; each session mounts its own over it.
+    arguments += ["--tmpfs", work]
     if own_uids:
         # Folders that bubblewrap makes on the way to a bound one are otherwise closed to other uids.
         for folder in sorted({str(parent) for path in bound for parent in PurePath(path).parents} - {"/"}):

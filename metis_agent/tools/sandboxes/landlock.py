@@ -1,14 +1,17 @@
-"""Sessions contained by Landlock and seccomp: no root, no namespaces, nothing to install.
+"""Sessions contained by Landlock and seccomp: without root, and without anything to install.
 
 Contained: reading and writing outside the session's own folder (but for the interpreter's library, installed
 packages, shared libraries and fonts, which it may read), the network, other processes (signals, ptrace,
 memory), new processes and programs, memory, time, output, threads.
 
-Not contained by the kernel: the total size of the session's files. One file is limited by RLIMIT_FSIZE; the
-sum, with deleted files that are still open, is measured by the host every 50 ms during a call and after
-it, and a session over its limit is killed: it can exceed the limit by what it writes in that time, and by what it
-maps from a deleted and closed file, within its memory limit. And metadata: code can learn whether a path
-exists, its size and its times (`stat`), where the file permissions of its uid allow that.
+Disk and threads. Where the kernel lets this user make namespaces, a session's folder is a tmpfs of its own and its
+threads are counted alone, so that the kernel holds both limits; its files then count as memory of the machine. Where
+not (many containers), the size of one file is held by the kernel, and the host counts the sum, deleted files that are
+still open or mapped included, and the threads of an ordinary user: every 50 ms at most, sooner as the limit comes
+nearer, the process standing still. A session over its limit is killed, and can exceed it by what it takes in that time.
+
+Not contained: metadata. Code can learn whether a path exists, its size and its times (`stat`), where the file
+permissions of its uid allow that.
 
 Needs Linux 5.13 or newer with Landlock switched on. Each ABI below 6 lacks something (truncation before 3,
 TCP before 4, signals before 6); the system-call filter refuses those in any case.
@@ -40,6 +43,7 @@ class LandlockSandbox(WarmSandbox):
         limits: of a session that asks for no others.
         packages: to import once, so that sessions have them at no cost.
         abi: use no Landlock rights newer than this ABI; by default all that the kernel has.
+        namespaces: give each session namespaces of its own, where the kernel lets this user make some.
     """
 
     def __init__(
@@ -48,9 +52,10 @@ class LandlockSandbox(WarmSandbox):
         *,
         packages: Iterable[str] = DEFAULT_PACKAGES,
         abi: int | None = None,
+        namespaces: bool = True,
     ) -> None:
         super().__init__(limits, packages=packages)
-        self._abi = abi
+        self._abi, self._namespaces = abi, namespaces
 
     @property
     def name(self) -> str:
@@ -67,12 +72,9 @@ class LandlockSandbox(WarmSandbox):
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_NAME}{os.getpid()}-", dir=_parent())
         # Sessions of another uid pass through; only each one's own folder in it is open to it.
         os.chmod(folder, 0o711)
-        return TemplatePlan(
-            prefix=(),
-            folder=folder,
-            own_mount=False,
-            settings=self._settings(landlock_abi=min(kernel, self._abi or kernel)),
-        )
+        abi = min(kernel, self._abi or kernel)
+        settings = self._settings(folder=folder, boxed=False, namespaces=self._namespaces, landlock_abi=abi)
+        return TemplatePlan(prefix=(), settings=settings)
 
 
 def _parent() -> str:

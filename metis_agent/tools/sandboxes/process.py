@@ -1,13 +1,14 @@
 """The host's hold on one session's process: send a call, wait, and end it whatever it does.
 
 Between calls the process is stopped (SIGSTOP), so threads that a call left behind use no time and send
-nothing. What it sends is capped and checked; see `inside.wire`. What the kernel can't limit is watched during a call.
+nothing. What it sends is capped and checked; see `inside.wire`. What the kernel can't limit is watched during a call;
+see `watch`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import os
 import select
 import signal
@@ -16,12 +17,14 @@ import subprocess
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from metis_agent.tools.sandboxes.base import SandboxLimits
 from metis_agent.tools.sandboxes.inside import wire
 from metis_agent.tools.sandboxes.inside.wire import AnswerLimits
+from metis_agent.tools.sandboxes.watch import Watch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,29 +32,22 @@ if TYPE_CHECKING:
 __all__ = [
     "CallTimeoutError",
     "Handle",
-    "LimitExceededError",
     "PidfdHandle",
     "PopenHandle",
     "Reply",
     "SessionProcess",
     "answer_limits",
-    "folder_bytes",
-    "pid_of",
-    "watch_session",
 ]
 
-_TICK_SECONDS = 0.05
 _GONE_SECONDS = 5.0
 _FRAME_OVERHEAD = 1024
 _EMPTY = memoryview(b"")
+_PIECE = 1 << 18
+_DRIP_BYTES, _DRIP_SECONDS = 1024, 0.001
 
 
 class CallTimeoutError(Exception):
     """The call did not answer in its time."""
-
-
-class LimitExceededError(Exception):
-    """The session went over a limit that the host watches; the message says which."""
 
 
 class Handle(Protocol):
@@ -142,7 +138,7 @@ class SessionProcess:
         screen_fd: the shared memory of what it prints.
         answer: how much is taken of an answer.
         handle: to signal it.
-        watch: called now and then during a call and after it; raises `LimitExceededError`.
+        watch: looks at it during a call, when it says, and after it.
         backend_alive: whether what started it still runs; if not, its end was not its own doing.
         clean_up: called once, after the process ended.
     """
@@ -154,7 +150,7 @@ class SessionProcess:
         screen_fd: int,
         answer: AnswerLimits,
         handle: Handle,
-        watch: Callable[[], None],
+        watch: Watch | None,
         backend_alive: Callable[[], bool],
         clean_up: Callable[[], None],
     ) -> None:
@@ -162,39 +158,35 @@ class SessionProcess:
         self._handle, self._watch = handle, watch
         self.backend_alive = backend_alive
         self._calls = 0
+        self._pause_between_looks = math.inf if watch is None else 0.0
+        self._next_look = math.inf
         self._paused = False
         # Also at garbage collection and at exit: nobody is left to close it then.
         self._free = weakref.finalize(self, _free, stream, screen_fd, handle, clean_up)
 
-    def call(self, code: bytes, seconds: float, images: Mapping[str, Image]) -> Reply:
-        """Run code in the process, with names bound to images first.
+    def call(self, code: bytes, deadline: float) -> Reply:
+        """Run code in the process.
 
         Raises:
-            CallTimeoutError: no answer in `seconds`.
+            CallTimeoutError: no answer before `deadline`, by the monotonic clock.
             EOFError: the process hung up.
             wire.FrameError: it sent something that is not an answer.
             LimitExceededError: it used too much of something.
         """
-        deadline = time.monotonic() + seconds
         self._calls += 1
-        if self._paused:
-            self._handle.send_signal(signal.SIGCONT)
-        try:
-            for name, image in images.items():
-                picture = (image.width, image.height, image.tobytes())
-                self._send(wire.pack_input(self._calls, name, image.mode, picture), deadline)
+        with self._conversation():
             self._send([wire.pack_frame(self._calls, wire.pack_parts({b"c": code}))], deadline)
             number, payload = wire.read_frame(lambda count: self._receive(count, deadline), self._most_bytes())
-        except TimeoutError:
-            raise CallTimeoutError from None
-        except OSError as error:
-            raise EOFError(str(error)) from error
-        self._handle.send_signal(signal.SIGSTOP)
-        self._paused = True
         if number != self._calls:
             raise wire.FrameError(f"an answer to call {number}, during call {self._calls}")
-        self._watch()
+        self._look(running=False)
         return self._reply(wire.unpack_parts(payload))
+
+    def place(self, name: str, image: Image, deadline: float) -> None:
+        """Bind a name to an image; what can go wrong is as for `call`."""
+        with self._conversation():
+            picture = (image.width, image.height, image.tobytes())
+            self._send(wire.pack_input(self._calls, name, image.mode, picture), deadline)
 
     def printed(self) -> tuple[str, str, bool]:
         """What the current call printed so far: stdout, stderr, and whether some of it was dropped."""
@@ -210,10 +202,29 @@ class SessionProcess:
         """Kill it, wait for its end and free everything; later calls do nothing."""
         self._free()
 
+    @contextmanager
+    def _conversation(self) -> Iterator[None]:
+        """The process runs meanwhile; what breaks off the talk with it is sorted."""
+        if self._paused:
+            self._handle.send_signal(signal.SIGCONT)
+            self._paused = False
+        self._next_look = time.monotonic() + self._pause_between_looks
+        try:
+            yield
+        except TimeoutError:
+            raise CallTimeoutError from None
+        except OSError as error:
+            raise EOFError(str(error)) from error
+        self._handle.send_signal(signal.SIGSTOP)
+        self._paused = True
+
     def _send(self, pieces: Iterable[bytes | memoryview], deadline: float) -> None:
         for piece in pieces:
-            self._stream.settimeout(max(0.001, deadline - time.monotonic()))
-            self._stream.sendall(piece)
+            left = memoryview(piece)
+            while left:
+                self._await_turn(deadline)
+                with contextlib.suppress(TimeoutError):
+                    left = left[self._stream.send(left[:_PIECE]) :]
 
     def _most_bytes(self) -> int:
         """Of an answer."""
@@ -222,14 +233,28 @@ class SessionProcess:
 
     def _receive(self, count: int, deadline: float) -> bytes:
         while True:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise CallTimeoutError
-            self._stream.settimeout(min(_TICK_SECONDS, remaining))
-            try:
-                return self._stream.recv(count)
-            except TimeoutError:
-                self._watch()
+            self._await_turn(deadline)
+            with contextlib.suppress(TimeoutError):
+                piece = self._stream.recv(count)
+                if 0 < len(piece) < min(count, _DRIP_BYTES):
+                    # A process that drips its answer shall not keep this one busy.
+                    time.sleep(_DRIP_SECONDS)
+                return piece
+
+    def _await_turn(self, deadline: float) -> None:
+        """Look at the process where it is time to, whatever it sends; and say how long to wait for it."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._look(running=True)
+            now = time.monotonic()
+        if now >= deadline:
+            raise CallTimeoutError
+        self._stream.settimeout(max(0.001, min(deadline, self._next_look) - now))
+
+    def _look(self, *, running: bool) -> None:
+        if self._watch is not None:
+            self._pause_between_looks = self._watch.look(running=running)
+            self._next_look = time.monotonic() + self._pause_between_looks
 
     def _reply(self, parts: Mapping[bytes, memoryview]) -> Reply:
         limits = self._limits
@@ -252,85 +277,3 @@ def _free(stream: socket.socket, screen_fd: int, handle: Handle, clean_up: Calla
     os.close(screen_fd)
     handle.close()
     clean_up()
-
-
-_MAX_FILES_PER_MB = 64
-
-
-def watch_session(*, pid: int, folder: str | None, disk_mb: int, threads: int | None) -> Callable[[], None]:
-    """A check of one session, for `SessionProcess`.
-
-    Args:
-        pid: of the session, as the host sees it.
-        folder: its work folder, where no mount of its own limits it; else `None`.
-        disk_mb: MiB that the folder may hold.
-        threads: how many it may run, where its uid is shared and RLIMIT_NPROC can't tell; else `None`.
-    """
-
-    def check() -> None:
-        if threads is not None and _threads(pid) > threads:
-            raise LimitExceededError(f"The code ran more than {threads} threads at once.")
-        if folder is not None:
-            used, files = folder_bytes(folder, most_files=disk_mb * _MAX_FILES_PER_MB)
-            if files > disk_mb * _MAX_FILES_PER_MB:
-                raise LimitExceededError(f"The code made more than {disk_mb * _MAX_FILES_PER_MB} files.")
-            if used + _deleted_bytes(pid, os.stat(folder).st_dev) > disk_mb << 20:
-                raise LimitExceededError(f"The code wrote more than {disk_mb} MB of files.")
-
-    return check
-
-
-def folder_bytes(folder: str, *, most_files: int) -> tuple[int, int]:
-    """Bytes on disk below a folder and the number of entries; stops counting past `most_files`."""
-    used = count = 0
-    waiting = [folder]
-    while waiting and count <= most_files:
-        for status, subfolder in _entries(waiting.pop(), most_files - count + 1):
-            count += 1
-            used += status.st_blocks * 512
-            if subfolder is not None:
-                waiting.append(subfolder)
-    return used, count
-
-
-def pid_of(pidfd: int) -> int:
-    """The process id behind a pidfd, in this process's namespace; -1 when it is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
-        for line in lines:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    return -1
-
-
-def _threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
-
-
-def _entries(folder: str, most: int) -> Iterator[tuple[os.stat_result, str | None]]:
-    try:
-        # A folder may have been made without the right to list it.
-        if not os.access(folder, os.R_OK | os.X_OK):
-            os.chmod(folder, 0o700)
-        with os.scandir(folder) as entries:
-            for entry in itertools.islice(entries, most):
-                is_folder = entry.is_dir(follow_symlinks=False)
-                yield entry.stat(follow_symlinks=False), entry.path if is_folder else None
-    except OSError:
-        # It vanished meanwhile.
-        return
-
-
-def _deleted_bytes(pid: int, device: int) -> int:
-    """Bytes of files that are deleted, and still open: no folder shows them."""
-    used = 0
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            status = os.stat(f"/proc/{pid}/fd/{name}")
-            if status.st_nlink == 0 and status.st_dev == device:
-                used += status.st_blocks * 512
-    except OSError:
-        return used
-    return used

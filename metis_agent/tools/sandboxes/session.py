@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import (
@@ -20,12 +18,16 @@ from metis_agent.tools.sandboxes.base import (
     load_or_say,
 )
 from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES, FrameError
-from metis_agent.tools.sandboxes.process import CallTimeoutError, LimitExceededError, Reply, SessionProcess
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from metis_agent.tools.sandboxes.process import CallTimeoutError, Reply, SessionProcess
+from metis_agent.tools.sandboxes.watch import LimitExceededError
 
 __all__ = ["LocalSession"]
+
+_LOADING_SHARE = 0.75
+"""Of a call's time, for loading the images that it needs; the code has the rest at least."""
+_ENCODING_SHARE = 0.1
+"""On top of a call's time, for encoding what it showed."""
+_MOST_NOTES = 20
 
 _DIED = "The process ended during the call: it ran out of memory, crashed in native code, or was made to exit."
 
@@ -62,9 +64,7 @@ class LocalSession(Closing):
             )
         with self._turn:
             process = self._running_process()
-            loaded, missing = self._load(images)
-            execution = self._call(process, source, seconds, loaded)
-            return replace(execution, notes=(*missing, *execution.notes)) if missing else execution
+            return self._call(process, source, seconds, images)
 
     def close(self) -> None:
         """See `SandboxSession.close`."""
@@ -84,25 +84,40 @@ class LocalSession(Closing):
                 self._process = process
         return self._process
 
-    def _load(self, images: Mapping[str, InputImage]) -> tuple[dict[str, Image], list[str]]:
-        """What the process does not have yet, and why some of it can't be had."""
-        loaded: dict[str, Image] = {}
+    def _place(
+        self, process: SessionProcess, images: Mapping[str, InputImage], until: float, deadline: float
+    ) -> list[str]:
+        """Give the process what it does not have yet, one after another; and say why some of it can't be had.
+
+        Loading ends at `until`, so that some time is left for the code before the call's `deadline`.
+        """
         missing: list[str] = []
+        late: list[str] = []
         for name, image in images.items():
             if self._placed.get(name) == image:
                 continue
-            found, why = load_or_say(name, image)
+            left = until - time.monotonic()
+            if left <= 0:
+                late.append(name)
+                continue
+            found, why = load_or_say(name, image, left)
             if found is None:
                 missing.append(why)
             else:
-                loaded[name] = found
+                process.place(name, found, deadline)
                 self._placed[name] = image
-        return loaded, missing
+        if late:
+            missing.append(f"Not there: {', '.join(late)}. Loading the others took most of the time that a call has.")
+        return missing
 
-    def _call(self, process: SessionProcess, source: bytes, seconds: float, images: Mapping[str, Image]) -> Execution:
+    def _call(
+        self, process: SessionProcess, source: bytes, seconds: float, images: Mapping[str, InputImage]
+    ) -> Execution:
         began = time.monotonic()
+        deadline = began + seconds
         try:
-            reply = process.call(source, seconds, images)
+            missing = self._place(process, images, began + seconds * _LOADING_SHARE, deadline)
+            reply = process.call(source, deadline)
         except CallTimeoutError:
             return self._ended(process, "timeout", f"Stopped after {seconds:g} s.", began)
         except LimitExceededError as error:
@@ -120,13 +135,18 @@ class LocalSession(Closing):
             # An interrupt in this thread: the answer may still come, and must not meet the next call.
             self._discard()
             raise
-        return self._execution(process, reply, began)
+        return self._execution(process, reply, missing, began, deadline + seconds * _ENCODING_SHARE)
 
-    def _execution(self, process: SessionProcess, reply: Reply, began: float) -> Execution:
+    def _execution(
+        self, process: SessionProcess, reply: Reply, missing: list[str], began: float, until: float
+    ) -> Execution:
         stdout, stderr, dropped = process.printed()
-        notes = reply.notes.splitlines()
+        notes = [*missing, *reply.notes.splitlines()[:_MOST_NOTES]]
         shown = []
-        for picture in reply.pictures:
+        for number, picture in enumerate(reply.pictures):
+            if time.monotonic() > until:
+                notes.append(f"{len(reply.pictures) - number} more not shown: the call's time was up.")
+                break
             try:
                 shown.append(encode_pixels(*picture))
             except MissingDependencyError as error:

@@ -23,7 +23,7 @@ from typing import IO, Any
 from metis_agent.errors import SandboxGoneError, SandboxUnavailableError
 from metis_agent.tools.sandboxes.base import Closing, SandboxLimits
 from metis_agent.tools.sandboxes.inside.paths import remove_folder
-from metis_agent.tools.sandboxes.inside.wire import screen_size
+from metis_agent.tools.sandboxes.inside.wire import HANDLE, screen_size
 from metis_agent.tools.sandboxes.machine import (
     bare_environment,
     inside_folder,
@@ -33,8 +33,9 @@ from metis_agent.tools.sandboxes.machine import (
     spare_uids,
     tasks_of_user,
 )
-from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess, answer_limits, pid_of, watch_session
+from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess, answer_limits
 from metis_agent.tools.sandboxes.session import LocalSession
+from metis_agent.tools.sandboxes.watch import Watch, pid_of
 
 __all__ = ["DEFAULT_PACKAGES", "PATIENCE_SECONDS", "Template", "TemplatePlan", "WarmSandbox", "new_screen"]
 
@@ -55,11 +56,8 @@ class TemplatePlan:
 
     prefix: Sequence[str]
     """Arguments before the interpreter's."""
-    folder: str
-    """Where sessions have their work folders; with `own_mount`, where each mounts its own."""
-    own_mount: bool
     settings: Mapping[str, Any]
-    """`readable`, `site`, `packages`, `uids`, `landlock_abi`: see `inside.contain`."""
+    """`folder`, `boxed`, `readable`, `site`, `packages`, `uids`, `landlock_abi`, `namespaces`: see `inside.contain`."""
 
 
 class Template:
@@ -79,7 +77,7 @@ class Template:
             try:
                 process = self._process = _launch(plan, theirs.fileno(), words)
                 theirs.close()
-                self._handle = self._await_greeting()
+                self._handle, greeting = self._await_greeting()
             except (OSError, EOFError) as error:
                 self._control.close()
                 _end(process)
@@ -87,6 +85,7 @@ class Template:
                 said = words.read(1 << 16).decode("utf-8", "replace").split("\n")
                 last = next((line for line in reversed(said) if line.strip()), str(error))
                 raise SandboxUnavailableError(f"the sandbox process did not start: {last}") from error
+        self._own_mount, self._own_count = bool(greeting["own_mount"]), bool(greeting["own_count"])
         pid = pid_of(self._handle.fd)
         self._base_memory = _address_space(pid)
         self._tasks = tasks_of_user() + _SPARE_TASKS
@@ -120,18 +119,16 @@ class Template:
             if isinstance(error, OSError | EOFError):
                 raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
             raise
-        folder = None if self._plan.own_mount else os.path.join(self._plan.folder, name)
+        folder = None if self._own_mount else os.path.join(self._plan.settings["folder"], name)
+        threads = None if self._own_count else limits.processes
+        watched = threads is not None or folder is not None
+        watch = Watch(handle, folder=folder, disk_mb=limits.disk_mb, threads=threads) if watched else None
         return SessionProcess(
             stream=ours,
             screen_fd=screen,
             answer=answer_limits(limits),
             handle=handle,
-            watch=watch_session(
-                pid=pid_of(handle.fd),
-                folder=folder,
-                disk_mb=limits.disk_mb,
-                threads=None if self._plan.settings["uids"] else limits.processes,
-            ),
+            watch=watch,
             backend_alive=lambda: self.alive(PATIENCE_SECONDS),
             clean_up=lambda: remove_folder(folder) if folder is not None else None,
         )
@@ -145,8 +142,8 @@ class Template:
             self._process.kill()
         self._process.wait()
         self._handle.close()
-        if not self._plan.own_mount:
-            remove_folder(self._plan.folder)
+        if not self._plan.settings["boxed"]:
+            remove_folder(self._plan.settings["folder"])
 
     def forget(self) -> None:
         """In a forked copy of the host: let go of what belongs to the original."""
@@ -164,14 +161,13 @@ class Template:
             "answer": answer_limits(limits),
         }
 
-    def _await_greeting(self) -> PidfdHandle:
-        settings = {**self._plan.settings, "folder": self._plan.folder, "own_mount": self._plan.own_mount}
+    def _await_greeting(self) -> tuple[PidfdHandle, dict[str, Any]]:
         self._control.settimeout(_START_SECONDS)
-        self._control.send(json.dumps(settings).encode())
+        self._control.send(json.dumps(self._plan.settings).encode())
         message, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
         if not message or not fds:
             raise EOFError("it ended without a word")
-        return PidfdHandle(fds[0])
+        return PidfdHandle(fds[0]), json.loads(message)
 
 
 def new_screen(capacity: int) -> int:
@@ -214,9 +210,20 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
 
 def _await_ready(stream: socket.socket) -> PidfdHandle:
     stream.settimeout(_FORK_SECONDS)
-    message, fds, _, _ = socket.recv_fds(stream, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-    if message == b"ready" and fds:
-        return PidfdHandle(fds[0])
+    begin, fds, _, _ = socket.recv_fds(stream, len(HANDLE), 1, socket.MSG_CMSG_CLOEXEC)
+    handle = PidfdHandle(fds[0]) if fds else None
+    try:
+        message = stream.recv(4096)
+    except BaseException:
+        if handle is not None:
+            handle.close()
+        raise
+    if message == b"ready" and handle is not None:
+        return handle
+    if handle is None:
+        message = begin + message
+    else:
+        handle.close()
     if not message:
         raise EOFError("the stream closed before the session was ready")
     raise SandboxUnavailableError(f"a session could not be contained: {message.decode('utf-8', 'replace')}")
@@ -279,8 +286,12 @@ class WarmSandbox(Closing):
             self._closed = True
             self._drop_template()
 
-    def _settings(self, *, landlock_abi: int) -> dict[str, object]:
+    def _settings(self, *, folder: str, boxed: bool, namespaces: bool, landlock_abi: int) -> dict[str, Any]:
+        """What `TemplatePlan` holds."""
         return {
+            "folder": folder,
+            "boxed": boxed,
+            "namespaces": namespaces,
             "readable": readable_paths(),
             "site": site_folders(),
             "packages": self._packages,

@@ -102,7 +102,7 @@ class UnsafeSandbox(Closing):
             screen_fd=screen,
             answer=answer_limits(limits),
             handle=PopenHandle(process),
-            watch=lambda: None,
+            watch=None,
             backend_alive=lambda: True,
             clean_up=lambda: remove_folder(folder),
         )

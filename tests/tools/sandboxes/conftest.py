@@ -33,8 +33,9 @@ BACKENDS = {
     "landlock": lambda: LandlockSandbox(SMALL),
 }
 OLDEST = {
-    # As on the oldest kernel that has Landlock: what it lacks, the system-call filter must hold.
-    "landlock-abi1": lambda: LandlockSandbox(SMALL, abi=1),
+    # As on the oldest kernel that has Landlock, and without namespaces: what it lacks, the system-call filter and the
+    # host must hold.
+    "landlock-abi1": lambda: LandlockSandbox(SMALL, abi=1, namespaces=False),
 }
 
 SECRET = "the-secret-of-the-host"
@@ -112,8 +113,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, objec
     abstract.bind(f"\0metis-test-{os.getpid()}")
     for listener in (unix, abstract):
         listener.listen(8)
+    logs = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+    logs[0].bind(str(folder / "log"))
+    os.chmod(folder / "log", 0o666)
+    logs[1].bind(f"\0metis-test-{os.getpid()}-log")
     yield {"folder": str(folder), "host": os.getpid(), "port": 1, "key": key}
-    for listener in (unix, abstract):
+    for listener in (unix, abstract, *logs):
         listener.close()
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 

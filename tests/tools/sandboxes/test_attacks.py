@@ -68,6 +68,29 @@ REACHING_OUT = {
     "connect to an abstract socket": (
         "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('\\0metis-test-{host}')\n'escaped'"
     ),
+    "send a datagram": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "a.sendto(b'x', '{folder}/log') and 'escaped'"
+    ),
+    "send a datagram to an abstract name": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "a.sendto(b'x', '\\0metis-test-{host}-log') and 'escaped'"
+    ),
+    "send a raw message": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)\n"
+        "a.sendto(b'x', '{folder}/log') and 'escaped'"
+    ),
+    "send a message with an address": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "a.sendmsg([b'x'], [], 0, '{folder}/log') and 'escaped'"
+    ),
+    "connect a datagram socket": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "a.connect('{folder}/log')\na.send(b'x') and 'escaped'"
+    ),
+    "pass a descriptor": (
+        "import os, socket\na, b = socket.socketpair()\nsocket.send_fds(a, [b'x'], [os.pipe()[0]]) and 'escaped'"
+    ),
     "listen": "import socket\ns = socket.socket()\ns.bind(('127.0.0.1', 0))\n'escaped'",
     "run a program": "import subprocess\nsubprocess.run(['/bin/true'], check=True)\n'escaped'",
     "run a shell": "import os\nos.system('true') == 0 and 'escaped'",

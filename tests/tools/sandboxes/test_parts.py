@@ -23,7 +23,7 @@ from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter, remove_
 from metis_agent.tools.sandboxes.inside.wire import Screen, read_screen, screen_size
 from metis_agent.tools.sandboxes.machine import spare_uids
 from metis_agent.tools.sandboxes.pool import SessionPool
-from metis_agent.tools.sandboxes.process import folder_bytes
+from metis_agent.tools.sandboxes.watch import LimitExceededError, folder_bytes
 
 
 def receiver(data: bytes, most: int = 3) -> Callable[[int], bytes]:
@@ -39,7 +39,10 @@ def receiver(data: bytes, most: int = 3) -> Callable[[int], bytes]:
 
 
 class TestWire:
-    @given(st.integers(0, 2**64 - 1), st.dictionaries(st.binary(min_size=1, max_size=1), st.binary(max_size=50)))
+    @given(
+        st.integers(0, 2**64 - 1),
+        st.dictionaries(st.binary(min_size=1, max_size=1), st.binary(max_size=50), max_size=8),
+    )
     def test_round_trip(self, number: int, parts: dict[bytes, bytes]) -> None:
         frame = wire.pack_frame(number, wire.pack_parts(parts))
         got, payload = wire.read_frame(receiver(frame), 10_000)
@@ -112,14 +115,29 @@ class TestFolders:
     def test_measured_size(self, tmp_path: Path) -> None:
         (tmp_path / "deep" / "deeper").mkdir(parents=True)
         (tmp_path / "deep" / "deeper" / "file").write_bytes(b"x" * 100_000)
-        used, count = folder_bytes(str(tmp_path), most_files=10)
+        used, inodes = folder_bytes(str(tmp_path), most_files=10)
         assert 100_000 <= used < 200_000
-        assert count == 3
+        assert len(inodes) == 3
+        os.link(tmp_path / "deep" / "deeper" / "file", tmp_path / "again")
+        assert folder_bytes(str(tmp_path), most_files=10) == (used, inodes)
+
+    def test_what_is_too_deep_to_be_measured(self, tmp_path: Path) -> None:
+        here = os.getcwd()
+        try:
+            os.chdir(tmp_path)
+            for _ in range(18):
+                os.mkdir("d" * 250)
+                os.chdir("d" * 250)
+        finally:
+            os.chdir(here)
+        with pytest.raises(LimitExceededError, match="too deep"):
+            folder_bytes(str(tmp_path), most_files=100)
+        remove_folder(str(tmp_path))
 
     def test_counting_stops(self, tmp_path: Path) -> None:
         for number in range(30):
             (tmp_path / str(number)).touch()
-        assert folder_bytes(str(tmp_path), most_files=10)[1] == 11
+        assert len(folder_bytes(str(tmp_path), most_files=10)[1]) == 11
 
 
 class TestLimits:

@@ -77,6 +77,8 @@ def test_threads_but_no_processes(machine: str) -> None:
     sigchld = 17
     thread = 0x3D0F00  # the flags that glibc gives a new thread
     assert answer(machine, "clone", thread) == ALLOW
+    assert answer(machine, "clone", thread & ~0x400) == REFUSE  # with descriptors of its own, out of sight
+    assert answer(machine, "clone", thread | 0x10000000) == REFUSE
     assert answer(machine, "clone", sigchld) == REFUSE
     assert answer(machine, "clone", 0x01200000 | sigchld) == REFUSE  # glibc's fork
     assert answer(machine, "clone", 0x10000000 | sigchld) == REFUSE  # a user namespace
@@ -113,8 +115,14 @@ def test_arguments(machine: str) -> None:
         assert answer(machine, "fcntl", 0, command) == REFUSE
     assert answer(machine, "ioctl", 0, 0x5401) == ALLOW
     assert answer(machine, "ioctl", 0, 0x5412) == REFUSE  # TIOCSTI
-    assert answer(machine, "socketpair", 1) == ALLOW
-    assert answer(machine, "socketpair", 2) == REFUSE
+    stream, close_on_exec = 1, 0o2000000
+    assert answer(machine, "socketpair", 1, stream) == answer(machine, "socketpair", 1, stream | close_on_exec) == ALLOW
+    assert answer(machine, "socketpair", 2, stream) == REFUSE
+    for datagram in (2, 3, 4, 5, 2 | close_on_exec):
+        assert answer(machine, "socketpair", 1, datagram) == REFUSE
+    assert answer(machine, "sendto", 3, 0x7FFF0000, 5, 0, 0) == ALLOW
+    for address in (1, 0x7FFF0000, 1 << 32):
+        assert answer(machine, "sendto", 3, 0x7FFF0000, 5, 0, address) == REFUSE
     assert answer(machine, "prctl", 15) == ALLOW
     for option in (1, 4, 22, 38, 24):
         assert answer(machine, "prctl", option) == REFUSE

@@ -13,9 +13,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from e2b import SandboxNotFoundException, SandboxNotRunningException
@@ -271,46 +272,48 @@ class Attempt:
             ProcessEndedError: see there.
             Exception: what `RemoteSandbox.execute` and `Service` raise.
         """
+        await self._awake(lambda: self.service.extend(self.remote))
         new = {name: image for name, image in images.items() if self.remote.images.get(name) != image}
-        files = await self._load(new)
-        try:
-            await self.service.extend(self.remote)
-            placed = await self._send(code, seconds, files)
-        except NotRunningError:
-            # Paused, perhaps. It did not run, so it may be sent again.
-            await self.service.resume(self.remote)
-            placed = await self._send(code, seconds, files)
+        paths: dict[str, str] = {}
+        for name, image in new.items():  # one at a time: together they may be large
+            content = await self._load(name, image)
+            if content is not None:
+                paths[name] = await self._awake(partial(self.remote.sandbox.upload, f".metis/{name}.png", content))
+        placed = await self._awake(lambda: self._send(code, seconds, paths))
         _check(self.call)
         if placed:
-            self.remote.images.update({name: new[name] for name in files})
+            self.remote.images.update({name: new[name] for name in paths})
         if self.call.encoded:
             self.call.images, notes = await arun_in_thread(shown_images, self.call.encoded, self.limits)
             self.call.notes += notes
 
-    async def _load(self, images: Mapping[str, InputImage]) -> dict[str, bytes]:
-        files = {}
-        for name, image in images.items():
-            self.call.loading = name
-            content, note = await arun_in_thread(image_file, name, image)
-            if content is None:
-                self.call.notes.append(note)
-            else:
-                files[name] = content
-        self.call.loading = ""
-        return files
+    async def _awake(self, work: Callable[[], Awaitable[R]]) -> R:
+        try:
+            return await work()
+        except NotRunningError:
+            # Paused, perhaps. It was not done, so it may be tried again.
+            await self.service.resume(self.remote)
+            return await work()
 
-    async def _send(self, code: str, seconds: float, files: Mapping[str, bytes]) -> bool:
-        """Send images, then code; gives whether the images arrived."""
+    async def _load(self, name: str, image: InputImage) -> bytes | None:
+        self.call.loading = name
+        content, note = await arun_in_thread(image_file, name, image)
+        self.call.loading = ""
+        if content is None:
+            self.call.notes.append(note)
+        return content
+
+    async def _send(self, code: str, seconds: float, paths: Mapping[str, str]) -> bool:
+        """Bind the images, then run the code; gives whether the images are there."""
         problem = ""
-        if files:
-            paths = {name: await self.remote.sandbox.upload(f".metis/{name}.png", files[name]) for name in files}
+        if paths:
             placing = Call(self.limits)
             lines = [binding(name, path) for name, path in paths.items()]
             await self.remote.sandbox.execute("\n".join(lines), placing, seconds)
             _check(placing)
             problem = placing.execution().traceback
             if problem:
-                self.call.notes.append(f"{', '.join(files)}: not there. {problem.splitlines()[-1]}")
+                self.call.notes.append(f"{', '.join(paths)}: not there. {problem.splitlines()[-1]}")
         await self.remote.sandbox.execute(code, self.call, seconds)
         return not problem
 

@@ -1,12 +1,13 @@
 """Closes every door on a freshly forked session, in the one order that works.
 
-Own folder, memory and file limits, another uid, no capabilities, Landlock, death with the parent, and last
-the system-call filter, which refuses everything that the earlier steps needed.
+Own folder, another uid or user namespace, limits, no capabilities, Landlock, death with the parent, and last the
+system-call filter, which refuses everything that the earlier steps needed.
 """
 
 import os
 import resource
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import linux
@@ -16,6 +17,7 @@ __all__ = ["Containment"]
 
 _OPEN_FILES = 64
 _FILES_PER_MB = 64
+_MB = 1 << 20
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
@@ -23,18 +25,25 @@ class Containment:
     """What is the same for all sessions of a template, prepared once; `enter` is then a few calls.
 
     Args:
-        settings: from the host: `own_mount` (each session mounts its own tmpfs on `folder`), `folder`,
-            `readable`, `landlock_abi` (0: the kernel has none).
+        settings: from the host: `folder`, `readable`, `uids`, `landlock_abi` (0: the kernel has none), `boxed`
+            (this process is in namespaces of its own, in which it may mount), `namespaces` (where it is not: make
+            some for each session, if the kernel lets this user).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._own_mount = bool(settings["own_mount"])
+        self._boxed = bool(settings["boxed"])
+        self._own_uids = bool(settings["uids"])
         self._folder = str(settings["folder"])
         self._abi = int(settings["landlock_abi"])
         self._filter = Filter()
         self._template = os.getpid()
         paths = [path for path in (*settings["readable"], *_DEVICES) if os.path.exists(path)]
         self._readable = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths] if self._abi else []
+        tried = bool(settings["namespaces"])
+        self.own_mount = self._boxed or (tried and _works(lambda: self._mount(_MB)))
+        """The kernel holds the limit of a session's files: they are in a tmpfs of its own."""
+        self.own_count = self._own_uids or (tried and _works(self._count_alone))
+        """The kernel holds the limit of a session's threads: no others count with them."""
 
     def enter(self, request: Mapping[str, Any], uid: int | None) -> None:
         """Contain this process for good.
@@ -48,11 +57,14 @@ class Containment:
         """
         folder = self._make_folder(request, uid)
         rules = self._rules(folder) if self._abi else None
-        _limit(request, separate_uid=uid is not None)
         if uid is not None:
             os.setgroups(())
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
+        elif self.own_count and (self._boxed or not self.own_mount):
+            # Else the mount came with one.
+            linux.unshare(linux.CLONE_NEWUSER)
+        _limit(request, counted_alone=self.own_count)
         linux.capabilities_drop()
         # As the owner: a template with few capabilities may not enter the folder of another uid.
         os.chdir(folder)
@@ -65,12 +77,9 @@ class Containment:
         self._filter.install(os.getpid())
 
     def _make_folder(self, request: Mapping[str, Any], uid: int | None) -> str:
-        owner = os.getuid() if uid is None else uid
-        if self._own_mount:
-            folder, megabytes = self._folder, max(1, request["disk"] >> 20)
-            linux.unshare(linux.CLONE_NEWNS)
-            options = f"size={request['disk']},nr_inodes={megabytes * _FILES_PER_MB},mode=0700,uid={owner},gid={owner}"
-            linux.mount_tmpfs(folder, options)
+        if self.own_mount:
+            folder = self._folder
+            self._mount(request["disk"], uid)
         else:
             folder = os.path.join(self._folder, request["folder"])
             os.mkdir(folder, 0o700)
@@ -79,6 +88,30 @@ class Containment:
         for name in ("HOME", "TMPDIR"):
             os.environ[name] = folder
         return folder
+
+    def _mount(self, size: int, uid: int | None = None) -> None:
+        """A tmpfs on the folder, that nothing but this process sees."""
+        owner = os.getuid() if uid is None else uid
+        if not self._boxed and not self._own_uids:
+            ids = os.getuid(), os.getgid()
+            linux.unshare(linux.CLONE_NEWUSER)
+            linux.keep_own_ids(*ids)
+        linux.unshare(linux.CLONE_NEWNS)
+        if not self._boxed:
+            linux.keep_mounts_private()
+        inodes = max(1, size // _MB) * _FILES_PER_MB
+        linux.mount_tmpfs(self._folder, f"size={size},nr_inodes={inodes},mode=0700,uid={owner},gid={owner}")
+
+    def _count_alone(self) -> None:
+        """Try whether in a user namespace RLIMIT_NPROC counts this process's threads and no others (Linux 5.14).
+
+        Its ids stay without a name in it: what they may do is decided by what they are outside.
+        """
+        linux.unshare(linux.CLONE_NEWUSER)
+        resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
 
     def _rules(self, folder: str) -> linux.Ruleset:
         rules = linux.Ruleset(self._abi)
@@ -93,15 +126,27 @@ class Containment:
         return rules
 
 
-def _limit(request: Mapping[str, Any], *, separate_uid: bool) -> None:
+def _works(attempt: Callable[[], None]) -> bool:
+    """Whether it can be done here: tried in a fork."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            attempt()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _limit(request: Mapping[str, Any], *, counted_alone: bool) -> None:
     limits: Sequence[tuple[int, int]] = (
         (resource.RLIMIT_AS, request["memory"]),
         (resource.RLIMIT_FSIZE, request["disk"]),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
-        # Counted by uid: exact where the session has its own, a backstop where it shares the user's.
-        (resource.RLIMIT_NPROC, request["threads"] if separate_uid else request["tasks"]),
+        # Counted by uid and user namespace: exact where the session has its own, a backstop where it shares them.
+        (resource.RLIMIT_NPROC, request["threads"] if counted_alone else request["tasks"]),
     )
     for kind, value in limits:
         _, hard = resource.getrlimit(kind)

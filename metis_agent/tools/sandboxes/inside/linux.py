@@ -14,12 +14,15 @@ import struct
 
 __all__ = [
     "CLONE_NEWNS",
+    "CLONE_NEWUSER",
     "READ",
     "READ_AND_WRITE",
     "Ruleset",
     "capabilities_drop",
     "die_with_parent",
     "forbid_new_privileges",
+    "keep_mounts_private",
+    "keep_own_ids",
     "mount_tmpfs",
     "prctl",
     "set_dumpable",
@@ -29,12 +32,14 @@ __all__ = [
 ]
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _SIGKILL = 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,6 +88,19 @@ def capabilities_drop() -> None:
 def unshare(flags: int) -> None:
     """Leave the namespaces named by `flags`."""
     _checked("unshare", _libc.unshare(ctypes.c_int(flags)))
+
+
+def keep_mounts_private() -> None:
+    """What this process mounts stays in its own mount namespace."""
+    flags = ctypes.c_ulong(_MS_REC | _MS_PRIVATE)
+    _checked("mount --make-rprivate", _libc.mount(None, b"/", None, flags, None))
+
+
+def keep_own_ids(uid: int, gid: int) -> None:
+    """In a fresh user namespace: the ids are what they were, and there are no others."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 def mount_tmpfs(target: str, options: str) -> None:

@@ -29,8 +29,8 @@ def add_site_folders(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def warm(packages: Iterable[str]) -> list[str]:
-    """Import the usual modules and the optional packages; gives the packages that could be imported."""
+def warm(packages: Iterable[str]) -> None:
+    """Import the usual modules, and those of the optional packages that are there."""
     for name in _STANDARD:
         importlib.import_module(name)
     loaded = []
@@ -49,7 +49,6 @@ def warm(packages: Iterable[str]) -> list[str]:
             importlib.import_module("numpy.random")
         if "PIL" in loaded:
             importlib.import_module("PIL.Image").preinit()
-    return loaded
 
 
 def be_like_a_console() -> None:

@@ -2,7 +2,8 @@
 
 An allow list: what is not named here fails with EPERM. Not named, on purpose: every way to make a process or run a
 program, to open a socket, to change modes, owners, times or limits of something else, to trace, to share or hide memory
-(memfd, System V, userfaultfd), to mount, and everything that takes a pidfd. Each entry is a self-contained block that
+(memfd, System V, userfaultfd), to pass descriptors (a file on its way is in no folder and at no process), to mount, and
+everything that takes a pidfd. Each entry is a self-contained block that
 ends in a return, so no jump is longer than its block. Sources: Linux `Documentation/userspace-api/seccomp_filter.rst`;
 numbers of `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 """
@@ -48,7 +49,7 @@ class Filter:
 
     def program(self, process: int) -> bytes:
         """The assembled filter, 8 bytes an instruction, for the process with this id."""
-        own = b"".join(self._rule(Rule(name, 0, (process,))) for name in OWN_PROCESS_ONLY)
+        own = b"".join(self._rule(Rule(name, (Check(0, (process,)),))) for name in OWN_PROCESS_ONLY)
         return self._head + own + _instruction(_RETURN, _REFUSE)
 
     def install(self, process: int) -> None:
@@ -74,12 +75,20 @@ class Filter:
         number = self._numbers.get(rule.name)
         if number is None:
             return b""
-        matched, otherwise = (_REFUSE, _ALLOW) if rule.deny else (_ALLOW, _REFUSE)
-        block = _instruction(_LOAD, _OFFSET_ARGUMENTS + 8 * rule.argument) + _instruction(_AND, rule.mask)
-        for value in rule.values:
-            block += _instruction(_IF_EQUAL, value, 0, 1) + _instruction(_RETURN, matched)
-        block += _instruction(_RETURN, otherwise)
+        block = b"".join(map(_checked, rule.checks)) + _instruction(_RETURN, _ALLOW)
         return _instruction(_IF_EQUAL, number, 0, len(block) // 8) + block
+
+
+def _checked(check: Check) -> bytes:
+    """Refuses, or goes on behind itself."""
+    word = _OFFSET_ARGUMENTS + 8 * check.argument + 4 * check.high
+    block = _instruction(_LOAD, word) + _instruction(_AND, check.mask)
+    for left, value in zip(range(len(check.values), 0, -1), check.values, strict=True):
+        if check.deny:
+            block += _instruction(_IF_EQUAL, value, 0, 1) + _instruction(_RETURN, _REFUSE)
+        else:
+            block += _instruction(_IF_EQUAL, value, left, 0)
+    return block if check.deny else block + _instruction(_RETURN, _REFUSE)
 
 
 def _prologue(architecture: int) -> list[bytes]:
@@ -98,37 +107,50 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
-class Rule(NamedTuple):
-    """Look at one argument: allowed where its masked low 32 bits are (or, with `deny`, are not) a value."""
+class Check(NamedTuple):
+    """Looks at one argument: its masked low (or `high`) 32 bits must be one of the values, or with `deny` none."""
 
-    name: str
     argument: int
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
     deny: bool = False
+    high: bool = False
 
 
-_CLONE_THREAD = 0x10000
+class Rule(NamedTuple):
+    """A call that is allowed where its arguments pass every check."""
+
+    name: str
+    checks: tuple[Check, ...]
+
+
+# VM, FS, FILES, SIGHAND and THREAD: a thread of this process, which shares its descriptors with the others.
+_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000
+_NEW_NAMESPACE = 0x7E020000
 _O_ACCMODE, _O_TRUNC = 0o3, 0o1000
 _TRUNCATES_UNWRITTEN = (_O_TRUNC, _O_TRUNC | _O_ACCMODE)
+_TYPE_OF_SOCKET = 0xF
+_AF_UNIX, _SOCK_STREAM = 1, 1
 
 RULES = (
     # Threads, but no processes: nothing outlives the session, and its memory limit is the limit of all.
-    Rule("clone", 0, (_CLONE_THREAD,), mask=_CLONE_THREAD),
+    Rule("clone", (Check(0, (_THREAD,), mask=_THREAD | _NEW_NAMESPACE),)),
     # A truncating open that asks for no write access passes Landlock before ABI 3.
-    Rule("open", 1, _TRUNCATES_UNWRITTEN, mask=_O_ACCMODE | _O_TRUNC, deny=True),
-    Rule("openat", 2, _TRUNCATES_UNWRITTEN, mask=_O_ACCMODE | _O_TRUNC, deny=True),
-    # AF_UNIX pairs (an event loop needs one); no socket that can reach anything.
-    Rule("socketpair", 0, (1,)),
+    Rule("open", (Check(1, _TRUNCATES_UNWRITTEN, mask=_O_ACCMODE | _O_TRUNC, deny=True),)),
+    Rule("openat", (Check(2, _TRUNCATES_UNWRITTEN, mask=_O_ACCMODE | _O_TRUNC, deny=True),)),
+    # Connected pairs (an event loop needs one). Datagram sockets, raw ones included, could send to any other by name.
+    Rule("socketpair", (Check(0, (_AF_UNIX,)), Check(1, (_SOCK_STREAM,), mask=_TYPE_OF_SOCKET))),
+    # To the other end only: no address, in either half of the pointer.
+    Rule("sendto", (Check(4, (0,)), Check(4, (0,), high=True))),
     # PR_SET_NAME and PR_GET_NAME; not PR_SET_PDEATHSIG, by which a session could outlive its parent.
-    Rule("prctl", 0, (15, 16)),
-    # This process's limits (they can only be lowered), nobody else's.
-    Rule("prlimit64", 0, (0,)),
+    Rule("prctl", (Check(0, (15, 16)),)),
+    # This process's limits (they can only be lowered), of no other.
+    Rule("prlimit64", (Check(0, (0,)),)),
     # Duplicate, descriptor flags, status flags, locks, pipe size; not F_SETOWN and F_SETSIG, which
     # make the kernel send any signal to any process of the same uid.
-    Rule("fcntl", 1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)),
+    Rule("fcntl", (Check(1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)),)),
     # FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS (isatty) and TIOCGWINSZ; not TIOCSTI and device calls.
-    Rule("ioctl", 1, (0x541B, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413)),
+    Rule("ioctl", (Check(1, (0x541B, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413)),)),
 )
 
 OWN_PROCESS_ONLY = ("kill", "tgkill")
@@ -146,7 +168,7 @@ _ALLOWED = """
     getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat
     ftruncate fsync fdatasync flock umask fadvise64 dup dup2 dup3 pipe pipe2
     poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2
-    recvfrom sendto recvmsg sendmsg shutdown getsockopt getsockname getpeername
+    recvfrom shutdown getsockopt getsockname getpeername
     brk mmap munmap mprotect mremap madvise mincore msync membarrier
     futex set_robust_list get_robust_list rseq set_tid_address sched_yield sched_getaffinity getcpu
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack
@@ -160,8 +182,8 @@ _X86_64 = """
     read 0 write 1 open 2 close 3 stat 4 fstat 5 lstat 6 poll 7 lseek 8 mmap 9 mprotect 10 munmap 11 brk 12
     rt_sigaction 13 rt_sigprocmask 14 rt_sigreturn 15 ioctl 16 pread64 17 pwrite64 18 readv 19 writev 20
     access 21 pipe 22 select 23 sched_yield 24 mremap 25 msync 26 mincore 27 madvise 28 dup 32 dup2 33 pause 34
-    nanosleep 35 getitimer 36 alarm 37 setitimer 38 getpid 39 sendfile 40 sendto 44 recvfrom 45 sendmsg 46
-    recvmsg 47 shutdown 48 getsockname 51 getpeername 52 socketpair 53 getsockopt 55 clone 56 exit 60 wait4 61
+    nanosleep 35 getitimer 36 alarm 37 setitimer 38 getpid 39 sendfile 40 sendto 44 recvfrom 45
+    shutdown 48 getsockname 51 getpeername 52 socketpair 53 getsockopt 55 clone 56 exit 60 wait4 61
     kill 62 uname 63 fcntl 72 flock 73 fsync 74 fdatasync 75 ftruncate 77 getcwd 79 chdir 80 fchdir 81 rename 82
     mkdir 83 rmdir 84 link 86 unlink 87 readlink 89 umask 95 gettimeofday 96 getrlimit 97 getrusage 98 sysinfo 99
     times 100 getuid 102 getgid 104 geteuid 107 getegid 108 getppid 110 getpgrp 111 getgroups 115 getresuid 118
@@ -188,7 +210,7 @@ _AARCH64 = """
     getresuid 148 getresgid 150 times 153 getpgid 155 getsid 156 getgroups 158 uname 160 getrlimit 163
     getrusage 165 umask 166 prctl 167 getcpu 168 gettimeofday 169 getpid 172 getppid 173 getuid 174 geteuid 175
     getgid 176 getegid 177 gettid 178 sysinfo 179 socketpair 199 getsockname 204 getpeername 205 sendto 206
-    recvfrom 207 getsockopt 209 shutdown 210 sendmsg 211 recvmsg 212 brk 214 munmap 215 mremap 216 clone 220
+    recvfrom 207 getsockopt 209 shutdown 210 brk 214 munmap 215 mremap 216 clone 220
     mmap 222 fadvise64 223 mprotect 226 msync 227 mincore 232 madvise 233 wait4 260 prlimit64 261 renameat2 276
     getrandom 278 membarrier 283 copy_file_range 285 statx 291 rseq 293 clone3 435 close_range 436 openat2 437
     faccessat2 439 epoll_pwait2 441

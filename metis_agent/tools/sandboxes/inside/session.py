@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from . import paths
@@ -126,8 +126,8 @@ def _trim(report: traceback.TracebackException | None, seen: set[int]) -> None:
 _MAX_REQUEST_BYTES = (1 << 32) - 1
 
 
-def announce(stream: socket.socket, prepare: Callable[[], None], descriptors: Sequence[int] = ()) -> bool:
-    """Run the preparation and tell the host how it went, handing it `descriptors`.
+def announce(stream: socket.socket, prepare: Callable[[], None]) -> bool:
+    """Run the preparation and tell the host how it went.
 
     Returns:
         Whether the session may go on.
@@ -137,9 +137,7 @@ def announce(stream: socket.socket, prepare: Callable[[], None], descriptors: Se
     except Exception as error:
         stream.sendall(f"failed: {type(error).__name__}: {error}".encode())
         return False
-    socket.send_fds(stream, [b"ready"], descriptors)
-    for fd in descriptors:
-        os.close(fd)
+    stream.sendall(b"ready")
     return True
 
 

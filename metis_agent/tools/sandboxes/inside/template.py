@@ -22,11 +22,11 @@ from . import paths
 from .contain import Containment
 from .paths import remove_folder
 from .session import announce, serve
-from .wire import AnswerLimits, Screen
+from .wire import HANDLE, AnswerLimits, Screen
 
 __all__ = ["main"]
 
-_STREAM_FD, _SCREEN_FD, _OWN_PIDFD = 3, 4, 5
+_STREAM_FD, _SCREEN_FD = 3, 4
 _MAX_OPEN_FILES = 8192
 _MAX_MESSAGE = 1 << 16
 
@@ -50,7 +50,7 @@ class Template:
 
     def __init__(self, control: socket.socket, host: int, settings: Mapping[str, Any]) -> None:
         self._control, self._host = control, host
-        self._folder = None if settings["own_mount"] else str(settings["folder"])
+        self._folder = None if settings["boxed"] else str(settings["folder"])
         first, count = settings["uids"] or (0, 0)
         self._uids = list(range(first, first + count))
         self._shared_uid = not self._uids
@@ -64,16 +64,16 @@ class Template:
         self._prepare(settings)
 
     def _prepare(self, settings: Mapping[str, Any]) -> None:
-        for fd in (_STREAM_FD, _SCREEN_FD, _OWN_PIDFD):
+        for fd in (_STREAM_FD, _SCREEN_FD):
             # Held until a session puts its own there, so that nothing else gets these numbers.
             os.dup2(0, fd, inheritable=False)
         paths.add_site_folders(settings["site"])
-        self._packages = paths.warm(settings["packages"])
+        paths.warm(settings["packages"])
         paths.be_like_a_console()
         # A session's own mounts bring their own parent folders; without them, its uid may be shut out.
         rerouting = bool(self._uids) and self._folder is not None
         routes = paths.reroute(settings["readable"]) if rerouting else []
-        self._first_free = max([_OWN_PIDFD, *routes]) + 1
+        self._first_free = max([_SCREEN_FD, *routes]) + 1
         self._containment = Containment(settings)
         # What exists now is shared with every session; a collection there should not copy its pages.
         gc.collect()
@@ -82,7 +82,8 @@ class Template:
     def greet(self) -> None:
         """Tell the host that all is ready, with a descriptor of this process."""
         fd = os.pidfd_open(os.getpid())
-        message = json.dumps({"packages": self._packages}).encode()
+        contained = self._containment
+        message = json.dumps({"own_mount": contained.own_mount, "own_count": contained.own_count}).encode()
         socket.send_fds(self._control, [message], [fd])
         os.close(fd)
 
@@ -159,8 +160,9 @@ class Template:
             self._containment.enter(request, uid)
             os.closerange(self._first_free, self._open_files)
 
-        os.dup2(os.pidfd_open(os.getpid()), _OWN_PIDFD, inheritable=False)
-        if announce(connection, prepare, [_OWN_PIDFD]):
+        # Before any door is closed: a contained process passes no descriptors.
+        socket.send_fds(connection, [HANDLE], [os.pidfd_open(os.getpid())])
+        if announce(connection, prepare):
             serve(connection, Screen(_SCREEN_FD, answer.text), answer)
 
 

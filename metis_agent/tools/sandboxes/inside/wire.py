@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 __all__ = [
+    "HANDLE",
     "LONGEST_SIDE",
     "MAX_CODE_BYTES",
     "AnswerLimits",
@@ -46,6 +47,9 @@ __all__ = [
 MAX_CODE_BYTES = 1 << 20
 """The longest code that a call may bring, in bytes of UTF-8."""
 
+HANDLE = b"p"
+"""With it a session sends a descriptor of its process, first of all."""
+
 LONGEST_SIDE = 4096
 """Of a picture that comes from a session, in pixels."""
 
@@ -55,6 +59,7 @@ Picture = tuple[int, int, memoryview | bytes]
 _FRAME = struct.Struct("!QI")
 _PART = struct.Struct("!cI")
 _SIZE = struct.Struct("!II")
+_MOST_PARTS = 8
 
 
 class AnswerLimits(NamedTuple):
@@ -103,10 +108,14 @@ def unpack_parts(payload: bytes | bytearray) -> dict[bytes, memoryview]:
     """The parts of a payload by tag, not copied; a repeated tag keeps its last part.
 
     Raises:
-        FrameError: a part runs past the end.
+        FrameError: a part runs past the end, or there are more than any message has.
     """
-    parts, position, view = {}, 0, memoryview(payload)
+    parts: dict[bytes, memoryview] = {}
+    count, position, view = 0, 0, memoryview(payload)
     while position < len(payload):
+        count += 1
+        if count > _MOST_PARTS:
+            raise FrameError(f"more than {_MOST_PARTS} parts in a frame")
         start = position + _PART.size
         if start > len(payload):
             raise FrameError("a part without a whole header")
