@@ -123,20 +123,30 @@ class InstrumentedTool(ProxyTool):
         return self._from_cache(*await self.cache.aget(key, make, _may_be_kept))
 
     def _execute(self, call: Callable[[], Any]) -> Any:
-        retrying = Retrying(**self._policy)
-        with self._accounted(retrying.statistics):
-            result = retrying(call) if self.timeout is None else run_within(self.timeout, retrying, call)
+        retrying, tries = Retrying(**self._policy), _Tries()
+
+        def attempt() -> Any:
+            tries.made += 1
+            return call()
+
+        with self._accounted(tries):
+            result = retrying(attempt) if self.timeout is None else run_within(self.timeout, retrying, attempt)
         return self._redacted(result)
 
     async def _aexecute(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        retrying = AsyncRetrying(**self._policy)
-        with self._accounted(retrying.statistics):
-            work: Awaitable[Any] = retrying(call)
+        retrying, tries = AsyncRetrying(**self._policy), _Tries()
+
+        async def attempt() -> Any:
+            tries.made += 1
+            return await call()
+
+        with self._accounted(tries):
+            work: Awaitable[Any] = retrying(attempt)
             result = await (work if self.timeout is None else arun_within(self.timeout, work))
         return self._redacted(result)
 
     @contextmanager
-    def _accounted(self, statistics: Mapping[str, Any]) -> Iterator[None]:
+    def _accounted(self, tries: _Tries) -> Iterator[None]:
         """A call with all its tries: counted however it ends, its errors in words and without secrets."""
         began = time.perf_counter()
         end: CallEnd = "error"
@@ -150,12 +160,8 @@ class InstrumentedTool(ProxyTool):
             self._raise_redacted(error)
             raise
         finally:
-            self._count(end, began, statistics)
-
-    def _count(self, end: CallEnd, began: float, statistics: Mapping[str, Any]) -> None:
-        tries = int(statistics.get("attempt_number", 1))
-        cost = float((self.metadata or {}).get("cost", 0.0))
-        self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * tries, retries=tries - 1)
+            made, cost = max(1, tries.made), float((self.metadata or {}).get("cost", 0.0))
+            self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * made, retries=made - 1)
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
         """What the result of a pure tool depends on; `None` where an argument has no canonical form."""
@@ -189,6 +195,13 @@ class InstrumentedTool(ProxyTool):
 
     def _too_late(self) -> ToolException:
         return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
+
+
+@dataclass
+class _Tries:
+    """Counted where they are made: with a time limit that is another thread, whose own sums nothing else sees."""
+
+    made: int = 0
 
 
 def _check(

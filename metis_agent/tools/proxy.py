@@ -5,16 +5,18 @@ Neither the model nor the graph sees a difference. The base of `InstrumentedTool
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_type_hints
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from pydantic import PrivateAttr, SkipValidation
 
-from metis_agent.deadline import arun_in_thread
+from metis_agent.deadline import arun_in_thread, start_in_thread
 
 __all__ = ["ProxyTool", "injected"]
 
@@ -47,7 +49,7 @@ class _Wants:
 
 
 class ProxyTool(BaseTool):
-    """The same as a tool, for whoever prepares its arguments; `_run` and `_arun` are what a subclass adds.
+    """The same as a tool, to what prepares its arguments; a subclass adds to `_run` and `_arun`.
 
     Args:
         tool: any LangChain tool.
@@ -57,12 +59,13 @@ class ProxyTool(BaseTool):
     tool: SkipValidation[BaseTool]
 
     _in_thread: bool = PrivateAttr(default=False)
+    _async_only: bool = PrivateAttr(default=False)
     _sync_wants: _Wants = PrivateAttr()
     _async_wants: _Wants = PrivateAttr()
 
     def __init__(self, tool: BaseTool, **fields: Any) -> None:
         super().__init__(tool=tool, **{name: getattr(tool, name) for name in _SAME}, **fields)
-        self._in_thread = _is_sync_only(tool)
+        self._in_thread, self._async_only = _is_sync_only(tool), _is_async_only(tool)
         self._sync_wants, self._async_wants = _Wants.of(tool._run), _Wants.of(tool._arun)
 
     @property
@@ -92,8 +95,18 @@ class ProxyTool(BaseTool):
     def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
         return self.tool._filter_injected_args(tool_input)
 
+    def _run(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        return self._call(args, kwargs, config, run_manager)
+
+    async def _arun(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        return await self._acall(args, kwargs, config, run_manager)
+
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: RunnableConfig, run_manager: Any) -> Any:
-        """The tool's own call."""
+        """The tool's own call; one that only knows an async one is made on an event loop of its own."""
+        if self._async_only:
+            made = partial(self.tool._arun, *args, **kwargs, **self._async_wants.filled(config, run_manager))
+            # Not in this thread, which may have a loop that runs.
+            return start_in_thread(asyncio.run, made()).result()
         return self.tool._run(*args, **kwargs, **self._sync_wants.filled(config, run_manager))
 
     async def _acall(
@@ -118,3 +131,10 @@ def _is_sync_only(tool: BaseTool) -> bool:
     if isinstance(tool, StructuredTool | Tool):
         return tool.coroutine is None
     return type(tool)._arun is BaseTool._arun
+
+
+def _is_async_only(tool: BaseTool) -> bool:
+    """True where there is no sync method, as for every tool of an MCP server; and for a proxy of such a tool."""
+    if isinstance(tool, ProxyTool):
+        return False
+    return isinstance(tool, StructuredTool) and tool.func is None and tool.coroutine is not None

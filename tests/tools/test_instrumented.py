@@ -21,6 +21,7 @@ from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.rules.budget import terms_of
 from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.instrumented import InstrumentedTool, ToolUsage, UsageMeter
+from metis_agent.tools.proxy import ProxyTool
 from metis_agent.tools.redaction import REDACTED, Redactor
 from metis_agent.tools.search import SearchHit
 from metis_agent.tools.text_search import TextSearchTool
@@ -113,9 +114,9 @@ async def test_a_tool_of_one_string_and_async_only_tools():
         return str(x)
 
     metered = InstrumentedTool(only_async, timeout=5)
-    assert await metered.ainvoke({"x": 1}) == "1"
-    with pytest.raises(NotImplementedError):
-        metered.invoke({"x": 1})
+    assert await metered.ainvoke({"x": 1}) == metered.invoke({"x": 1}) == "1"
+    twice = InstrumentedTool(ProxyTool(only_async), timeout=5)
+    assert await twice.ainvoke({"x": 2}) == await asyncio.to_thread(twice.invoke, {"x": 2}) == "2"
 
 
 async def test_content_and_artifact():
@@ -205,10 +206,11 @@ async def test_async_code_is_cancelled():
 # --- retries ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_idempotent_is_tried_again():
+@pytest.mark.parametrize("timeout", [None, 5.0])
+async def test_what_is_idempotent_is_tried_again(timeout):
     for run in (lambda metered: metered.invoke({}), lambda metered: asyncio.run(metered.ainvoke({}))):
         metered = InstrumentedTool(
-            Scripted(script=[OSError("1"), OSError("2"), "ok"]), retries=2, idempotent=True, cost=0.5
+            Scripted(script=[OSError("1"), OSError("2"), "ok"]), retries=2, idempotent=True, cost=0.5, timeout=timeout
         )
         assert await asyncio.to_thread(run, metered) == "ok"
         assert (metered.usage.calls, metered.usage.ok, metered.usage.retries, metered.usage.cost) == (1, 1, 2, 1.5)

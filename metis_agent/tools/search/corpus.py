@@ -36,7 +36,6 @@ __all__ = ["CorpusSearch"]
 
 _APPLICATION_ID = 0x4D455449  # "METI"; how a file says that it is ours to replace
 _FORMAT = 1
-_INLINE = 20_000
 _CONNECTIONS = min(4, os.cpu_count() or 1)
 
 _SCHEMA = f"""
@@ -122,9 +121,7 @@ class CorpusSearch:
             return [self._hit(connection, number, scores[number]) for number in best]
 
     async def asearch(self, query: str, limit: int) -> list[SearchHit]:
-        """As `search`: inline in a small corpus, where a thread would cost more than the search itself."""
-        if self._size <= _INLINE:
-            return self.search(query, limit)
+        """As `search`, in a thread: reading a database blocks, and an event loop is not to be blocked."""
         return await asyncio.to_thread(self.search, query, limit)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ the same `terms`, so the same words find the same documents; ranking is BM25, th
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -83,8 +84,8 @@ class TantivySearch:
         return [self._hit(address, score) for score, address in found]
 
     async def asearch(self, query: str, limit: int) -> list[SearchHit]:
-        """As `search`: inline, since a thread would cost more than the search itself."""
-        return self.search(query, limit)
+        """As `search`, in a thread: an event loop is not to be blocked."""
+        return await asyncio.to_thread(self.search, query, limit)
 
     def __len__(self) -> int:
         return len(self._documents)

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import os
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, StorageError
 from metis_agent.tools.search import AsyncSearchBackend, CorpusSearch, Document, SearchBackend, corpus
+from metis_agent.tools.text_search import TextSearchTool
 
 TEXTS = {
     "paris": ("Paris", "Paris is the capital of France, on the river Seine."),
@@ -259,9 +261,20 @@ def test_many_threads_search_at_once(tmp_path, in_file):
         assert list(answers) == [[str(i)] for i in range(2_000)]
 
 
-@pytest.mark.parametrize("inline", [0, 10_000])
-async def test_hundreds_of_async_searches_at_once(monkeypatch, inline):
-    monkeypatch.setattr(corpus, "_INLINE", inline)
+async def test_no_async_search_runs_on_the_event_loop(monkeypatch):
+    seen = []
+    search = CorpusSearch.search
+    monkeypatch.setattr(
+        CorpusSearch, "search", lambda self, *asked: seen.append(threading.get_ident()) or search(self, *asked)
+    )
+    with CorpusSearch.build([Document(id="1", text="Paris on the Seine")]) as made:
+        message = await TextSearchTool(backend=made).ainvoke({"query": "Seine"})
+    assert "Paris" in message
+    assert seen
+    assert threading.get_ident() not in seen
+
+
+async def test_hundreds_of_async_searches_at_once():
     with CorpusSearch.build(synthetic(500)) as made:
         answers = await asyncio.gather(*(made.asearch(f"rare{i}", 1) for i in range(500)))
     assert [hits[0].source for hits in answers] == [str(i) for i in range(500)]
