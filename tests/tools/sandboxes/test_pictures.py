@@ -53,7 +53,7 @@ def test_an_image_arrives_as_it_is(session: SandboxSession, mode: str) -> None:
 def test_it_is_sent_once_to_each_process(session: SandboxSession, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     load = InputImage.load
-    monkeypatch.setattr(InputImage, "load", lambda self: loaded.append(self) or load(self))
+    monkeypatch.setattr(InputImage, "load", lambda self, *rest: loaded.append(self) or load(self, *rest))
     one, other = {"image_1": given(noise())}, {"image_1": given(noise(size=(5, 5)))}
     assert session.run("image_1.size", images=one).result == "(31, 15)"
     assert session.run("image_1 = image_1.crop((0, 0, 9, 9))", images=one).ok
