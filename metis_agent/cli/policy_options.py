@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -28,14 +28,14 @@ __all__ = [
     "forget_training",
 ]
 
-PolicyName = Literal["features", "encoder", "decision_lm"]
-
+_PACKAGED = ("features", "encoder", "decision_lm")
 _PANEL = "What reads the questions"
 PolicyOption = Annotated[
-    PolicyName,
+    str,
     typer.Option(
         help="'features': n-grams and numbers, no download, seconds. 'encoder': a sequence classifier, from some "
-        "thousand rows on. 'decision_lm': a chat model, which knows tools by their descriptions (--describe).",
+        "thousand rows on. 'decision_lm': a chat model, which knows tools by their descriptions (--describe). Or "
+        "FILE.py:ATTRIBUTE for a kind of your own.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -75,7 +75,7 @@ class PolicyChoice:
         ConfigurationError: they don't go together.
     """
 
-    policy: PolicyName
+    policy: str
     model: str | None
     lora: bool
     epochs: int | None
@@ -84,14 +84,19 @@ class PolicyChoice:
     device: str | None
 
     def __post_init__(self) -> None:
+        if self.policy not in _PACKAGED and ":" not in self.policy:
+            raise ConfigurationError(
+                f"--policy {self.policy!r} is none of {', '.join(_PACKAGED)}; or name a policy of your own, "
+                "FILE.py:ATTRIBUTE."
+            )
         given = {name for name in ("model", "epochs", "batch_size", "learning_rate", "device") if getattr(self, name)}
-        if self.policy == "features" and (given or self.lora):
+        if self.policy not in _PACKAGED[1:] and (given or self.lora):
             names = sorted(f"--{name.replace('_', '-')}" for name in given | ({"lora"} if self.lora else set()))
             raise ConfigurationError(
-                f"{', '.join(names)} with --policy 'features', which has no model: add --policy encoder or "
+                f"{', '.join(names)} with --policy {self.policy!r}, which has no model: add --policy encoder or "
                 "--policy decision_lm."
             )
-        if self.policy != "features" and not self.model:
+        if self.policy in _PACKAGED[1:] and not self.model:
             example = "answerdotai/ModernBERT-base" if self.policy == "encoder" else "Qwen/Qwen3-0.6B"
             raise ConfigurationError(
                 f"--policy {self.policy!r} needs --model: a folder that save_pretrained wrote, or a name on the Hub "
@@ -112,6 +117,12 @@ class PolicyChoice:
 
             read = bars.add_task("read the questions", total=rows)
             return FeaturesPolicy(progress=lambda count: bars.advance(read, count))
+        if self.policy not in _PACKAGED:
+            from metis_agent.cli.agent_options import load_attribute
+
+            found = load_attribute(self.policy)
+            own: Policy = found() if isinstance(found, type) else found
+            return own
         task = bars.add_task("train", total=None)
 
         def progress(stage: str, done: int, total: int) -> None:

@@ -24,7 +24,7 @@ from metis_agent.gates.scorers.base import Asked, Scorer
 from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
 
-__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request"]
+__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request", "register_scorer"]
 
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
@@ -253,22 +253,48 @@ class PolicyGate(Gate):
 _read = read_request
 
 
+def register_scorer(kind: str, make: Callable[[Artefact, str | None], Scorer]) -> None:
+    """Serve gates of a kind of one's own: `make(artefact, device)` is what `PolicyGate` asks for logits.
+
+    Its trainable twin is a `metis_agent.hdpo.policies.base.Policy` of the same `kind`.
+
+    Raises:
+        ConfigurationError: the kind is another's.
+    """
+    if SCORERS.get(kind, make) is not make:
+        raise ConfigurationError(f"Gates of kind {kind!r} are there already: {[*SCORERS]!r}.")
+    SCORERS[kind] = make
+
+
 def _scorer(artefact: Artefact, device: str | None) -> Scorer:
     kind = artefact.description["kind"]
-    if kind == "features":
-        return FeaturesScorer(artefact)
-    # Imported here, so that a gate of another kind is served without torch.
-    if kind == "encoder":
-        from metis_agent.gates.scorers.encoder import EncoderScorer
+    if kind not in SCORERS:
+        raise CheckpointError(
+            f"The gate is of kind {kind!r}; here are {[*SCORERS]!r}. Upgrade Metis, or import what registers that kind "
+            "(metis_agent.gates.policy.register_scorer)."
+        )
+    return SCORERS[kind](artefact, device)
 
-        return EncoderScorer(artefact, device)
-    if kind == "decision_lm":
-        from metis_agent.gates.scorers.decision_lm import DecisionLMScorer
 
-        return DecisionLMScorer(artefact, device)
-    raise CheckpointError(
-        f"The gate is of kind {kind!r}; this Metis serves 'features', 'encoder' and 'decision_lm'. Upgrade it."
-    )
+# Those that need torch are imported when they are asked for, so that a gate of another kind is served without.
+def _encoder(artefact: Artefact, device: str | None) -> Scorer:
+    from metis_agent.gates.scorers.encoder import EncoderScorer
+
+    return EncoderScorer(artefact, device)
+
+
+def _decision_lm(artefact: Artefact, device: str | None) -> Scorer:
+    from metis_agent.gates.scorers.decision_lm import DecisionLMScorer
+
+    return DecisionLMScorer(artefact, device)
+
+
+SCORERS: dict[str, Callable[[Artefact, str | None], Scorer]] = {
+    "features": lambda artefact, _: FeaturesScorer(artefact),
+    "encoder": _encoder,
+    "decision_lm": _decision_lm,
+}
+"""What serves a trained gate, by the kind that `gate.json` names."""
 
 
 def _whole_text(request: GateRequest) -> tuple[str, str]:
