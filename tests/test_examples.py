@@ -1,5 +1,6 @@
-"""Every notebook in examples/ runs, and prints the figures that are kept in it."""
+"""Every example runs: the loop in one file learns, and notebooks print the figures that are kept in them."""
 
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -49,3 +50,14 @@ def test_numbers_are_compared_as_numbers() -> None:
 
 def test_there_are_six() -> None:
     assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+
+
+def test_the_loop_in_one_file_learns_when_not_to_call(capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXAMPLES / "hdpo_loop.py"
+    assert len(path.read_text().splitlines()) <= 150
+    before, after = runpy.run_path(str(path))["main"]()
+    assert before["redundant"] >= 0.9
+    assert after["redundant"] <= 0.1
+    assert after["necessary"] >= 0.95
+    assert after["accuracy"] >= before["accuracy"] - 0.02
+    assert f"redundant  {before['redundant']:.2f} -> {after['redundant']:.2f}" in capsys.readouterr().out
