@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,10 @@ from metis_agent.tools.sandboxes import SandboxLimits
 from metis_agent.tools.sandboxes.choose import failures
 Sandbox = getattr(sandboxes, kind)
 """
+
+AS_IT_IS = BECOME_NOBODY[BECOME_NOBODY.index("import metis_agent.tools") :].replace(
+    "import", "import json, os, sys\nimport", 1
+)
 
 CODE = """
 open({own!r} + "/secret", "w").write("secret")
@@ -170,3 +175,42 @@ def test_root_drops_to_an_own_uid(sandbox: Sandbox) -> None:
         code = "import os\nos.getuid() == os.geteuid() == os.getgid() and os.getgroups() == []"
         assert one.run(code).result == "True"
         assert "CapEff" not in (one.run("open('/proc/self/status').read()").result or "")
+
+
+VENV_CODE = """
+with Sandbox(SandboxLimits(seconds=20)) as sandbox, sandbox.open() as session:
+    found = session.run("import only_here\\nopen('own', 'w').write('x')\\nonly_here.VALUE, only_here.__file__")
+print(json.dumps([found.status, found.result, found.traceback]))
+"""
+
+
+@pytest.mark.parametrize("ordinary", [False, True])
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_virtual_environment_is_visible(sandbox: Sandbox, mode: int, ordinary: bool) -> None:
+    """Below /tmp, which a session's own folder must not hide, and in a folder that only its user may enter."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    base = usable_python()
+    try:
+        subprocess.run([base, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+        (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+        (site / "only_here.py").write_text("VALUE = 42")
+        folder.chmod(mode)
+        if ordinary:
+            if os.geteuid() != 0:
+                pytest.skip("the other half runs as an ordinary user already")
+            os.chown(folder, NOBODY, NOBODY)
+        begin = f"kind = {type(sandbox).__name__!r}\n" + (f"uid = {NOBODY}\n" + BECOME_NOBODY if ordinary else AS_IT_IS)
+        ran = subprocess.run(
+            [str(folder / "env" / "bin" / "python"), "-c", LIGHT_IMPORT + begin + VENV_CODE],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
+        )
+        assert ran.returncode == 0, ran.stderr
+        status, result, traceback = json.loads(ran.stdout)
+        assert status == "ok", traceback
+        assert result.startswith("(42, ")
+    finally:
+        shutil.rmtree(folder)
