@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import DEFAULT_RECURSION_LIMIT
 from langchain_core.tools import BaseTool
 from langchain_core.tools import tool as as_tool
 from langgraph.cache.base import BaseCache
@@ -77,6 +78,21 @@ class MetisAgent(_Graph):
         if stream_mode != "values" or version != "v1":
             return await super().ainvoke(input, config, stream_mode=stream_mode, version=version, **keywords)
         return _as_v1(await super().ainvoke(input, config, version="v2", **keywords))
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **keywords: Any) -> Any:
+        """Stream the graph, as `CompiledStateGraph.stream` does."""
+        return super().stream(input, self._limited(config), **keywords)
+
+    def astream(self, input: Any, config: RunnableConfig | None = None, **keywords: Any) -> Any:
+        """Stream the graph, as `CompiledStateGraph.astream` does."""
+        return super().astream(input, self._limited(config), **keywords)
+
+    def _limited(self, config: RunnableConfig | None) -> RunnableConfig | None:
+        """The configuration with the agent's own limit where LangChain has filled in its default, as a pipe does."""
+        own = (self.config or {}).get("recursion_limit")
+        if config is None or own is None or config.get("recursion_limit") != DEFAULT_RECURSION_LIMIT:
+            return config
+        return {**config, "recursion_limit": max(own, DEFAULT_RECURSION_LIMIT)}
 
     def with_gate(self, gate: Gate | SupportsDecide) -> MetisAgent:
         """The same model, tools and budget behind another gate, for rollouts and trials.

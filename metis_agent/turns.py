@@ -9,9 +9,7 @@ from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from metis_agent.errors import InputError
-
-__all__ = ["check_question", "is_first_step", "seconds_of", "turn_of"]
+__all__ = ["is_first_step", "seconds_of", "turn_of"]
 
 MessageT = TypeVar("MessageT", bound=BaseMessage)
 
@@ -35,31 +33,6 @@ def is_first_step(turn: Sequence[BaseMessage]) -> bool:
         last = cast(AIMessage, turn[-1])
         return not (last.tool_calls or last.invalid_tool_calls)
     return all(message.type not in ("ai", "tool") for message in turn)
-
-
-def check_question(question: BaseMessage | None, messages: Sequence[BaseMessage]) -> None:
-    """Refuse a turn without a question, before anything is paid for.
-
-    Raises:
-        InputError: there is no human message, or the last one holds neither text nor an image, file or sound.
-    """
-    if question is None:
-        raise InputError(
-            f"The input has no question: none of its {len(messages)} messages is a human message. "
-            'Pass {"messages": [HumanMessage("...")]}.'
-        )
-    content = question.content
-    if isinstance(content, str):
-        blank = not content.strip()
-    else:
-        blank = not question.text.strip() and all(
-            isinstance(block, str) or block.get("type") == "text" for block in content
-        )
-    if blank:
-        raise InputError(
-            f"The question is blank: {content!r}. The last human message must hold text or another content "
-            "block; ask something."
-        )
 
 
 def seconds_of(state: Mapping[str, Any]) -> float:

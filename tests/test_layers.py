@@ -31,7 +31,7 @@ ALLOWED = {
     "traces": {"recording", "tools", "turns"},
     # What holds in every turn; its two hosts only translate, and know nothing of each other.
     "rules": {"deadline", "gates", "recording"},
-    "graphs": {"deadline", "rules", "turns"},
+    "graphs": {"deadline", "rules"},
     "middleware": {"deadline", "gates", "recording", "rules"},
     "agent": {"gates", "graphs", "recording", "rules"},
     "judging": {"deadline", "recording"},

@@ -15,8 +15,8 @@ from langgraph.types import Command, Send
 from metis_agent.graphs.models import BoundModel, Setup
 from metis_agent.rules.answers import with_all_results
 from metis_agent.rules.asking import Ask, Reply
+from metis_agent.rules.state import check_question
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
-from metis_agent.turns import check_question
 
 __all__ = ["AskingNode", "GateNode", "RecordNode"]
 

@@ -86,7 +86,8 @@ class _Runner:
             result = execute() if limit is None else run_within(limit, execute)
         except Exception as error:
             status, result = failure_of(call, error, limit)
-        return self._update(call, result, status, started)
+        seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
+        return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
     async def arun(self, call: SentCall, execute: _Async) -> list[Command[Any]]:
         """Run a call on the event loop."""
@@ -96,7 +97,8 @@ class _Runner:
             result = await (execute() if limit is None else arun_within(limit, execute()))
         except Exception as error:
             status, result = failure_of(call, error, limit)
-        return self._update(call, result, status, started)
+        seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
+        return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
     def wrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], ToolResult]) -> Any:
         """For `ToolNode`: run what it has prepared."""
@@ -123,12 +125,6 @@ class _Runner:
             return timeout
         left = max(0.0, call["seconds_left"])
         return left if timeout is None else min(left, timeout)
-
-    def _update(
-        self, call: SentCall, result: ToolResult, status: OutcomeStatus | None, started: float
-    ) -> list[Command[Any]]:
-        seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
-        return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
     def _record_failure(self, state: Any, error: Exception) -> None:
         rules = self._setup.rules

@@ -87,28 +87,47 @@ def fallback_answer(message: AIMessage, reason: str, outcomes: Iterable[ToolOutc
 
 
 def with_all_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-    """The conversation, with a message for every call that has none; the same object where nothing is missing.
+    """The conversation with each call's result right after it; the same object where it is so already.
 
-    Providers refuse a conversation that holds such a call, so a checkpointed thread in which a run broke off would be
-    stuck for good. The state keeps what happened; only the prompt is completed.
+    Providers refuse a conversation that holds a call without a result, or a result without a call, so a checkpointed
+    thread in which a run broke off would be stuck. The state keeps what happened; only the prompt is completed. Some
+    models number their calls anew in every message: what follows a call is its result, not whatever has its id.
     """
-    asked = sum(
-        [len(message.tool_calls) + len(message.invalid_tool_calls) for message in messages if message.type == "ai"]
-    )
-    if not asked:
-        return messages
-    answered = {message.tool_call_id for message in messages if message.type == "tool"}
-    if len(answered) >= asked:
-        return messages
-    completed: list[AnyMessage] = []
+    waiting: list[Any] = []
     for message in messages:
+        kind = message.type
+        if kind == "tool":
+            if message.tool_call_id not in waiting:  # type: ignore[union-attr]
+                return _completed(messages)
+            waiting.remove(message.tool_call_id)  # type: ignore[union-attr]
+        elif waiting:
+            return _completed(messages)
+        elif kind == "ai":
+            calls = [*message.tool_calls, *message.invalid_tool_calls]  # type: ignore[union-attr]
+            waiting = [call["id"] for call in calls if call["id"]]
+    return _completed(messages) if waiting else messages
+
+
+def _completed(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    results = {index: message for index, message in enumerate(messages) if isinstance(message, ToolMessage)}
+    completed: list[AnyMessage] = []
+    for index, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            continue
         completed.append(message)
-        if isinstance(message, AIMessage):
-            for call in [*message.tool_calls, *message.invalid_tool_calls]:
-                if call["id"] and call["id"] not in answered:
-                    name = call["name"] or "unnamed"
-                    completed.append(ToolMessage(_LOST, name=name, tool_call_id=call["id"], status="error"))
-                    answered.add(call["id"])
+        if not isinstance(message, AIMessage):
+            continue
+        ids = [call["id"] for call in open_calls(message) if call["id"]]
+        # Up to the next message that numbers a call alike.
+        for later in range(index + 1, len(messages)):
+            other = messages[later]
+            if isinstance(other, AIMessage) and any(call["id"] in ids for call in open_calls(other)):
+                break
+            if later in results and results[later].tool_call_id in ids:
+                ids.remove(results[later].tool_call_id)
+                completed.append(results.pop(later))
+        names = {call["id"]: call["name"] or "unnamed" for call in open_calls(message)}
+        completed += [ToolMessage(_LOST, name=names[id_], tool_call_id=id_, status="error") for id_ in ids]
     return completed
 
 

@@ -92,6 +92,8 @@ class Plan:
     """For the calls that are settled already."""
     outcomes: list[ToolOutcome] = field(default_factory=list)
     """Of the same."""
+    slipped: bool = False
+    """A call could not be read, or named no tool: the model may correct it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -118,10 +118,10 @@ class Budget:
     def max_steps(self) -> int:
         """Graph steps that a turn within this budget can take at most, for the recursion limit.
 
-        A round is gate, act and tools. Every round but two runs a call (a second fruitless one ends the
-        turn); then come gate, answer and record, and the start.
+        A round is gate, act and tools. Between two rounds that run a call there is at most one that runs none (a
+        second one in a row ends the turn); then come gate, answer and record, and the start.
         """
-        return 3 * (self.calls + 2) + 5
+        return 3 * (2 * self.calls + 2) + 5
 
 
 def _is_amount(value: Any) -> bool:

@@ -10,9 +10,10 @@ langgraph#4231, langgraph#6731, deepagents#3583 (models that repeat one call unt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,9 +22,20 @@ from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, Tool
 from metis_agent.rules.answers import open_calls, without_calls
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.state import Notes
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
-__all__ = ["CallKey", "call_key", "duplicate_of", "earlier_result", "echo_of", "plan_calls", "stripped"]
+__all__ = [
+    "CallKey",
+    "call_key",
+    "duplicate_of",
+    "earlier_result",
+    "echo_of",
+    "fruitless_round",
+    "plan_calls",
+    "progress_of",
+    "stripped",
+]
 
 
 CallKey = tuple[str, str]
@@ -31,6 +43,7 @@ CallKey = tuple[str, str]
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=repr).encode
 _REPEATED = "This exact call was already made in this turn and was not run again. Its result was:\n"
+_STALE_ROUNDS = 3
 _DUPLICATE = "An identical call in the same message, {id}, runs in place of this one; its result counts for both."
 
 
@@ -49,18 +62,53 @@ def call_key(tool: str, arguments: Mapping[str, Any]) -> CallKey:
     return tool, _canonical(arguments)
 
 
-def earlier_result(key: CallKey, outcomes: Iterable[ToolOutcome]) -> ToolOutcome | None:
-    """The first executed call of the turn with this key."""
-    for outcome in outcomes:
-        if outcome.executed and outcome.tool == key[0] and call_key(outcome.tool, outcome.arguments) == key:
-            return outcome
-    return None
+def earlier_result(key: CallKey, latest: Sequence[ToolOutcome]) -> ToolOutcome | None:
+    """The result of the same call, where nothing else has run since: what else has run may have changed it.
+
+    Args:
+        key: of the call.
+        latest: outcomes of what the turn has executed last, side by side.
+    """
+    if len(latest) != 1 or latest[0].tool != key[0] or call_key(latest[0].tool, latest[0].arguments) != key:
+        return None
+    return latest[0]
+
+
+def progress_of(notes: Notes, ran: Sequence[ToolOutcome], messages: Sequence[AnyMessage]) -> dict[str, Any]:
+    """What the notes say of progress after a round of calls: a loop is told by results that do not change."""
+    ids = {outcome.call_id for outcome in ran}
+    results = {m.tool_call_id: m for m in messages if m.type == "tool" and m.tool_call_id in ids}
+    digests = [_digest_of(outcome, results.get(outcome.call_id)) for outcome in ran]
+    known = notes["digests"]
+    stale = notes["stale"] + 1 if not notes["polls"] and all(digest in known for digest in digests) else 0
+    changes = {"latest": sorted(ids), "digests": [*known, *digests], "stale": stale}
+    if stale >= _STALE_ROUNDS:
+        changes["loop"] = "the same tool calls brought the same results again and again"
+    return changes
+
+
+def fruitless_round(notes: Notes, plan: Plan) -> dict[str, Any]:
+    """What the notes say after a reply of which no call ran; one whose calls were all refused ends the turn."""
+    fruitless, loop = notes["fruitless"] + 1, notes["loop"]
+    if not plan.slipped and all(outcome.status == "blocked" for outcome in plan.outcomes):
+        loop = "all tool calls of the last message were blocked"
+    elif fruitless >= 2:
+        slipped = "no tool call of the last two messages could be run"
+        loop = slipped if plan.slipped else "the same tool calls were only repeated"
+    return {"fruitless": fruitless, "loop": loop}
+
+
+def _digest_of(outcome: ToolOutcome, result: ToolMessage | None) -> str:
+    """Two calls with the same digest were the same and brought the same."""
+    content = outcome.content if result is None or isinstance(result.content, str) else repr(result.content)
+    whole = f"{call_key(outcome.tool, outcome.arguments)}{outcome.status}{content}"
+    return hashlib.blake2b(whole.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def echo_of(result: ToolMessage, call_id: str) -> ToolMessage:
     """An earlier result as the answer to a repeated call, saying that it is one."""
     content: Any = result.content
-    content = _REPEATED + content if isinstance(content, str) else [_REPEATED, *content]
+    content = _REPEATED + content if isinstance(content, str) else [{"type": "text", "text": _REPEATED}, *content]
     return ToolMessage(content=content, name=result.name, tool_call_id=call_id, status=result.status)
 
 
@@ -77,6 +125,7 @@ def plan_calls(
     *,
     spent: Spending,
     outcomes: Sequence[ToolOutcome],
+    latest: Sequence[ToolOutcome],
     messages: Sequence[AnyMessage],
 ) -> Plan:
     """Settle each call of a reply: run it, block it, or answer it with an earlier result.
@@ -88,24 +137,27 @@ def plan_calls(
         decision: what the gate allowed for it.
         spent: what the turn had spent before it.
         outcomes: the turn's earlier outcomes.
+        latest: those of them that were executed last, side by side.
         messages: the conversation before the reply.
     """
     message, calls = _read_calls(message, {outcome.call_id for outcome in outcomes})
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
-        reason = call.fault or _refusal(rules, offer, call.tool, decision, spent)
+        slip = call.fault or (None if call.tool in offer.terms else _no_such_tool(offer))
+        reason = slip or _refusal(rules, offer, call.tool, decision, spent)
         key = call_key(call.tool, call.arguments)
         if reason is None and not offer.terms[call.tool].repeatable:
             if (same := running.get(key)) is not None:
                 _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
-            if earlier := earlier_result(key, outcomes):
+            if not running and (earlier := earlier_result(key, latest)):
                 _settle(plan, call, "repeated", echo_of(_message_of(earlier, messages), call.id))
                 continue
         if not (rules.counts_calls_only and spent.calls < rules.budget.calls):
             reason = reason or rules.budget.refuses(call.tool, offer.terms[call.tool].cost, spent)
         if reason:
+            plan.slipped |= slip is not None
             text = rules.block(call.tool, reason)
             _settle(plan, call, "blocked", ToolMessage(text, name=call.tool, tool_call_id=call.id, status="error"))
         else:
@@ -141,10 +193,12 @@ def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spen
     """Why the tool is not on offer."""
     if tool in decision.allowed:
         return None
-    if tool not in offer.terms:
-        return f"there is no tool of that name, only {', '.join(offer.names) or 'none at all'}"
     over_budget = rules.budget.refuses(tool, offer.terms[tool].cost, spent)
     return over_budget or "the gate did not allow it at this step"
+
+
+def _no_such_tool(offer: Offer) -> str:
+    return f"there is no tool of that name, only {', '.join(offer.names) or 'none at all'}"
 
 
 def _settle(plan: Plan, call: _Call, status: Literal["blocked", "repeated"], reply: ToolMessage) -> None:
@@ -156,9 +210,12 @@ def _settle(plan: Plan, call: _Call, status: Literal["blocked", "repeated"], rep
 
 def _message_of(outcome: ToolOutcome, messages: Sequence[AnyMessage]) -> ToolMessage:
     """The message that carried an outcome; made again where somebody has trimmed it from the conversation."""
-    for message in messages:
+    for message in reversed(messages):
+        # Its text tells it from the result of another turn: some models number their calls anew in every turn.
         if isinstance(message, ToolMessage) and message.tool_call_id == outcome.call_id:
-            return message
+            if str(message.text) == outcome.content:
+                return message
+            break
     status: Literal["success", "error"] = "success" if outcome.status == "ok" else "error"
     return ToolMessage(outcome.content, name=outcome.tool, tool_call_id=outcome.call_id, status=status)
 

@@ -6,11 +6,13 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
-from langchain_core.messages import AnyMessage, ToolMessage
+from langchain_core.messages import AnyMessage, BaseMessage, ToolMessage
 from langgraph.channels import UntrackedValue
 from typing_extensions import TypedDict
 
-__all__ = ["Notes", "PendingCall", "RunMarker", "begins_anew", "new_notes"]
+from metis_agent.errors import InputError
+
+__all__ = ["Notes", "PendingCall", "RunMarker", "begins_anew", "check_question", "new_notes"]
 
 
 class PendingCall(TypedDict):
@@ -43,8 +45,16 @@ class Notes(TypedDict):
     """The process that sent them."""
     draft: dict[str, Any] | None
     """The turn's direct draft, where the gate has asked for one."""
+    latest: list[str]
+    """Ids of the calls that were executed last, side by side."""
+    digests: list[str]
+    """Of all executed calls with their results."""
+    polls: bool
+    """Some of the calls on their way may be worth making again and again."""
+    stale: int
+    """Latest rounds of calls in a row that brought nothing new: the same calls, with the same results."""
     fruitless: int
-    """Replies of this turn whose calls were all answered without running."""
+    """Latest replies in a row whose calls were all answered without running."""
     refused: int
     """Latest replies in a row whose calls were all refused by a person or by other middleware."""
     loop: str
@@ -60,7 +70,7 @@ def new_notes(messages: Sequence[AnyMessage], task_id: str | None) -> Notes:
     question = next((message for message in reversed(messages) if message.type == "human"), None)
     return Notes(
         id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0, maker="",
-        draft=None, fruitless=0, refused=0, loop="",
+        draft=None, latest=[], digests=[], polls=False, stale=0, fruitless=0, refused=0, loop="",
     )  # fmt: skip
 
 
@@ -76,3 +86,28 @@ def begins_anew(notes: Notes, messages: Sequence[AnyMessage]) -> bool:
         return False
     answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
     return not notes["pending"] or any(call["id"] not in answered for call in notes["pending"])
+
+
+def check_question(question: BaseMessage | None, messages: Sequence[BaseMessage]) -> None:
+    """Refuse a turn without a question, before anything is paid for.
+
+    Raises:
+        InputError: there is no human message, or the last one holds neither text nor an image, file or sound.
+    """
+    if question is None:
+        raise InputError(
+            f"The input has no question: none of its {len(messages)} messages is a human message. "
+            'Pass {"messages": [HumanMessage("...")]}.'
+        )
+    content = question.content
+    if isinstance(content, str):
+        blank = not content.strip()
+    else:
+        blank = not question.text.strip() and all(
+            isinstance(block, str) or block.get("type") == "text" for block in content
+        )
+    if blank:
+        raise InputError(
+            f"The question is blank: {content!r}. The last human message must hold text or another content "
+            "block; ask something."
+        )

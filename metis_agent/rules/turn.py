@@ -22,7 +22,7 @@ from langgraph.types import Overwrite
 from metis_agent.recording.recorder import model_call_of
 from metis_agent.rules.answers import ask_again, fallback_answer, has_answer, open_calls, without_calls
 from metis_agent.rules.asking import Ask, Reply, Settled, Step
-from metis_agent.rules.enforcement import plan_calls, stripped
+from metis_agent.rules.enforcement import fruitless_round, plan_calls, progress_of, stripped
 from metis_agent.rules.outcomes import OutcomeBuffer
 from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes
@@ -168,10 +168,14 @@ class Turn:
             self.outcomes += new
         if not new:
             return
-        in_a_row = notes["refused"] + 1 if refused else 0
-        seconds = notes["seconds"] + max([outcome.seconds for outcome in new])
-        loop = "all tool calls of the last two messages were refused" if in_a_row >= 2 else notes["loop"]
-        self.change(seconds=seconds, pending=[], step=notes["step"] + 1, refused=in_a_row, loop=loop)
+        changes: dict[str, Any] = {"pending": [], "step": notes["step"] + 1}
+        changes["seconds"] = notes["seconds"] + max([outcome.seconds for outcome in new])
+        if ran := [outcome for outcome in new if outcome.status in _EXECUTED]:
+            changes |= progress_of(notes, ran, self.messages)
+        changes["refused"] = in_a_row = notes["refused"] + 1 if refused else 0
+        if in_a_row >= 2:
+            changes["loop"] = "all tool calls of the last two messages were refused"
+        self.change(**changes)
 
     def change(self, **fields: Any) -> None:
         """Change the notes."""
@@ -204,18 +208,9 @@ class Turn:
             step = len(self.calls) + (0 if self.new else len(self.state.get("calls", ())))
             self.calls.append(model_call_of(reply, node, step))
 
-    def send(self, calls: list[PendingCall]) -> None:
-        """Note which calls go on to the tools."""
-        self.change(pending=calls, maker=self._buffer.maker if self._buffer else "")
-
-    def take_fruitless_round(self, *, blocked: bool) -> None:
-        """Note a reply of which no call ran; one whose calls were all blocked is enough to end the turn."""
-        fruitless, loop = self.notes["fruitless"] + 1, self.notes["loop"]
-        if blocked:
-            loop = "all tool calls of the last message were blocked"
-        elif fruitless >= 2:
-            loop = "the same tool calls were only repeated"
-        self.change(fruitless=fruitless, loop=loop)
+    def send(self, calls: list[PendingCall], *, polls: bool = False) -> None:
+        """Note which calls go on to the tools, and whether some may bring the same again and again."""
+        self.change(fruitless=0, pending=calls, polls=polls, maker=self._buffer.maker if self._buffer else "")
 
     def end(self, *said: AnyMessage | None) -> dict[str, Any]:
         """The turn has been answered: tell a gate that keeps count, and give what the step writes to state."""
@@ -411,16 +406,19 @@ def respond(
     open_ = message
     if answered:
         open_ = message.model_copy(update={"tool_calls": [c for c in message.tool_calls if c["id"] not in answered]})
+    ids = turn.notes["latest"]
     plan = plan_calls(
-        turn.rules, offer, open_, decision, spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages
-    )
+        turn.rules, offer, open_, decision, spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages,
+        latest=[outcome for outcome in turn.outcomes if outcome.call_id in ids and outcome.status in _EXECUTED],
+    )  # fmt: skip
     turn.outcomes += plan.outcomes
     if plan.run:
-        turn.send([PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for [call] in plan.run])
+        pending = [PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for [call] in plan.run]
+        turn.send(pending, polls=any(offer.terms[name].repeatable for name in plan.tools))
     elif done:
         return Settled(reply=reply, message=without_calls(message, answered))
     else:
-        turn.take_fruitless_round(blocked=all(outcome.status == "blocked" for outcome in plan.outcomes))
+        turn.change(**fruitless_round(turn.notes, plan))
     planned = plan.message
     if answered:
         first = [call for call in message.tool_calls if call["id"] in answered]

@@ -64,6 +64,23 @@ def test_every_lost_call_gets_a_message_right_after_it():
     lost.invalid_tool_calls = [{"name": None, "args": "", "id": "3", "error": None}]
     messages = [HumanMessage("q"), lost, ToolMessage("x", tool_call_id="2"), HumanMessage("again")]
     completed = with_all_results(messages)
-    assert [getattr(message, "tool_call_id", None) for message in completed] == [None, None, "1", "3", "2", None]
-    assert completed[2].status == "error"
+    assert [getattr(message, "tool_call_id", None) for message in completed] == [None, None, "2", "1", "3", None]
+    assert completed[3].status == "error"
     assert len(messages) == 4
+
+
+def test_a_lost_call_with_the_id_of_another_is_lost_all_the_same():
+    def round_of(*results):
+        return [HumanMessage("q"), calling(call("a", id="a:0")), *[ToolMessage(r, tool_call_id="a:0") for r in results]]
+
+    completed = with_all_results([*round_of("one"), *round_of(), *round_of("three")])
+    texts = [message.text for message in completed if isinstance(message, ToolMessage)]
+    assert texts[0] == "one"
+    assert "no result" in texts[1]
+    assert texts[2] == "three"
+
+
+def test_results_come_right_after_their_calls_and_never_alone():
+    result, orphan = ToolMessage("x", tool_call_id="1"), ToolMessage("y", tool_call_id="9")
+    messages = [HumanMessage("q"), calling(call("a", id="1")), HumanMessage("wait"), result, orphan]
+    assert [message.type for message in with_all_results(messages)] == ["human", "ai", "tool", "human"]
