@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool, StructuredTool, Tool
+from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolNode
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
@@ -24,7 +24,7 @@ from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import Setup
 from metis_agent.rules.asking import SentCall
-from metis_agent.rules.outcomes import ToolResult, commands_of, failure_of
+from metis_agent.rules.outcomes import InThread, ToolResult, commands_of, failure_of, is_sync_only
 from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus
 
@@ -55,7 +55,7 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
     def __init__(self, tool: BaseTool, runner: _Runner) -> None:
         self.name = tool.name
         self._tool = tool
-        self._in_thread = _is_sync_only(tool)
+        self._in_thread = is_sync_only(tool)
         self._runner = runner
 
     def invoke(self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any) -> list[Command[Any]]:
@@ -76,7 +76,7 @@ class _Runner:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._in_thread = {name for name, tool in setup.tools.items() if _is_sync_only(tool)}
+        self._in_thread = {name for name, tool in setup.tools.items() if is_sync_only(tool)}
 
     def run(self, call: SentCall, execute: _Sync) -> list[Command[Any]]:
         """Run a call, in a thread of its own where its time is limited."""
@@ -111,7 +111,7 @@ class _Runner:
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
         """For `ToolNode` in async runs."""
         if request.tool is not None and request.tool.name in self._in_thread:
-            request = request.override(tool=cast(BaseTool, _InThread(request.tool)))
+            request = request.override(tool=cast(BaseTool, InThread(request.tool)))
         try:
             return await self.arun(cast(SentCall, request.tool_call), lambda: execute(request))
         except InfrastructureError as error:
@@ -129,24 +129,6 @@ class _Runner:
     def _record_failure(self, state: Any, error: Exception) -> None:
         rules = self._setup.rules
         rules.record_failure(Turn(rules, state).recorded(), error)
-
-
-class _InThread:
-    """A sync tool for an async run: in a daemon thread, not in the event loop's pool, which waits for it."""
-
-    def __init__(self, tool: BaseTool) -> None:
-        self.name = tool.name
-        self._tool = tool
-
-    async def ainvoke(self, call: Any, config: Any) -> Any:
-        return await arun_in_thread(self._tool.invoke, call, config)
-
-
-def _is_sync_only(tool: BaseTool) -> bool:
-    """True where `ainvoke` would only run the sync code in a thread."""
-    if isinstance(tool, StructuredTool | Tool):
-        return tool.coroutine is None
-    return type(tool)._arun is BaseTool._arun and type(tool).ainvoke is BaseTool.ainvoke
 
 
 def _is_plain(tool: BaseTool) -> bool:

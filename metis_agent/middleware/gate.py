@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware.types import (
     AgentMiddleware,
@@ -21,6 +21,7 @@ from langchain.agents.middleware.types import (
     ToolCallRequest,
 )
 from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool
 from langgraph.channels import UntrackedValue
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
@@ -35,7 +36,7 @@ from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import open_calls, with_all_results
 from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
-from metis_agent.rules.outcomes import OutcomeBuffer, abandoned, outcome_of
+from metis_agent.rules.outcomes import InThread, OutcomeBuffer, abandoned, is_sync_only, outcome_of
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.rules.turn import Records, Turn, adrive, decide, drive, respond
@@ -176,6 +177,9 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         if not self._watches and (message := call.instead()) is not None:
             return message
         limit = None if self._watches else call.seconds_left
+        if limit is not None and request.tool is not None and is_sync_only(request.tool):
+            # Not in the event loop's pool, which waits for a tool that was left behind.
+            request = request.override(tool=cast(BaseTool, InThread(request.tool)))
         try:
             running = handler(request)
             return call.returned(await (running if limit is None else arun_within(limit, running)))
@@ -288,7 +292,7 @@ class _ModelCall:
         for id_, message in replies.items():
             name, content, status = message.name or "", message.content, message.status
             pending.append(PendingCall(id=id_, name=name, args=arguments[id_], settled=content, status=status))
-        self.turn.send(pending)
+        self.turn.change(pending=pending)
         return replaced(settled.reply.response, settled.message, before=self._said, beside=unparsed)
 
     def _conclude(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:

@@ -13,19 +13,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
-from langchain_core.tools import ToolException
+from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.types import Command
 from pydantic import ValidationError
 
-from metis_agent.deadline import DeadlineError
+from metis_agent.deadline import DeadlineError, arun_in_thread
 from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
-__all__ = ["OutcomeBuffer", "ToolResult", "abandoned", "commands_of", "failure_of", "outcome_of"]
+__all__ = [
+    "InThread",
+    "OutcomeBuffer",
+    "ToolResult",
+    "abandoned",
+    "commands_of",
+    "failure_of",
+    "is_sync_only",
+    "outcome_of",
+]
 
 ToolResult = Any
 """A `ToolMessage`, a `Command`, or a list of both."""
@@ -101,6 +110,25 @@ def commands_of(
     messages = [item for item in items if isinstance(item, ToolMessage)]
     own: Command[Any] = Command(update={"messages": messages, "outcomes": [dict(vars(outcome))]})
     return [own, *[item for item in items if isinstance(item, Command)]]
+
+
+class InThread:
+    """A sync tool for an async run: in a daemon thread, not in the event loop's pool, which waits for it."""
+
+    def __init__(self, tool: BaseTool) -> None:
+        self.name = tool.name
+        self._tool = tool
+
+    async def ainvoke(self, call: Any, config: Any) -> Any:
+        """Run the tool."""
+        return await arun_in_thread(self._tool.invoke, call, config)
+
+
+def is_sync_only(tool: BaseTool) -> bool:
+    """True where `ainvoke` would only run the sync code in a thread."""
+    if isinstance(tool, StructuredTool | Tool):
+        return tool.coroutine is None
+    return type(tool)._arun is BaseTool._arun and type(tool).ainvoke is BaseTool.ainvoke
 
 
 class OutcomeBuffer:

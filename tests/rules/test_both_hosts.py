@@ -1,0 +1,373 @@
+"""Every rule of a turn holds in both hosts, sync and async: in our own graph, and behind `create_agent`."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Annotated
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import InjectedToolCallId, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
+from metis_agent import MetisGateMiddleware, create_metis_agent
+from metis_agent.gates import AlwaysGate, Gate, NeverGate
+from metis_agent.recording.recorder import Recorder
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rules.budget import Budget
+from metis_agent.types import GateDecision
+from tests.fakes import call, calling, model
+from tests.middleware.helpers import Only, answered, make_tools, statuses
+
+THREAD = {"configurable": {"thread_id": "t"}}
+
+
+@pytest.fixture(params=["graph", "middleware"])
+def make(request):
+    """Makes an agent of either kind."""
+
+    def make(chat, tools, gate=None, *, checkpointer=None, **options):
+        if request.param == "graph":
+            return create_metis_agent(chat, tools, gate=gate, checkpointer=checkpointer, **options)
+        gate = MetisGateMiddleware(gate or Only(*[one.name for one in tools]), **options)
+        return create_agent(chat, tools, middleware=[gate], checkpointer=checkpointer)
+
+    return make
+
+
+@pytest.fixture(params=["sync", "async"])
+def go(request):
+    """Runs one turn, in either flavour."""
+
+    def go(agent, text="q", config=None):
+        question = {"messages": [HumanMessage(text)]} if isinstance(text, str) else text
+        return (
+            agent.invoke(question, config) if request.param == "sync" else asyncio.run(agent.ainvoke(question, config))
+        )
+
+    return go
+
+
+@pytest.fixture
+def ran():
+    return []
+
+
+@pytest.fixture
+def tools(ran):
+    return make_tools(ran)
+
+
+@pytest.fixture
+def files():
+    """A file to read and write."""
+    content = {"a": "old"}
+
+    @tool
+    def read(path: str) -> str:
+        """Read a file."""
+        return content[path]
+
+    @tool
+    def write(path: str, text: str) -> str:
+        """Write a file."""
+        content[path] = text
+        return "written"
+
+    return [read, write]
+
+
+def results(state):
+    return [str(message.text) for message in state["messages"] if isinstance(message, ToolMessage)]
+
+
+# Enforcement.
+
+
+def test_an_allowed_call_runs(make, go, ran, tools):
+    state = go(make(model(calling(call("look", query="x")), "ok"), tools, Only("look", "pay")))
+    assert ran == [("look", "x")]
+    assert [(o.tool, o.status, o.content) for o in state["outcomes"]] == [("look", "ok", "found x")]
+    assert [d.allowed for d in state["decisions"]] == [("look", "pay")] * 2
+
+
+def test_a_tool_that_the_gate_withheld_never_runs(make, go, ran, tools):
+    state = go(make(model(calling(call("pay", amount=5)), "sorry"), tools, Only("look")))
+    assert ran == []
+    assert "gate did not allow" in answered(state)["call_1"]
+    assert (state["decisions"][-1].gate, state["messages"][-1].text) == ("loop guard", "sorry")
+
+
+def test_a_direct_decision_takes_calls_out(make, go, ran, tools):
+    state = go(make(model(calling(call("pay", amount=5), text="It is 4.")), tools, NeverGate()))
+    assert [message.text for message in state["messages"]] == ["q", "It is 4."]
+    assert (ran, statuses(state)) == ([], ["blocked"])
+
+
+def test_required_holds_for_the_first_call_only(make, go, tools):
+    chat = model(calling(call("look", query="x")), "ok")
+    go(make(chat, tools, AlwaysGate()))
+    assert [asked.tool_choice for asked in chat.asked] == ["any", None]
+
+
+# Answers.
+
+
+def test_a_model_that_says_nothing_is_asked_again_and_then_answered_for(make, go, tools):
+    chat = model(calling(call("look", query="x")), "", "")
+    state = go(make(chat, tools))
+    assert "found x" in state["messages"][-1].text
+    assert "not answered yet" in chat.asked[-1].messages[-1].text
+
+
+def test_an_empty_draft_is_no_answer(make, go, tools):
+    class Drafting(NeverGate):
+        wants_draft = True
+
+    chat = model("  ", "asked properly")
+    state = go(make(chat, tools, Drafting()))
+    assert state["messages"][-1].text == "asked properly"
+    assert [message.type for message in chat.asked[1].messages] == ["human"]
+
+
+# Loops.
+
+
+def test_a_call_runs_again_once_something_else_has_run(make, go, files):
+    chat = model(
+        calling(call("read", id="1", path="a")), calling(call("write", id="2", path="a", text="new")),
+        calling(call("read", id="3", path="a")), "done",
+    )  # fmt: skip
+    state = go(make(chat, files))
+    assert results(state) == ["old", "written", "new"]
+    assert statuses(state) == ["ok"] * 3
+
+
+def test_a_call_runs_again_beside_another(make, go, files):
+    both = calling(call("write", id="2", path="a", text="new"), call("read", id="3", path="a"))
+    state = go(make(model(calling(call("read", id="1", path="a")), both, "done"), files))
+    assert statuses(state) == ["ok"] * 3
+
+
+def test_an_identical_call_with_nothing_run_since_gets_the_earlier_result(make, go, ran, tools):
+    again = calling(call("look", id="2", query="x"))
+    state = go(make(model(calling(call("look", id="1", query="x")), again, "ok"), tools))
+    assert ran == [("look", "x")]
+    assert answered(state)["2"].endswith("found x")
+    assert "not run again" in answered(state)["2"]
+
+
+def test_never_the_result_of_another_turn_whatever_the_ids(make, go, ran, tools):
+    def look(query):
+        return calling(call("look", id="look:0", query=query))
+
+    chat = model(look("Paris"), "sunny", look("Rome"), look("Rome"), "done")
+    agent = make(chat, tools, checkpointer=InMemorySaver())
+    go(agent, "Paris?", THREAD)
+    state = go(agent, "Rome?", THREAD)
+    assert results(state)[-1].endswith("found Rome")
+    assert ran == [("look", "Paris"), ("look", "Rome")]
+
+
+def test_a_round_trip_that_brings_nothing_new_ends(make, go, files):
+    def again(messages):
+        if not chat.asked[-1].tools:
+            return "enough"
+        number = len(chat.asked)
+        return calling(call("read", id=str(number), path="a") if number % 2 else
+                       call("write", id=str(number), path="a", text="same"))  # fmt: skip
+
+    chat = model(again)
+    state = go(make(chat, files, budget=Budget(calls=50)), config={"recursion_limit": 200})
+    assert state["messages"][-1].text == "enough"
+    assert "same results" in state["decisions"][-1].reason
+    assert statuses(state).count("ok") == 6
+
+
+def test_polling_is_no_loop_where_the_tool_says_so(make, go, ran, tools):
+    tools[0].metadata = {"repeatable": True}
+    script = [calling(call("look", id=str(n), query="x")) for n in range(6)]
+    state = go(make(model(*script, "ok"), tools))
+    assert (len(ran), state["messages"][-1].text) == (6, "ok")
+
+
+def test_identical_calls_in_one_message_run_once(make, go, ran, tools):
+    state = go(make(model(calling(call("look", id="1", query="x"), call("look", id="2", query="x")), "ok"), tools))
+    assert ran == [("look", "x")]
+    assert answered(state)["1"] == "found x"
+    assert "1, runs in place" in answered(state)["2"]
+
+
+SLIPS = {
+    "a mistyped name": calling(call("lok", id="1", query="x")),
+    "no name": calling(call("", id="1", query="x")),
+    "no id": calling({"name": "look", "args": {"query": "x"}, "id": "", "type": "tool_call"}),
+    "no JSON": AIMessage("", invalid_tool_calls=[{"name": "look", "args": "{", "id": "1", "error": "cut short"}]),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_one_slip_may_be_corrected(make, go, ran, tools, slip):
+    chat = model(SLIPS[slip], calling(call("look", id="2", query="x")), "ok")
+    state = go(make(chat, tools))
+    assert ran == [("look", "x")]
+    assert state["messages"][-1].text == "ok"
+    assert [asked.tools for asked in chat.asked] == [("look", "pay")] * 3
+
+
+def test_a_model_that_slips_twice_in_a_row_has_to_answer(make, go, ran, tools):
+    chat = model(*(calling(call("lok", id=str(n))) for n in range(2)), "ok")
+    state = go(make(chat, tools))
+    assert [asked.tools for asked in chat.asked] == [("look", "pay"), ("look", "pay"), ()]
+    assert "could be run" in state["decisions"][-1].reason
+
+
+# Budgets and time.
+
+
+def test_a_spent_budget_is_one_last_answer(make, go, ran, tools):
+    numbers = iter(range(99))
+    chat = model(lambda m: calling(call("look", query=str(next(numbers)))) if chat.asked[-1].tools else "enough")
+    state = go(make(chat, tools, budget=Budget(calls=3)))
+    assert len(ran) == 3
+    assert state["decisions"][-1].reason == "the budget of 3 tool calls is spent"
+    assert state["messages"][-1].text == "enough"
+
+
+def test_a_budget_of_seconds_cuts_a_tool_that_runs(make, go):
+    @tool
+    def wait(seconds: float) -> str:
+        """Wait."""
+        time.sleep(seconds)
+        return "done"
+
+    chat = model(lambda m: calling(call("wait", seconds=3.0)) if chat.asked[-1].tools else "time is up")
+    started = time.perf_counter()
+    state = go(make(chat, [wait], budget=Budget(seconds=0.2)))
+    assert time.perf_counter() - started < 2.5
+    assert statuses(state) == ["timeout"]
+    assert state["messages"][-1].text == "time is up"
+
+
+def test_a_tools_human_message_begins_no_turn(make, go, ran, tmp_path):
+    @tool
+    def look(page: int, tool_call_id: Annotated[str, InjectedToolCallId]):
+        """Show a page."""
+        ran.append(page)
+        message = ToolMessage("see below", tool_call_id=tool_call_id)
+        return Command(update={"messages": [message, HumanMessage("[the page]")]})
+
+    pages = iter(range(99))
+    chat = model(lambda m: calling(call("look", page=next(pages))) if chat.asked[-1].tools else "done")
+    asked = []
+
+    class Watching(Gate):
+        def decide(self, request):
+            asked.append([message.text for message in request.messages if message.type == "human"][-1])
+            return GateDecision(allowed=("look",))
+
+    with TrajectoryStore(tmp_path) as store:
+        state = go(make(chat, [look], Watching(), budget=Budget(calls=3), recorder=Recorder(store)))
+        [trajectory] = store.read()
+    assert (len(ran), len(state["outcomes"]), state["messages"][-1].text) == (3, 3, "done")
+    assert asked == ["q"] * 3
+    assert (trajectory.question.text, trajectory.tool_calls) == ("q", 3)
+
+
+def test_a_turn_of_a_thread_begins_anew(make, go, ran, tools):
+    look = calling(call("look", id="1", query="x"))
+    agent = make(model(look, "one", look, "two"), tools, budget=Budget(calls=1), checkpointer=InMemorySaver())
+    go(agent, config=THREAD)
+    state = go(agent, "again", THREAD)
+    assert (len(ran), statuses(state), len(state["decisions"])) == (2, ["ok"], 2)
+
+
+# Gates.
+
+
+def test_a_gate_that_fails_leaves_it_to_the_model(make, go, ran, tools):
+    class Broken(Gate):
+        def estimate(self, request):
+            raise RuntimeError("no weights")
+
+    state = go(make(model(calling(call("look", query="x")), "ok"), tools, Broken()))
+    assert ran == [("look", "x")]
+    assert "no weights; the model decides" in state["decisions"][0].reason
+
+
+def test_any_object_that_decides_is_told_of_turns(make, go, tools):
+    class Theirs:
+        told = ()
+
+        def decide(self, request):
+            return GateDecision(allowed=("look",))
+
+        def after_turn(self, messages, decisions, outcomes):
+            self.told = (messages[-1].text, len(decisions), [outcome.status for outcome in outcomes])
+
+    gate = Theirs()
+    go(make(model(calling(call("look", query="x")), "ok"), tools, gate))
+    assert gate.told == ("ok", 2, ["ok"])
+
+
+def test_a_hung_gate_is_left_alone_after_a_while(make, go, tools, caplog):
+    release = threading.Event()
+
+    class Hanging(Gate):
+        def estimate(self, request):
+            release.wait(60)
+            return {}
+
+    agent = make(model("ok"), tools, Hanging(), gate_timeout=0.02)
+    before = threading.active_count()
+    try:
+        with caplog.at_level(logging.CRITICAL):
+            reasons = [go(agent)["decisions"][0].reason for _ in range(12)]
+        assert threading.active_count() - before < 9
+    finally:
+        release.set()
+    assert "within 0.02 seconds" in reasons[0]
+    assert "left alone" in reasons[-1]
+
+
+def test_what_the_gate_does_not_know_is_the_models_to_decide(make, go, ran, tools):
+    class Knowing(Gate):
+        asked: list = []  # noqa: RUF012
+
+        def knows(self, tool):
+            return tool.name == "look"
+
+        def decide(self, request):
+            self.asked = [spec.name for spec in request.tools]
+            return GateDecision(allowed=())
+
+    gate = Knowing()
+    state = go(make(model(calling(call("pay", amount=5)), "paid"), tools, gate))
+    assert (gate.asked, ran) == (["look"], [("pay", 5)])
+    assert state["decisions"][0].allowed == ("pay",)
+
+
+# Records.
+
+
+def test_a_failed_turn_has_its_seconds(make, go, tools, tmp_path):
+    def fail(messages):
+        time.sleep(0.05)
+        raise ConnectionError("down")
+
+    with TrajectoryStore(tmp_path) as store:
+        with pytest.raises(ConnectionError):
+            go(make(model(fail), tools, recorder=Recorder(store)))
+        [trajectory] = store.read()
+    assert (trajectory.status, trajectory.error) == ("failed", "ConnectionError: down")
+    assert trajectory.seconds >= 0.05
+
+
+def test_a_lost_call_keeps_no_thread_stuck(make, go, tools):
+    lost = [HumanMessage("a"), calling(call("look", id="l:0", query="x")), HumanMessage("b")]
+    chat = model("ok")
+    go(make(chat, tools), {"messages": lost})
+    assert [message.type for message in chat.asked[0].messages] == ["human", "ai", "tool", "human"]
