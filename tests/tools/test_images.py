@@ -1,6 +1,7 @@
 import base64
 import os
 import struct
+import time
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -245,3 +246,36 @@ def test_content_blocks():
         assert load_image(image_source(block)).size == (6, 4)
     for other in ("text", None, {}, {"type": "text", "text": "x"}, {"type": "image"}, {"type": "image", "url": 3}):
         assert image_source(other) is None
+
+
+def jpeg_of_scans(side, scans):
+    """Progressive, with nearly empty scans: each makes the decoder walk every block again."""
+
+    def segment(marker, body):
+        return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+    blocks = ((side + 7) // 8) ** 2
+    start = b"\xff\xd8" + segment(0xDB, b"\0" + bytes([1] * 64))
+    start += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
+    start += segment(0xC4, b"\x00" + bytes([1] + [0] * 15) + b"\x00")
+    start += segment(0xC4, b"\x10" + bytes([1, 1] + [0] * 14) + b"\xe0\x00")
+    start += segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + bytes((blocks + 7) // 8)
+    runs = -(-blocks // 32767)
+    sizes = [blocks // runs + (number < blocks % runs) for number in range(runs)]
+    bits = "".join("0" + format(size - 16384, "014b") for size in sizes)
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    return start + (segment(0xDA, b"\x01\x01\x00\x01\x3f\x0d") + scan) * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once():
+    began = time.perf_counter()
+    with pytest.raises(InputError, match="more than 100 scans"):
+        load_image(jpeg_of_scans(6300, 2500))
+    assert time.perf_counter() - began < 2
+    assert load_image(jpeg_of_scans(1100, 20)).size == (1100, 1100)
+
+
+def test_decoding_has_a_deadline():
+    with pytest.raises(InputError, match="in the time that there is"):
+        load_image(jpeg_of_scans(1100, 50), ImageRules(seconds=1e-6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from io import BytesIO
 from typing import Any
 
@@ -21,7 +22,7 @@ from metis_agent.tools.images import ImageRules, load_image
 from metis_agent.tools.instrumented import InstrumentedTool
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
-from metis_agent.tools.sandboxes import Sandbox, SandboxLimits
+from metis_agent.tools.sandboxes import InputImage, Sandbox, SandboxLimits
 from tests.fakes import call, calling, model
 
 
@@ -163,3 +164,25 @@ def test_the_images_of_a_conversation() -> None:
     assert images["image_2"] == f"data:;base64,{encoded('green', (40, 20))}"
     assert images["image_3"] == "https://a.example/x.png"
     assert conversation_images(None) == conversation_images([]) == {}
+
+
+def test_loading_counts_against_the_call_and_goes_one_by_one(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+    """Eight slow images in a call of two seconds: the code still runs, and reads which are not there."""
+    held, most = 0, 0
+
+    def load(self: InputImage, seconds: float) -> Image.Image:
+        nonlocal held, most
+        held, most = held + 1, max(most, held + 1)
+        time.sleep(min(0.5, seconds))
+        held -= 1
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(InputImage, "load", load)
+    images = {f"image_{number}": InputImage(source=b"x") for number in range(1, 9)}
+    with sandbox.open() as session:
+        execution = session.run("sorted(name for name in globals() if name.startswith('image_'))", 2.0, images)
+    assert execution.ok
+    assert most == 1
+    assert "'image_1'" in str(execution.result)
+    assert any("Not there" in note and "image_8" in note for note in execution.notes)
+    assert execution.seconds < 2.4
