@@ -98,7 +98,7 @@ class Langfuse(Importer):
         trace.conversation = trace.conversation or str(span.get("session_id") or "")
         trace.user = trace.user or str(span.get("user_id") or "")
         error = str(span.get("status_message") or "error") if span.get("level") == "ERROR" else ""
-        times = {
+        times: dict[str, Any] = {
             "id": id_, "parents": parents, "error": error, "start": time_of(span.get("start_time")),
             "end": time_of(span.get("end_time")),
         }  # fmt: skip

@@ -185,7 +185,7 @@ def _of_events(events: Sequence[Mapping[str, Any]], trace: Trace) -> tuple[list[
         if role is not None:
             read += messages_of([{"role": role[1], **body}], trace.odd)
         elif reply is None:
-            said = body.get("message") if isinstance(body.get("message"), Mapping) else body
+            said = _mapping(body.get("message")) or body
             calls = body.get("tool_calls") or ()
             reply = reply_of({"role": "assistant", **({"tool_calls": calls} if calls else {}), **dict(said)}, trace.odd)
     return read, reply
@@ -277,7 +277,7 @@ def _span(part: Mapping[str, Any]) -> dict[str, Any]:
     )
     if "span_kind" in part and str(part["span_kind"]) not in ("UNKNOWN", "INTERNAL"):
         attributes.setdefault("openinference.span.kind", part["span_kind"])
-    events = [
+    events: list[dict[str, Any]] = [
         {"name": str(event.get("name") or ""), "attributes": _attributes(event)}
         for event in as_json(part.get("events")) or ()
         if isinstance(event, Mapping)
