@@ -185,16 +185,7 @@ def load_chat_model(name: str, temperature: float | None = None) -> Any:
         ConfigurationError: there is no such thing.
         MissingDependencyError: it needs what is not installed.
     """
-    found, _ = _chat_model(name, temperature)
-    if not isinstance(found, str):
-        return found
-    try:
-        from langchain.chat_models import init_chat_model
-    except ImportError as missing:
-        raise MissingDependencyError(
-            f"the model {name!r} needs LangChain; install it with: pip install 'langgraph-metis[langchain]'"
-        ) from missing
-    return init_chat_model(found)
+    return _chat_model(name, temperature)[0]
 
 
 def named_gate(name: str) -> Gate:
@@ -222,13 +213,9 @@ def _chat_model(name: str, temperature: float | None, base_url: str | None = Non
         if temperature is not None:
             raise ConfigurationError(f"--temperature {temperature!r} is for models by name; set it in {name!r}.")
         return found if isinstance(found, Runnable) else found(), 16
-    if not options:
-        return name, 16
-    try:
-        from langchain.chat_models import init_chat_model
-    except ImportError:
-        return name, 16  # `create_metis_agent` says what to install
-    return init_chat_model(name, **options), 16
+    from metis_agent.judging.rubric import open_chat_model
+
+    return open_chat_model(name, **options), 16
 
 
 def _endpoint(name: str, base_url: str, options: dict[str, Any]) -> Any:

@@ -244,7 +244,7 @@ def open_chat_model(name: str, **options: Any) -> BaseChatModel:
 
     Raises:
         MissingDependencyError: the `langchain` extra, or the provider's package, is not installed.
-        ConfigurationError: LangChain does not know the name.
+        ConfigurationError: LangChain does not know the name, or the provider refuses: a key is missing.
     """
     try:
         from langchain.chat_models import init_chat_model
@@ -256,8 +256,9 @@ def open_chat_model(name: str, **options: Any) -> BaseChatModel:
             f"the model {name!r} can't be opened: {missing}. Install pip install 'langgraph-metis[langchain]' and the "
             "provider's package, such as langchain-openai."
         ) from missing
-    except ValueError as error:
-        raise ConfigurationError(f"the model {name!r} can't be opened: {error}") from error
+    except Exception as error:  # each provider has errors of its own, for a missing key among them
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"the model {name!r} can't be opened: {reason}") from error
 
 
 def _name_of(chat: BaseChatModel) -> str:
