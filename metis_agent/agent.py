@@ -26,13 +26,12 @@ from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.baselines import ModelGate
 from metis_agent.graphs.build import NODES, build_graph
-from metis_agent.graphs.models import Bindings, Setup
+from metis_agent.graphs.models import Bindings, Setup, bound_tools
 from metis_agent.graphs.state import MetisState
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
-from metis_agent.rules.budget import Budget, terms_of
-from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
-from metis_agent.types import ToolSpec
+from metis_agent.rules.budget import Budget, ToolTerms, terms_of
+from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds, spec_of
 
 if TYPE_CHECKING:
     _Graph = CompiledStateGraph[Any, Any, Any, Any]
@@ -131,7 +130,7 @@ class MetisAgent(_Graph):
 
 def create_metis_agent(
     model: str | BaseChatModel,
-    tools: Sequence[BaseTool | Callable[..., Any]] | None = (),
+    tools: Sequence[BaseTool | Callable[..., Any] | dict[str, Any]] | None = (),
     *,
     gate: Gate | SupportsDecide | None = None,
     budget: Budget | None = None,
@@ -156,7 +155,8 @@ def create_metis_agent(
     Args:
         model: a chat model, or a string for LangChain's `init_chat_model` (needs the extra `langchain`).
         tools: LangChain tools, or functions to make tools of. Each gets a node of its name. A tool may
-            declare `metadata={"cost": 0.02, "repeatable": True}`.
+            declare `metadata={"cost": 0.02, "repeatable": True}`. A dict is a tool that runs at the model's provider,
+            as its client takes it: it is offered where the gate allows it, and its calls are counted and recorded.
         gate: decides at every step whether a tool may be called; by default the model decides.
         budget: what one turn may spend; by default 8 tool calls.
         recorder: writes every turn to a trajectory store, in a node of its own.
@@ -192,9 +192,13 @@ def create_metis_agent(
         >>> agent = create_metis_agent(my_chat_model, [search], budget=Budget(calls=3))  # doctest: +SKIP
         >>> agent.invoke({"messages": [{"role": "user", "content": "hi"}]})  # doctest: +SKIP
     """
-    by_name = _by_name(tools or ())
+    chat = _chat_model(model)
+    bound = {spec_of(tool).name: tool for tool in bound_tools(chat)}
+    remote = {**bound, **_remote(tools or ())}
+    by_name = _by_name([tool for tool in tools or () if not isinstance(tool, Mapping)])
+    remote = {name: tool for name, tool in remote.items() if name not in by_name}
     budget = budget or Budget()
-    budget.check_tools(by_name)
+    budget.check_tools([*remote, *by_name])
     check_seconds("tool_timeout", tool_timeout)
     check_seconds("gate_timeout", gate_timeout)
     own = ModelGate() if gate is None else as_gate(gate)
@@ -206,12 +210,13 @@ def create_metis_agent(
         record_calls=True if recorder is not None and record_calls is None else record_calls,
         name=name,
     )
-    specs = [ToolSpec(name=tool.name, description=tool.description) for tool in by_name.values()]
+    every: list[BaseTool | Mapping[str, Any]] = [*remote.values(), *by_name.values()]
+    terms = {**{name: ToolTerms() for name in remote}, **{name: terms_of(tool) for name, tool in by_name.items()}}
     setup = Setup(
         rules=rules,
-        models=Bindings(_chat_model(model), list(by_name.values())),
+        models=Bindings(chat, every),
         tools=by_name,
-        offer=Offer(specs, {tool.name: terms_of(tool) for tool in by_name.values()}, own),
+        offer=Offer([spec_of(tool) for tool in every], terms, own, remote),
         tool_timeout=tool_timeout,
         system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
     )
@@ -242,14 +247,19 @@ def _as_v1(output: GraphOutput[Any]) -> Any:
     return {**value, "__interrupt__": list(output.interrupts)}
 
 
+def _remote(tools: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+    """Those tools that run at the provider."""
+    return {spec_of(tool).name: tool for tool in tools if isinstance(tool, Mapping)}
+
+
 def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:
     taken = {*NODES, *MetisState.__annotations__}
     by_name: dict[str, BaseTool] = {}
     for candidate in tools:
         if not isinstance(candidate, BaseTool) and not callable(candidate):
             raise ConfigurationError(
-                f"{candidate!r} is no tool: pass LangChain tools or functions. Tools that run at the model "
-                "provider can't be enforced; bind them to the model yourself."
+                f"{candidate!r} is no tool: pass LangChain tools, functions, or, for tools that run at the model's "
+                "provider, the dicts that its client takes."
             )
         tool = candidate if isinstance(candidate, BaseTool) else as_tool(candidate)
         if tool.name in taken or any(mark in tool.name for mark in "|:") or tool.name.startswith("__"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -34,6 +34,8 @@ class Asked:
 class ScriptedChatModel(BaseChatModel):
     """Gives the replies of its script in order, and keeps what it was asked."""
 
+    offers_tools_when_direct: ClassVar[bool] = False
+    """It takes a conversation with calls without tools beside it."""
     script: list[Any] = Field(default_factory=lambda: ["done"])
     asked: list[Asked] = Field(default_factory=list)
     bindings: list[tuple[tuple[str, ...], str | None]] = Field(default_factory=list)

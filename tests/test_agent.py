@@ -42,7 +42,7 @@ def test_limits_of_unknown_tools_are_refused():
     ("options", "word"),
     [
         ({"model": 5}, "chat model"),
-        ({"tools": [{"type": "web_search"}]}, "no tool"),
+        ({"tools": [5]}, "no tool"),
         ({"gate": "always"}, "no gate"),
         ({"tool_timeout": 0}, "tool_timeout"),
         ({"tool_timeout": float("nan")}, "tool_timeout"),

@@ -19,9 +19,12 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.rules import Offer, Rules, spec_of
+from metis_agent.rules.shapes import no_tools_choice
 
-__all__ = ["Bindings", "BoundModel", "Setup"]
+__all__ = ["Bindings", "BoundModel", "Setup", "bound_tools"]
+
+_ONLY_WITH_TOOLS = frozenset({"tool_choice", "parallel_tool_calls", "strict"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,33 +118,46 @@ class Bindings:
 
     Args:
         model: a chat model.
-        tools: all tools of the agent.
+        tools: all tools of the agent; those that run at the provider are mappings.
 
-    A model class with `offers_tools_when_direct = True` is offered all tools with `tool_choice="none"` when the
-    decision is to answer, so that its prompt stays the same token for token; other models are offered none.
+    Where the decision is to answer, no tools are offered, unless the conversation holds calls: providers refuse such
+    calls beside a request without tools. Then all are offered, and calls of them forbidden where the client can do
+    that. A model class that has `offers_tools_when_direct` settles it for itself: always, or never.
 
     Raises:
         ConfigurationError: the model can't be given tools.
     """
 
-    def __init__(self, model: Runnable[Any, Any], tools: Sequence[BaseTool]) -> None:
-        self._model = model
-        self._tools = {tool.name: tool for tool in tools}
+    def __init__(self, model: Runnable[Any, Any], tools: Sequence[BaseTool | Mapping[str, Any]]) -> None:
+        self._model, self._settings, bound = _taken_apart(model)
+        by_name = {spec_of(tool).name: tool for tool in bound}
+        self._tools = {**by_name, **{spec_of(tool).name: tool for tool in tools}}
         self._acting: dict[tuple[tuple[str, ...], bool], BoundModel] = {}
-        self.answering = BoundModel(model)
+        self._drafting: dict[tuple[bool, bool], BoundModel] = {}
+        settings = {key: value for key, value in self._settings.items() if key not in _ONLY_WITH_TOOLS}
+        self._bare = BoundModel(self._model.bind(**settings) if settings else self._model)
+        self._keeps = getattr(self._model, "offers_tools_when_direct", None)
+        self._no_tools = "none" if self._keeps else no_tools_choice(self._model)
         if tools:
             self.acting(tuple(self._tools), required=False)
-            if getattr(model, "offers_tools_when_direct", False):
-                self.answering = self._bind(list(self._tools.values()), "none")
 
-    @cached_property
-    def drafting(self) -> BoundModel:
-        """The model as it answers, for a draft: with log-probabilities where it has a `logprobs` setting.
+    def answering(self, messages: Sequence[AnyMessage], *, again: bool = False) -> BoundModel:
+        """The model, to answer this conversation without calling anything."""
+        if not self._keeps_tools(messages) or (again and self._no_tools is None):
+            return self._bare
+        return self._forbidden
+
+    def drafting(self, messages: Sequence[AnyMessage], *, log_probs: bool) -> BoundModel:
+        """The same for a draft: with log-probabilities where the model has a `logprobs` setting.
 
         A model that has the setting but can't give them is made with `logprobs=False`; that is left as it is.
         """
-        asks = getattr(self._model, "logprobs", True) is None
-        return self.answering.unseen(**{"logprobs": True} if asks else {})
+        log_probs = log_probs and getattr(self._model, "logprobs", True) is None
+        key = (self._keeps_tools(messages), log_probs)
+        if key not in self._drafting:
+            bound = self.answering(messages)
+            self._drafting[key] = bound.unseen(**{"logprobs": True} if log_probs else {})
+        return self._drafting[key]
 
     def acting(self, allowed: tuple[str, ...], *, required: bool) -> BoundModel:
         """The model with these tools; where `required`, it must call one."""
@@ -152,14 +168,45 @@ class Bindings:
             bound = self._acting[key] = self._bind(tools, "any" if required else None)
         return bound
 
-    def _bind(self, tools: Sequence[BaseTool], tool_choice: str | None) -> BoundModel:
+    @cached_property
+    def _forbidden(self) -> BoundModel:
+        """The model with all tools, and none to be called."""
+        return self._bind(list(self._tools.values()), self._no_tools)
+
+    def _keeps_tools(self, messages: Sequence[AnyMessage]) -> bool:
+        if not self._tools:
+            return False
+        return any(message.type == "tool" for message in messages) if self._keeps is None else bool(self._keeps)
+
+    def _bind(self, tools: Sequence[BaseTool | Mapping[str, Any]], tool_choice: Any) -> BoundModel:
         bind_tools = getattr(self._model, "bind_tools", None)
+        settings = {**self._settings, **({"tool_choice": tool_choice} if tool_choice else {})}
         try:
             if bind_tools is None:
                 raise NotImplementedError
-            return BoundModel(bind_tools(tools, tool_choice=tool_choice) if tool_choice else bind_tools(tools))
+            return BoundModel(bind_tools(tools, **settings))
         except NotImplementedError as error:
             raise ConfigurationError(
                 f"{type(self._model).__name__} can't be given tools: it does not implement bind_tools. "
                 "Use a chat model with tool calling, or an agent without tools."
             ) from error
+
+
+def bound_tools(model: Any) -> Sequence[Mapping[str, Any]]:
+    """The tools that a model was bound to before it was given to the agent."""
+    return _taken_apart(model)[2]
+
+
+def _taken_apart(model: Any) -> tuple[Any, dict[str, Any], Sequence[Mapping[str, Any]]]:
+    """A model, the settings that it was bound to, and the tools among them.
+
+    To bind tools to a model that was bound before is to lose what it was bound to.
+    """
+    if not isinstance(model, RunnableBinding) or model.config_factories or not hasattr(model.bound, "bind_tools"):
+        return model, {}, ()
+    settings = dict(model.kwargs)
+    tools = settings.pop("tools", None) or ()
+    if not tools:
+        settings.pop("tool_choice", None)
+    inner = model.bound.with_config(model.config) if model.config else model.bound
+    return inner, settings, [tool for tool in tools if isinstance(tool, Mapping)]

@@ -13,7 +13,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Send
 
 from metis_agent.graphs.models import BoundModel, Setup
-from metis_agent.rules.answers import with_all_results
+from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, Reply
 from metis_agent.rules.state import check_question
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
@@ -30,14 +30,16 @@ class _Node(Runnable[Mapping[str, Any], Any]):
 
     def _form(self, turn: Turn, wanted: Ask) -> tuple[BoundModel, Sequence[AnyMessage]]:
         """The chat model in the form that a step wants, and the conversation as it is to see it."""
-        setup, prompt = self._setup, with_all_results(turn.messages)
+        setup, prompt = self._setup, sendable(turn.messages)
         if setup.system_message is not None:
             prompt = [setup.system_message, *prompt]
-        if wanted.again is not None:
-            prompt = [*prompt, wanted.again]
+        if wanted.after:
+            prompt = [*prompt, *wanted.after]
         if wanted.allowed:
             return setup.models.acting(wanted.allowed, required=wanted.required), prompt
-        return (setup.models.drafting if wanted.node == "draft" else setup.models.answering), prompt
+        if wanted.node == "draft":
+            return setup.models.drafting(prompt, log_probs=wanted.log_probs), prompt
+        return setup.models.answering(prompt, again=wanted.again), prompt
 
     def _ask(self, turn: Turn, wanted: Ask) -> Reply:
         model, prompt = self._form(turn, wanted)

@@ -33,11 +33,12 @@ from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.middleware.requests import RuleCache, asking, replaced, reply_of
 from metis_agent.recording.recorder import Recorder
-from metis_agent.rules.answers import open_calls, with_all_results
+from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
 from metis_agent.rules.outcomes import InThread, OutcomeBuffer, abandoned, is_sync_only, outcome_of
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
+from metis_agent.rules.shapes import open_calls
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.rules.turn import Records, Turn, adrive, decide, drive, respond
 from metis_agent.types import GateDecision, ModelCall, OutcomeStatus, ToolOutcome
@@ -235,7 +236,7 @@ class _ModelCall:
         self._watching = watching
         self._request = request
         if not watching:
-            messages = with_all_results(request.messages)
+            messages = sendable(request.messages)
             if messages is not request.messages:
                 self._request = request.override(messages=list(messages))
         turn.messages = self._request.messages
@@ -269,7 +270,7 @@ class _ModelCall:
         """Ask as the request came, and only note what the model says."""
         reply: Reply = yield Ask(node="act", allowed=decision.allowed)
         if (message := reply.message) is not None:
-            self.turn.take_reply(message, "act")
+            self.turn.take_reply(message, "act", self._offer)
             asked = [call for call in open_calls(message, reply.answered) if isinstance(call, Mapping)]
             self.turn.send([_pending(call) for call in asked if call in message.tool_calls])
         return self._conclude(reply.response)

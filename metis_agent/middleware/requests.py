@@ -12,22 +12,25 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
+from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, Reply
 from metis_agent.rules.budget import ToolTerms, terms_of
-from metis_agent.rules.rules import Offer, Rules
-from metis_agent.types import ToolSpec
+from metis_agent.rules.rules import Offer, Rules, spec_of
+from metis_agent.rules.shapes import no_tools_choice
 
 __all__ = ["RuleCache", "asking", "replaced", "reply_of"]
 
 logger = logging.getLogger(__name__)
 
 _KEPT = 64
+_ONLY_WITH_TOOLS = frozenset({"tool_choice", "parallel_tool_calls", "strict"})
 
 
 class RuleCache:
@@ -80,7 +83,7 @@ class RuleCache:
         return terms if self._loop_guard else ToolTerms(cost=terms.cost, repeatable=True)
 
     def _make(self, tools: Sequence[BaseTool | dict[str, Any]]) -> Offer:
-        by_name = {_name_of(tool): tool for tool in tools}
+        by_name = {spec_of(tool).name: tool for tool in tools}
         untracked = sorted(set(self._rules.budget.calls_per_tool or ()) - set(by_name))
         # No error: other middleware may have taken the tool out of this request.
         if untracked:
@@ -88,7 +91,7 @@ class RuleCache:
                 f"Budget.calls_per_tool names {untracked!r}, and a request offers only {sorted(by_name)!r}.",
                 key=f"untracked {untracked}",
             )
-        specs = [ToolSpec(name=name, description=_description_of(tool)) for name, tool in by_name.items()]
+        specs = [spec_of(tool) for tool in by_name.values()]
         terms = {name: self.terms_of(tool) for name, tool in by_name.items()}
         return Offer(specs, terms, self._rules.gate.gate)
 
@@ -106,11 +109,14 @@ def asking(request: ModelRequest[Any], wanted: Ask, before: Sequence[Any]) -> Mo
         wanted: what to ask.
         before: what has been said at this step already.
     """
-    if before or wanted.again is not None:
-        again = () if wanted.again is None else (wanted.again,)
-        request = request.override(messages=[*request.messages, *before, *again])
-    request = _narrowed(request, wanted.allowed, required=wanted.required)
-    return _unseen(request) if wanted.node == "draft" else request
+    if before or wanted.after:
+        request = request.override(messages=list(sendable([*request.messages, *before, *wanted.after])))
+    request = (
+        _narrowed(request, wanted.allowed, required=wanted.required)
+        if wanted.allowed
+        else _closed(request, wanted.again)
+    )
+    return _unseen(request, log_probs=wanted.log_probs) if wanted.node == "draft" else request
 
 
 def reply_of(response: ModelResponse[Any]) -> Reply:
@@ -148,26 +154,53 @@ def _message_in(response: ModelResponse[Any]) -> AIMessage | None:
 
 
 def _narrowed(request: ModelRequest[Any], allowed: Collection[str], *, required: bool) -> ModelRequest[Any]:
-    """The request with only these tools, and with no choice of tool that they don't leave.
-
-    As in the graph (`Bindings`), a model class with `offers_tools_when_direct = True` keeps all tools where none is
-    allowed, with `tool_choice="none"`: it then answers, where without tools it might write a call all the same.
-    """
-    keeps = (
-        not allowed and request.response_format is None and getattr(request.model, "offers_tools_when_direct", False)
-    )
-    if keeps and request.tools:
-        return request.override(tool_choice="none")
-    tools = [tool for tool in request.tools if _name_of(tool) in allowed]
-    choice = "any" if required and tools else _choice_left(request.tool_choice, allowed if tools else ())
+    """The request with only these tools, and with no choice of tool that they don't leave."""
+    tools = [tool for tool in request.tools if spec_of(tool).name in allowed]
+    choice = "any" if required else _choice_left(request.tool_choice, allowed)
     if len(tools) == len(request.tools) and choice == request.tool_choice:
         return request
     return request.override(tools=tools, tool_choice=choice)
 
 
+def _closed(request: ModelRequest[Any], again: bool) -> ModelRequest[Any]:
+    """The request for an answer, without calling anything.
+
+    As in the graph (`Bindings`): without tools, but where the conversation holds calls, or the model settles it for
+    itself. An answer in a format of the provider's keeps them too, as LangChain would send an empty list of tools; an
+    answer that is a call of a tool of its own needs no other.
+    """
+    if not request.tools:
+        return request
+    format_ = request.response_format
+    if isinstance(format_, AutoStrategy):
+        format_ = (ProviderStrategy if _has_own_format(request.model) else ToolStrategy)(schema=format_.schema)
+        request = request.override(response_format=format_)
+    declared = getattr(request.model, "offers_tools_when_direct", None)
+    choice = "none" if declared else no_tools_choice(request.model)
+    if isinstance(format_, ProviderStrategy):
+        keeps = True
+    elif format_ is not None:
+        keeps = False
+    else:
+        keeps = any(message.type == "tool" for message in request.messages) if declared is None else bool(declared)
+    if not keeps or (again and choice is None and format_ is None):
+        settings = {key: value for key, value in request.model_settings.items() if key not in _ONLY_WITH_TOOLS}
+        return request.override(tools=[], tool_choice=None, model_settings=settings)
+    if isinstance(format_, ProviderStrategy):
+        # LangChain does not pass a request's `tool_choice` on beside a format.
+        settings = {**request.model_settings, **({"tool_choice": choice} if choice else {})}
+        return request.override(tool_choice=None, model_settings=settings)
+    return request.override(tool_choice=choice)
+
+
+def _has_own_format(model: Any) -> bool:
+    """Whether the model's provider takes a schema for the answer, beside tools."""
+    name = str(getattr(model, "model_name", None) or getattr(model, "model", None) or "").lower()
+    profile = getattr(model, "profile", None) or {}
+    return bool(profile.get("structured_output")) and ("gemini" not in name or "gemini-3" in name)
+
+
 def _choice_left(choice: Any, allowed: Collection[str]) -> Any:
-    if not allowed:
-        return None
     named = choice
     if isinstance(choice, Mapping):
         function = choice.get("function")
@@ -176,29 +209,13 @@ def _choice_left(choice: Any, allowed: Collection[str]) -> Any:
     return choice if generic or named in allowed else None
 
 
-def _unseen(request: ModelRequest[Any]) -> ModelRequest[Any]:
+def _unseen(request: ModelRequest[Any], *, log_probs: bool) -> ModelRequest[Any]:
     """The request with log-probabilities asked for where the model has that setting, and out of `messages` streams."""
     model: Any = request.model
     settings = request.model_settings
     # None: the model has the setting, and no choice has been made.
-    if getattr(model, "logprobs", True) is None:
+    if log_probs and getattr(model, "logprobs", True) is None:
         settings = {**settings, "logprobs": True}
     if isinstance(model, BaseChatModel):
         model = model.model_copy(update={"tags": [*(model.tags or ()), TAG_NOSTREAM]})
     return request.override(model=model, model_settings=settings)
-
-
-def _name_of(tool: BaseTool | dict[str, Any]) -> str:
-    """A tool's name; for a tool that runs at the provider, its name there or its type."""
-    if isinstance(tool, BaseTool):
-        return tool.name
-    function = tool.get("function")
-    named = function if isinstance(function, dict) else tool
-    return str(named.get("name") or tool.get("type") or "unnamed")
-
-
-def _description_of(tool: BaseTool | dict[str, Any]) -> str:
-    if isinstance(tool, BaseTool):
-        return tool.description
-    function = tool.get("function")
-    return str((function if isinstance(function, dict) else tool).get("description") or "")

@@ -6,52 +6,19 @@ brings nothing either, the turn's own record speaks. Sources: langchain#40444, l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
+from metis_agent.rules.shapes import new_answer, open_calls, readable, with_free_results
 from metis_agent.types import ToolOutcome
 
-__all__ = ["ask_again", "fallback_answer", "has_answer", "open_calls", "with_all_results", "without_calls"]
+__all__ = ["ask_again", "fallback_answer", "sendable", "with_all_results"]
 
-_CALL_BLOCKS = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call"})
-_SILENT_BLOCKS = _CALL_BLOCKS | {"text", "reasoning", "thinking", "redacted_thinking"}
 _LOST = "This call has no result: the run that made it broke off."
 _SHOWN_RESULTS = 3
 _SHOWN_CHARACTERS = 2000
-
-
-def has_answer(message: AIMessage) -> bool:
-    """True where a reply holds text, or an image, sound or file."""
-    if isinstance(message.content, str):
-        return bool(message.content.strip())
-    return bool(message.text.strip()) or any(
-        isinstance(block, dict) and block.get("type") not in _SILENT_BLOCKS for block in message.content
-    )
-
-
-def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
-    """All calls of a reply that have no message yet, however malformed."""
-    calls = [*message.tool_calls, *message.invalid_tool_calls]
-    return [call for call in calls if _id_of(call) not in answered] if answered else calls
-
-
-def without_calls(message: AIMessage, keep: Collection[str] = ()) -> AIMessage:
-    """The reply with its tool calls taken out, wherever the provider has put them, but those with the ids to `keep`."""
-    kept = [call for call in message.tool_calls if _id_of(call) in keep]
-    content: Any = message.content
-    if isinstance(content, list):
-        content = [block for block in content if not _is_call(block) or (kept and _id_of(block) in keep)]
-    extra = {
-        key: value for key, value in message.additional_kwargs.items() if key not in ("tool_calls", "function_call")
-    }
-    raw = message.additional_kwargs.get("tool_calls")
-    if kept and isinstance(raw, list):
-        extra["tool_calls"] = [call for call in raw if _id_of(call) in keep]
-    return message.model_copy(
-        update={"content": content, "additional_kwargs": extra, "tool_calls": kept, "invalid_tool_calls": []}
-    )
 
 
 def ask_again(*, structured: bool = False) -> HumanMessage:
@@ -71,7 +38,7 @@ def fallback_answer(message: AIMessage, reason: str, outcomes: Iterable[ToolOutc
     """An answer in the model's stead: that there is none, why, and what the tools had found.
 
     Args:
-        message: the model's last reply; its id and metadata are kept.
+        message: the model's last reply.
         reason: why the turn ended without tools, or an empty string.
         outcomes: the turn's outcomes.
     """
@@ -83,7 +50,20 @@ def fallback_answer(message: AIMessage, reason: str, outcomes: Iterable[ToolOutc
         text = outcome.content
         shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
         parts.append(f"- {outcome.tool} ({outcome.status}): {shown}")
-    return message.model_copy(update={"content": "\n".join(parts)})
+    return new_answer("\n".join(parts), message)
+
+
+def sendable(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation as every provider takes it; the same object where nothing is amiss.
+
+    The state keeps what happened; only the prompt is changed.
+    """
+    if not any(message.type == "ai" and (message.tool_calls or message.invalid_tool_calls) for message in messages):
+        return messages
+    messages = with_all_results(messages)
+    if any(message.type == "ai" and message.invalid_tool_calls for message in messages):
+        messages = [readable(message) if isinstance(message, AIMessage) else message for message in messages]
+    return with_free_results(messages)
 
 
 def with_all_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
@@ -129,12 +109,3 @@ def _completed(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
         names = {call["id"]: call["name"] or "unnamed" for call in open_calls(message)}
         completed += [ToolMessage(_LOST, name=names[id_], tool_call_id=id_, status="error") for id_ in ids]
     return completed
-
-
-def _is_call(block: Any) -> bool:
-    return isinstance(block, Mapping) and block.get("type") in _CALL_BLOCKS
-
-
-def _id_of(call: Any) -> Any:
-    """A call's id; content blocks of some providers name it otherwise."""
-    return (call.get("call_id") or call.get("id")) if isinstance(call, Mapping) else None

@@ -13,14 +13,14 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NotRequired, TypeVar
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
 from langgraph.errors import GraphBubbleUp
 
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
 from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
 from metis_agent.gates.confidence import draft_of
-from metis_agent.rules.answers import has_answer
+from metis_agent.rules.shapes import has_answer, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
 __all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step"]
@@ -43,8 +43,12 @@ class Ask:
     node: Literal["draft", "act", "answer"]
     allowed: tuple[str, ...] = ()
     required: bool = False
-    again: HumanMessage | None = None
+    after: tuple[AnyMessage, ...] = ()
     """Goes after the conversation, and does not stay in it."""
+    again: bool = False
+    """It was asked to answer before, and said nothing; a client that can't forbid calls is offered no tools now."""
+    log_probs: bool = False
+    """Ask for log-probabilities, where the model has that setting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +73,10 @@ class Reply:
     def says_something(self, message: AIMessage | None) -> bool:
         """Whether there is an answer in the message that is left of the reply."""
         return message is None or self.structured is not None or bool(self.answered) or has_answer(message)
+
+    def ends_turn(self, message: AIMessage | None) -> bool:
+        """Whether there is nothing to ask for again: a refusal is an answer too, of its own kind."""
+        return self.says_something(message) or (message is not None and refusal_in(message) is not None)
 
 
 class SentCall(ToolCall):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,9 @@ from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
-from metis_agent.rules.answers import open_calls, without_calls
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.shapes import ending_of, open_calls, rewritten, text_of, without_calls
 from metis_agent.rules.state import Notes
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 CallKey = tuple[str, str]
 """Tool name and canonical arguments."""
 
@@ -108,7 +111,12 @@ def _digest_of(outcome: ToolOutcome, result: ToolMessage | None) -> str:
 def echo_of(result: ToolMessage, call_id: str) -> ToolMessage:
     """An earlier result as the answer to a repeated call, saying that it is one."""
     content: Any = result.content
-    content = _REPEATED + content if isinstance(content, str) else [{"type": "text", "text": _REPEATED}, *content]
+    if isinstance(content, str):
+        content = _REPEATED + content
+    elif not result.text and (free := text_of(result)):
+        content = _REPEATED + free
+    else:
+        content = [{"type": "text", "text": _REPEATED}, *content]
     return ToolMessage(content=content, name=result.name, tool_call_id=call_id, status=result.status)
 
 
@@ -127,6 +135,7 @@ def plan_calls(
     outcomes: Sequence[ToolOutcome],
     latest: Sequence[ToolOutcome],
     messages: Sequence[AnyMessage],
+    answered: Collection[str] = (),
 ) -> Plan:
     """Settle each call of a reply: run it, block it, or answer it with an earlier result.
 
@@ -139,8 +148,9 @@ def plan_calls(
         outcomes: the turn's earlier outcomes.
         latest: those of them that were executed last, side by side.
         messages: the conversation before the reply.
+        answered: ids of calls that have their message already.
     """
-    message, calls = _read_calls(message, {outcome.call_id for outcome in outcomes})
+    message, calls = _read_calls(message, offer, _ids_in(messages, outcomes), answered)
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
@@ -191,6 +201,8 @@ def stripped(
 
 def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spent: Spending) -> str | None:
     """Why the tool is not on offer."""
+    if tool in offer.remote:
+        return "it runs at the model's provider, and can't be called from here"
     if tool in decision.allowed:
         return None
     over_budget = rules.budget.refuses(tool, offer.terms[tool].cost, spent)
@@ -204,7 +216,7 @@ def _no_such_tool(offer: Offer) -> str:
 def _settle(plan: Plan, call: _Call, status: Literal["blocked", "repeated"], reply: ToolMessage) -> None:
     plan.replies.append(reply)
     plan.outcomes.append(
-        ToolOutcome(call_id=call.id, tool=call.tool, arguments=call.arguments, status=status, content=str(reply.text))
+        ToolOutcome(call_id=call.id, tool=call.tool, arguments=call.arguments, status=status, content=text_of(reply))
     )
 
 
@@ -213,7 +225,7 @@ def _message_of(outcome: ToolOutcome, messages: Sequence[AnyMessage]) -> ToolMes
     for message in reversed(messages):
         # Its text tells it from the result of another turn: some models number their calls anew in every turn.
         if isinstance(message, ToolMessage) and message.tool_call_id == outcome.call_id:
-            if str(message.text) == outcome.content:
+            if text_of(message) == outcome.content:
                 return message
             break
     status: Literal["success", "error"] = "success" if outcome.status == "ok" else "error"
@@ -225,26 +237,48 @@ def _after_one_more(tool: str, cost: float, spent: Spending) -> Spending:
     return Spending(calls=spent.calls + 1, calls_per_tool=per_tool, seconds=spent.seconds, cost=spent.cost + cost)
 
 
-def _read_calls(message: AIMessage, taken: Collection[str]) -> tuple[AIMessage, list[_Call]]:
-    """All calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
+def _ids_in(messages: Sequence[AnyMessage], outcomes: Sequence[ToolOutcome]) -> set[str]:
+    """The ids of all calls so far."""
+    ids = {outcome.call_id for outcome in outcomes}
+    for message in messages:
+        if isinstance(message, AIMessage):
+            ids.update([call["id"] or "" for call in open_calls(message)])
+    return ids
+
+
+def _read_calls(
+    message: AIMessage, offer: Offer, taken: Collection[str], answered: Collection[str]
+) -> tuple[AIMessage, list[_Call]]:
+    """All open calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
 
     Some models number their calls anew in every reply, so an id of an earlier reply is only replaced; within
     one reply, a second call with the same id is a fault.
     """
-    ids: set[str] = set()
-    calls = [_read(raw, taken, ids) for raw in message.tool_calls]
-    unparsed = [_read_unparsed(raw, taken, ids) for raw in message.invalid_tool_calls]
-    valid = [ToolCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call") for call in calls]
-    if unparsed or valid != message.tool_calls:
-        invalid = [
-            InvalidToolCall(**{**raw, "name": call.tool, "id": call.id, "args": raw.get("args") or ""})
-            for call, raw in zip(unparsed, message.invalid_tool_calls, strict=True)
-        ]
-        message = message.model_copy(update={"tool_calls": valid, "invalid_tool_calls": invalid})
-    return message, calls + unparsed
+    ids: set[str] = set(answered)
+    calls: list[_Call] = []
+    now: list[Any] = []
+    for place, raw in enumerate(open_calls(message)):
+        if isinstance(raw, Mapping) and raw.get("id") in answered:
+            now.append(raw)
+        elif place < len(message.tool_calls):
+            calls.append(call := _read(raw, offer, taken, ids))
+            now.append(ToolCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call"))
+        else:
+            fault = f"its arguments can't be read: {raw.get('error') or raw.get('args')!r}"
+            calls.append(call := replace(_read({**raw, "args": {}}, offer, taken, ids), fault=fault))
+            now.append(
+                InvalidToolCall(
+                    name=call.tool, args=raw.get("args") or "", id=call.id, error=raw.get("error"),
+                    type="invalid_tool_call",
+                )
+            )  # fmt: skip
+    if ending_of(message) == "length" and calls and not calls[-1].fault:
+        # LangChain closes what is open in streamed JSON, and some providers do the same.
+        calls[-1] = replace(calls[-1], fault="the token limit has cut the reply short within it")
+    return rewritten(message, now), calls
 
 
-def _read(raw: Any, taken: Collection[str], ids: set[str]) -> _Call:
+def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str]) -> _Call:
     raw = raw if isinstance(raw, Mapping) else {}
     name, arguments, id_ = raw.get("name"), raw.get("args"), raw.get("id")
     fault = None
@@ -256,12 +290,10 @@ def _read(raw: Any, taken: Collection[str], ids: set[str]) -> _Call:
         fault, id_ = fault or "it has no id", None
     elif id_ in ids:
         fault, id_ = fault or f"its id {id_!r} belongs to another call of the same message", None
+    if name not in offer.terms and not _NAME.fullmatch(name):
+        # No provider would take it back.
+        fault, name = fault or f"there is no tool of the name {name!r}", _NOT_IN_NAMES.sub("_", name)[:64]
     if id_ is None or id_ in taken:
         id_ = f"call_{uuid.uuid4().hex}"
     ids.add(raw["id"] if isinstance(raw.get("id"), str) else id_)
     return _Call(id=id_, tool=name, arguments=arguments, fault=fault)
-
-
-def _read_unparsed(raw: InvalidToolCall, taken: Collection[str], ids: set[str]) -> _Call:
-    fault = f"its arguments can't be read: {raw.get('error') or raw.get('args')!r}"
-    return replace(_read({**raw, "args": {}}, taken, ids), fault=fault)

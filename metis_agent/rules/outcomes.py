@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError, arun_in_thread
 from metis_agent.errors import InfrastructureError, ToolError
+from metis_agent.rules.shapes import text_of
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
@@ -95,7 +96,7 @@ def outcome_of(
         tool=call["name"],
         arguments=call["args"],
         status=status or ("error" if message.status == "error" else "ok"),
-        content=str(message.text),
+        content=text_of(message),
         seconds=seconds,
         cost=cost,
     )

@@ -7,10 +7,11 @@ of one model call: in our own graph always the same, behind `create_agent` whate
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.tools import BaseTool
 from langgraph.runtime import get_runtime
 
 from metis_agent.errors import ConfigurationError
@@ -27,6 +28,7 @@ __all__ = [
     "check_block_message",
     "check_seconds",
     "current_run_id",
+    "spec_of",
 ]
 
 DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
@@ -41,17 +43,27 @@ class Offer:
         specs: what the gate may know of them.
         terms: what each declares of itself.
         gate: what decides; it may not know all of them.
+        remote: names of those that only run at the model's provider.
     """
 
-    __slots__ = ("all_known", "known", "names", "specs", "terms")
+    __slots__ = ("all_known", "known", "names", "remote", "specs", "terms")
 
-    def __init__(self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], gate: Gate) -> None:
+    def __init__(
+        self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], gate: Gate, remote: Collection[str] = ()
+    ) -> None:
         self.specs = tuple(specs)
+        self.remote = frozenset(remote)
         self.terms = terms
         self.names = tuple([spec.name for spec in specs])
         self.known = frozenset([spec.name for spec in specs if gate.knows(spec)])
         """Tools that the gate decides on; the others are the model's to decide."""
         self.all_known = len(self.known) == len(self.specs)
+
+    def named(self, tool: str) -> str:
+        """The name under which a tool of the provider is on offer: `web_search_preview` for `web_search`."""
+        if tool in self.names:
+            return tool
+        return next((name for name in self.names if name.startswith(tool)), tool)
 
     def within(self, budget: Budget, spent: Spending) -> tuple[ToolSpec, ...]:
         """The tools that may still be called after this spending."""
@@ -60,6 +72,16 @@ class Offer:
         if budget.same_for_all:
             return self.specs
         return tuple([spec for spec in self.specs if not budget.refuses(spec.name, self.terms[spec.name].cost, spent)])
+
+
+def spec_of(tool: BaseTool | Mapping[str, Any]) -> ToolSpec:
+    """What a gate may know of a tool; one that runs at the provider is a mapping, with its name there or its type."""
+    if isinstance(tool, BaseTool):
+        return ToolSpec(name=tool.name, description=tool.description)
+    function = tool.get("function")
+    fields = function if isinstance(function, Mapping) else tool
+    name = fields.get("name") or tool.get("type") or next(iter(tool), "unnamed")
+    return ToolSpec(name=str(name), description=str(fields.get("description") or ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +97,8 @@ class Rules:
     """Keep model calls in state; `None`: where the model leaves token records."""
     name: str | None = None
     """Given to the model's messages, for multi-agent graphs."""
+    refused: set[str] = field(default_factory=set)
+    """Settings that the model has refused, and is not asked with again."""
 
     watched: bool = field(init=False)
     """True where the gate wants to know how turns ended."""

@@ -20,13 +20,32 @@ from langgraph.runtime import get_runtime
 from langgraph.types import Overwrite
 
 from metis_agent.recording.recorder import model_call_of
-from metis_agent.rules.answers import ask_again, fallback_answer, has_answer, open_calls, without_calls
+from metis_agent.rules.answers import ask_again, fallback_answer
 from metis_agent.rules.asking import Ask, Reply, Settled, Step
 from metis_agent.rules.enforcement import fruitless_round, plan_calls, progress_of, stripped
 from metis_agent.rules.outcomes import OutcomeBuffer
 from metis_agent.rules.rules import Offer, Rules
+from metis_agent.rules.shapes import (
+    ending_of,
+    has_answer,
+    joined,
+    new_answer,
+    open_calls,
+    provider_calls,
+    refusal_in,
+    without_calls,
+)  # fmt: skip
 from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes
-from metis_agent.types import TOKEN_RECORD, Draft, GateDecision, GateRequest, ModelCall, Spending, ToolOutcome
+from metis_agent.types import (
+    TOKEN_RECORD,
+    Draft,
+    GateDecision,
+    GateRequest,
+    ModelCall,
+    OutcomeStatus,
+    Spending,
+    ToolOutcome,
+)  # fmt: skip
 
 __all__ = ["Records", "Turn", "adrive", "as_dict", "decide", "drive", "respond", "spending_of", "with_question"]
 
@@ -197,11 +216,16 @@ class Turn:
             seconds += decision.seconds
         return spending_of(self.outcomes, seconds)
 
-    def take_reply(self, reply: AIMessage | None, node: str) -> None:
-        """Note a reply as the model gave it."""
+    def take_reply(self, reply: AIMessage | None, node: str, offer: Offer) -> None:
+        """Note a reply as the model gave it, and the calls in it that have run at the provider."""
         rules = self.rules
         if reply is None:
             return
+        for call in provider_calls(reply):
+            status: OutcomeStatus = "error" if call.failed else "ok"
+            self.outcomes.append(
+                ToolOutcome(call_id=call.id, tool=offer.named(call.tool), arguments=call.arguments, status=status)
+            )
         if rules.name:
             reply.name = rules.name
         if rules.record_calls or (rules.record_calls is None and TOKEN_RECORD in reply.response_metadata):
@@ -336,7 +360,7 @@ def decide(turn: Turn, offer: Offer, *, watching: bool = False) -> Step[tuple[Ga
     if decision is None:
         gate = rules.gate.gate
         if not turn.decisions and gate.wants_draft:
-            reply, failure = yield from _draft(turn)
+            reply, failure = yield from _draft(turn, offer)
         started = time.perf_counter()
         known = tools if offer.all_known else tuple([tool for tool in tools if tool.name in offer.known])
         if known or not tools:
@@ -363,23 +387,32 @@ def decide(turn: Turn, offer: Offer, *, watching: bool = False) -> Step[tuple[Ga
     return decision, None if decision.allowed or watching else reply
 
 
-def _draft(turn: Turn) -> Step[tuple[Reply | None, str]]:
-    """Ask the model for a draft; a draft that fails is no draft: the gate decides without one."""
-    try:
-        reply: Reply = yield Ask(node="draft")
-    except GraphBubbleUp:
-        raise
-    except Exception as error:
-        return None, f"the direct draft failed with {type(error).__name__}: {error}"
+def _draft(turn: Turn, offer: Offer) -> Step[tuple[Reply | None, str]]:
+    """Ask the model for a draft; a draft that fails is no draft: the gate decides without one.
+
+    Some models have a setting for log-probabilities and refuse it; they are asked without from then on.
+    """
+    refused = turn.rules.refused
+    while True:
+        log_probs = "logprobs" not in refused
+        try:
+            reply: Reply = yield Ask(node="draft", log_probs=log_probs)
+            break
+        except GraphBubbleUp:
+            raise
+        except Exception as error:
+            if not log_probs or "logprob" not in str(error).lower():
+                return None, f"the direct draft failed with {type(error).__name__}: {error}"
+            refused.add("logprobs")
     message = reply.message
     if message is None:
         return None, "the direct draft held no message of the model"
     draft = reply.as_draft(message)
-    turn.take_reply(message, "draft")
+    turn.take_reply(message, "draft", offer)
     if turn.calls and not turn.calls[-1].log_probs and draft.log_probs:
         turn.calls[-1] = replace(turn.calls[-1], log_probs=draft.log_probs)
     turn.change(draft={"text": draft.text, "log_probs": list(draft.log_probs)})
-    return (reply if reply.says_something(without_calls(message, reply.answered)) else None), ""
+    return (reply if reply.ends_turn(without_calls(message, reply.answered)) else None), ""
 
 
 def respond(
@@ -392,7 +425,9 @@ def respond(
     if reply is None:
         node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
         reply = yield Ask(node=node, allowed=decision.allowed, required=decision.required)
-        turn.take_reply(reply.message, node)
+        turn.take_reply(reply.message, node, offer)
+        if reply.message is not None and ending_of(reply.message) == "paused":
+            reply = yield from _resumed(turn, offer, decision, reply, reply.message)
     message, answered = reply.message, reply.answered
     if message is None:
         return Settled(reply=reply, message=None)
@@ -401,14 +436,12 @@ def respond(
     content = message.content
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
         return Settled(reply=reply, message=message)
-    if not decision.allowed or not calls:
-        return (yield from _answer(turn, decision, reply, structured))
-    open_ = message
-    if answered:
-        open_ = message.model_copy(update={"tool_calls": [c for c in message.tool_calls if c["id"] not in answered]})
+    if not decision.allowed or not calls or (not done and refusal_in(message) is not None):
+        return (yield from _answer(turn, offer, decision, reply, structured))
     ids = turn.notes["latest"]
     plan = plan_calls(
-        turn.rules, offer, open_, decision, spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages,
+        turn.rules, offer, message, decision,
+        spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages, answered=answered,
         latest=[outcome for outcome in turn.outcomes if outcome.call_id in ids and outcome.status in _EXECUTED],
     )  # fmt: skip
     turn.outcomes += plan.outcomes
@@ -419,24 +452,43 @@ def respond(
         return Settled(reply=reply, message=without_calls(message, answered))
     else:
         turn.change(**fruitless_round(turn.notes, plan))
-    planned = plan.message
-    if answered:
-        first = [call for call in message.tool_calls if call["id"] in answered]
-        planned = planned.model_copy(update={"tool_calls": [*first, *planned.tool_calls]})
-    return Settled(reply=reply, message=planned, plan=plan)
+    return Settled(reply=reply, message=plan.message, plan=plan)
 
 
-def _answer(turn: Turn, decision: GateDecision, reply: Reply, structured: bool) -> Step[Settled]:
+def _resumed(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, message: AIMessage) -> Step[Reply]:
+    """The reply with what follows where its provider has paused it in the middle of a search, within the budget."""
+    node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
+    while ending_of(message) == "paused" and not turn.rules.budget.spent(turn.spent):
+        reply = yield Ask(node=node, allowed=decision.allowed, after=(message,))
+        if reply.message is None:
+            return reply
+        turn.take_reply(reply.message, node, offer)
+        searched, message = provider_calls(reply.message), joined(message, reply.message)
+        reply = replace(reply, message=message)
+        if not searched:
+            break
+    return reply
+
+
+def _answer(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, structured: bool) -> Step[Settled]:
     """End the turn with a reply, or with what stands in for it where it says nothing."""
     message, blocked = stripped(turn.rules, reply.message, reply.answered)
     turn.outcomes += blocked
-    if not reply.says_something(message):
-        reply = yield Ask(node="answer", again=ask_again(structured=structured))
-        turn.take_reply(reply.message, "answer")
+    if not reply.ends_turn(message):
+        after: tuple[AnyMessage, ...] = (ask_again(structured=structured),)
+        if message is not None and message.content and provider_calls(message) and ending_of(message) != "paused":
+            # What has been found at the provider is not lost.
+            after = (message, *after)
+        reply = yield Ask(node="answer", after=after, again=True)
+        turn.take_reply(reply.message, "answer", offer)
         message, blocked = stripped(turn.rules, reply.message, reply.answered)
         turn.outcomes += blocked
     if message is not None and not reply.says_something(message):
-        message = fallback_answer(message, "" if decision.allowed else decision.reason, turn.outcomes)
+        refusal = refusal_in(message)
+        if refusal is not None:
+            message = new_answer(refusal, message, refusal=refusal)
+        else:
+            message = fallback_answer(message, "" if decision.allowed else decision.reason, turn.outcomes)
     return Settled(reply=reply, message=message)
 
 

@@ -1,42 +1,8 @@
-import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from metis_agent.rules.answers import fallback_answer, has_answer, with_all_results, without_calls
+from metis_agent.rules.answers import fallback_answer, with_all_results
 from metis_agent.types import ToolOutcome
 from tests.fakes import call, calling
-
-
-@pytest.mark.parametrize(
-    ("content", "answers"),
-    [
-        ("text", True),
-        ("", False),
-        (" \n", False),
-        ([], False),
-        ([{"type": "text", "text": " "}], False),
-        ([{"type": "text", "text": "x"}], True),
-        ([{"type": "reasoning", "reasoning": "hm"}], False),
-        ([{"type": "tool_use", "id": "1", "name": "a", "input": {}}], False),
-        ([{"type": "image", "url": "https://example.org/x.png"}], True),
-    ],
-)
-def test_what_counts_as_an_answer(content, answers):
-    assert has_answer(AIMessage(content)) is answers
-
-
-def test_calls_are_taken_out_wherever_they_are():
-    message = AIMessage(
-        [{"type": "text", "text": "so"}, {"type": "tool_use", "id": "1", "name": "a", "input": {}}],
-        tool_calls=[call("a", id="1")],
-        invalid_tool_calls=[{"name": "b", "args": "{", "id": "2", "error": None}],
-        additional_kwargs={"tool_calls": [{"id": "1"}], "refusal": None},
-        id="m",
-    )
-    bare = without_calls(message)
-    assert (bare.tool_calls, bare.invalid_tool_calls, bare.id) == ([], [], "m")
-    assert bare.content == [{"type": "text", "text": "so"}]
-    assert bare.additional_kwargs == {"refusal": None}
-    assert message.tool_calls  # the reply itself is left alone
 
 
 def test_the_fallback_says_why_and_what_was_found():

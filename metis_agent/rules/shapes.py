@@ -1,0 +1,364 @@
+"""Provider shapes: how a reply holds calls, thoughts, refusals and searches in each provider's form, and how it ended.
+
+A call is in a reply up to three times: in `tool_calls`, in a content block, and in keywords of the provider's client,
+which sends some of these back. Whoever changes one has to change all; it is done here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
+
+__all__ = [
+    "Ending", "ProviderCall", "ending_of", "has_answer", "joined", "new_answer", "no_tools_choice", "open_calls",
+    "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results", "without_calls",
+]  # fmt: skip
+
+AnyCall = ToolCall | InvalidToolCall
+Ending = Literal["", "length", "stopped", "paused"]
+"""How a reply ended: by itself, at the token limit, by the provider's safety rules, or in the middle of a search."""
+
+_CALLS = {
+    "tool_use": "id", "tool_call": "id", "tool_call_chunk": "id", "invalid_tool_call": "id",
+    "function_call": "call_id", "custom_tool_call": "call_id",
+}  # fmt: skip
+"""Types of content blocks that are calls, and where each has its id."""
+_THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
+_MEDIA = frozenset({
+    "image", "image_url", "audio", "input_audio", "video", "file", "document", "media", "image_generation_call",
+})  # fmt: skip
+_ENDINGS: Mapping[str, Ending] = {
+    "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
+    "model_context_window_exceeded": "length", "pause_turn": "paused",
+    **dict.fromkeys((
+        "refusal", "content_filter", "content_filtered", "guardrail_intervened", "safety", "recitation", "blocklist",
+        "prohibited_content", "spii", "language", "image_safety", "image_prohibited_content", "image_recitation",
+    ), "stopped"),
+}  # fmt: skip
+_ENDED_BY = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+_KEPT_METADATA = frozenset({*_ENDED_BY, "incomplete_details", "prompt_feedback", "model_name", "model_provider"})
+_ID_MAPS = ("__gemini_function_call_thought_signatures__", "__openai_function_call_ids__")
+"""Keywords in which clients keep something of each call, by its id."""
+
+
+_NO_TOOLS: Mapping[str, Any] = {
+    "ChatAnthropic": {"type": "none"},
+    **dict.fromkeys(("BaseChatOpenAI", "ChatGoogleGenerativeAI", "ChatMistralAI", "ChatGroq", "ChatFireworks"), "none"),
+}
+"""What forbids calls of the tools on offer, by the name of the client's class or of one that it derives from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderCall:
+    """A call of a tool that has run at the model's provider."""
+
+    id: str
+    tool: str
+    """Its name there; a tool may be offered under a longer one, such as `web_search_preview`."""
+    arguments: Mapping[str, Any]
+    failed: bool = False
+
+
+def ending_of(message: AIMessage) -> Ending:
+    """How a reply ended, where its provider says so."""
+    return _ENDINGS.get(_reason_of(message).lower(), "")
+
+
+def refusal_in(message: AIMessage) -> str | None:
+    """What a refusal says, or that the provider has stopped the reply; `None` for any other reply."""
+    said = message.additional_kwargs.get("refusal") or ""
+    for block in _blocks(message):
+        if block.get("type") == "refusal":
+            said += block.get("refusal") or ""
+    if said:
+        return str(said)
+    if ending_of(message) == "stopped":
+        return f"The model's provider has stopped the answer ({_reason_of(message)})."
+    return None
+
+
+def has_answer(message: AIMessage) -> bool:
+    """True where a reply holds text, or an image, sound or file."""
+    if isinstance(message.content, str):
+        return bool(message.content.strip()) or "audio" in message.additional_kwargs
+    return bool(message.text.strip()) or any(block.get("type") in _MEDIA for block in _blocks(message))
+
+
+def text_of(message: ToolMessage) -> str:
+    """The text of a tool's result, that of free-form tools too."""
+    return str(message.text) or "".join(
+        str(block.get("output") or "") for block in _blocks(message) if block.get("type") == "custom_tool_call_output"
+    )
+
+
+def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
+    """All calls of a reply that have no message yet, however malformed, in the order that `rewritten` takes them."""
+    calls: list[Any] = [*message.tool_calls, *message.invalid_tool_calls]
+    return [call for call in calls if _get(call, "id") not in answered] if answered else calls
+
+
+def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
+    """The reply with other calls in place of its own, wherever they are in it.
+
+    Args:
+        message: the reply.
+        calls: for each of its calls, valid and invalid ones, what stands in its place; `None` takes it out.
+
+    Returns:
+        The same object where nothing changes.
+    """
+    old = open_calls(message)
+    if list(calls) == old and not _has_bare_text(message):
+        return message
+    changes = [_Change(was, now) for was, now in zip(old, calls, strict=True)]
+    left = [change.now for change in changes if change.now is not None]
+    update: dict[str, Any] = {
+        "tool_calls": [call for call in left if not _is_invalid(call)],
+        "invalid_tool_calls": [call for call in left if _is_invalid(call)],
+        "additional_kwargs": _keywords(message.additional_kwargs, changes),
+    }
+    if isinstance(message.content, list):
+        update["content"] = _content(message.content, changes)
+    if any(change.now is None or change.now["id"] != _get(change.was, "id") for change in changes):
+        # OpenAI's server would go on from what it has stored: the reply as it was.
+        metadata = message.response_metadata
+        if str(metadata.get("id") or "").startswith("resp_"):
+            update["response_metadata"] = {key: value for key, value in metadata.items() if key != "id"}
+    return message.model_copy(update=update)
+
+
+def without_calls(message: AIMessage, keep: Collection[str] = ()) -> AIMessage:
+    """The reply with its calls taken out, but those with the ids to `keep`."""
+    return rewritten(message, [call if _get(call, "id") in keep else None for call in open_calls(message)])
+
+
+def readable(message: AIMessage) -> AIMessage:
+    """The reply as every provider takes it back: with empty arguments where what it wrote can't be read.
+
+    What is wrong with them is in the message that answers the call.
+    """
+    if not message.invalid_tool_calls:
+        return message
+    calls: list[AnyCall | None] = list(message.tool_calls)
+    for call in message.invalid_tool_calls:
+        calls.append(ToolCall(name=call["name"] or "unnamed", args={}, id=call["id"], type="tool_call"))
+    return rewritten(message, calls)
+
+
+def new_answer(text: str, message: AIMessage, **keywords: Any) -> AIMessage:
+    """An answer in the place of a reply that holds none: new text, so a new id, and nothing of the reply's form.
+
+    Streams show a message's id once. Of what the provider has said, it keeps why the reply ended.
+    """
+    metadata = {key: value for key, value in message.response_metadata.items() if key in _KEPT_METADATA}
+    return AIMessage(
+        text, name=message.name, usage_metadata=message.usage_metadata, response_metadata=metadata,
+        additional_kwargs=keywords,
+    )  # fmt: skip
+
+
+def joined(first: AIMessage, second: AIMessage) -> AIMessage:
+    """A reply that its provider has paused, and what has come after, as one."""
+    if not isinstance(first.content, list) or not isinstance(second.content, list):
+        return second
+    return second.model_copy(update={"content": [*first.content, *second.content]})
+
+
+def provider_calls(message: AIMessage) -> list[ProviderCall]:
+    """The calls of a reply that have run at the model's provider."""
+    beside = "tool_outputs" in message.additional_kwargs or "grounding_metadata" in message.response_metadata
+    if isinstance(message.content, str) and not beside:
+        return []
+    blocks = _blocks(message)
+    # The old form of OpenAI's Responses has them beside the content.
+    outputs = message.additional_kwargs.get("tool_outputs")
+    blocks += [output for output in outputs or () if isinstance(output, Mapping)] if isinstance(outputs, list) else []
+    failed = {
+        block.get("tool_use_id") or block.get("tool_call_id")
+        for block in blocks
+        if block.get("status") == "error" or str(_get(block.get("content"), "type") or "").endswith("_error")
+    }
+    calls = [call for block in blocks if (call := _provider_call(block, failed)) is not None]
+    grounding = message.response_metadata.get("grounding_metadata")
+    for query in _get(grounding, "web_search_queries") or ():
+        calls.append(ProviderCall(id=f"google_search_{len(calls)}", tool="google_search", arguments={"query": query}))
+    return calls
+
+
+def no_tools_choice(model: Any) -> Any:
+    """The `tool_choice` that forbids all calls of the tools on offer; `None` where the client has none."""
+    return next((_NO_TOOLS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _NO_TOOLS), None)
+
+
+def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation with the results of OpenAI's free-form tools in the form that these demand.
+
+    What is said in a tool's place, and what other code says there, is text; OpenAI takes a block of a type of its own.
+    """
+    free: set[str] = set()
+    result: list[AnyMessage] | None = None
+    for place, message in enumerate(messages):
+        if isinstance(message, AIMessage):
+            free |= {
+                str(block.get("call_id"))
+                for block in map(_inner, _blocks(message))
+                if block.get("type") == "custom_tool_call"
+            }
+        elif isinstance(message, ToolMessage) and message.tool_call_id in free:
+            if any(_inner(block).get("type") == "custom_tool_call_output" for block in _blocks(message)):
+                continue
+            result = list(messages) if result is None else result
+            content: list[Any] = [{"type": "custom_tool_call_output", "output": str(message.text)}]
+            result[place] = message.model_copy(update={"content": content})
+    return messages if result is None else result
+
+
+@dataclass(slots=True)
+class _Change:
+    was: Any
+    now: AnyCall | None
+    shown: bool = False
+    """A content block has been found for it."""
+
+
+def _content(content: Sequence[Any], changes: Sequence[_Change]) -> list[Any]:
+    """The content blocks with other calls, and without thoughts that only led to calls that are gone."""
+    kept: list[Any] = []
+    thoughts: list[Any] = []
+    """Those that nothing has followed yet."""
+    led_nowhere = False
+    for block in content:
+        if isinstance(block, str):
+            block = {"type": "text", "text": block}
+        kind = _inner(block).get("type")
+        if kind in _THOUGHTS:
+            thoughts = [block] if led_nowhere else [*thoughts, block]
+            led_nowhere = False
+            continue
+        if kind == "text" and "args" in block:
+            # LangChain's merging of streamed chunks has put a call into the text's block.
+            block = {"type": "text", "text": block.get("text") or ""}
+        if kind in _CALLS:
+            block = _changed(block, changes)
+        if block is None or (kind == "text" and not str(block.get("text") or "").strip()):
+            # A call that is gone; or blank text, which some providers refuse.
+            led_nowhere = True
+            continue
+        kept += [*thoughts, block]
+        thoughts, led_nowhere = [], False
+    return kept if led_nowhere else kept + thoughts
+
+
+def _changed(block: Any, changes: Sequence[_Change]) -> Any:
+    """A call's block as its call is now; `None` where that is gone."""
+    inner = _inner(block)
+    kind = inner["type"]
+    id_, name = inner.get(_CALLS[kind]), inner.get("name")
+    same = [change for change in changes if not change.shown and (_get(change.was, "id") or "") == (id_ or "")]
+    change = next((change for change in same if _get(change.was, "name") == name), same[0] if same else None)
+    if change is None or change.now is None:
+        return None
+    change.shown = True
+    call = change.now
+    new: dict[str, Any] = {**inner, _CALLS[kind]: call["id"], "name": call["name"]}
+    if kind == "custom_tool_call" or _is_invalid(call):
+        pass
+    elif kind == "function_call":
+        if not _parses_to(inner.get("arguments"), call["args"]):
+            new["arguments"] = _json(call["args"])
+    elif kind == "tool_use":
+        new["input"] = call["args"]
+        new.pop("partial_json", None)
+    else:
+        new |= {"type": "tool_call", "args": call["args"]}
+        new.pop("error", None)
+    return new if inner is block else {**block, "value": new}
+
+
+def _keywords(keywords: Mapping[str, Any], changes: Sequence[_Change]) -> dict[str, Any]:
+    """The client's keywords with other calls."""
+    kept = {key: value for key, value in keywords.items() if key not in ("tool_calls", "function_call")}
+    now = {_get(change.was, "id"): change.now for change in changes}
+    if isinstance(keywords.get("tool_calls"), list):
+        calls = []
+        for raw in keywords["tool_calls"]:
+            if (new := now.get(_get(raw, "id"))) is not None:
+                arguments = new["args"] if _is_invalid(new) else _json(new["args"])
+                calls.append({**raw, "id": new["id"], "function": {"name": new["name"], "arguments": arguments}})
+        if calls:
+            kept["tool_calls"] = calls
+    for key in _ID_MAPS:
+        if isinstance(keywords.get(key), Mapping):
+            kept[key] = {new["id"]: value for id_, value in keywords[key].items() if (new := now.get(id_)) is not None}
+    return kept
+
+
+def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderCall | None:
+    kind, id_ = str(block.get("type") or ""), str(block.get("id") or "")
+    if kind in ("server_tool_use", "server_tool_call", "mcp_tool_use"):
+        name, arguments = block.get("name"), block.get("args") or block.get("input") or block.get("partial_json")
+    elif kind == "executable_code":
+        name, arguments = "code_execution", {"code": block.get("executable_code")}
+    elif kind.endswith("_call") and kind not in _CALLS and kind != "computer_call":
+        name, arguments = block.get("name") or kind.removesuffix("_call"), block.get("action") or block.get("queries")
+    else:
+        return None
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:
+            arguments = {"input": arguments}
+    if not isinstance(arguments, Mapping):
+        arguments = {} if arguments is None else {"input": arguments}
+    broken = id_ in failed or block.get("status") in ("failed", "error")
+    return ProviderCall(id=id_, tool=str(name or "unnamed"), arguments=dict(arguments), failed=broken)
+
+
+def _reason_of(message: AIMessage) -> str:
+    """What the provider says of a reply's end, in its own words."""
+    metadata = message.response_metadata
+    reasons = [
+        _get(metadata.get("incomplete_details"), "reason"),
+        _get(metadata.get("prompt_feedback"), "block_reason"),
+    ]
+    reasons += [metadata.get(key) for key in _ENDED_BY]
+    reason = next((reason for reason in reasons if reason), "")
+    return str(getattr(reason, "name", reason))
+
+
+def _is_invalid(call: AnyCall) -> bool:
+    return call.get("type") == "invalid_tool_call"
+
+
+def _has_bare_text(message: AIMessage) -> bool:
+    return isinstance(message.content, list) and any(isinstance(block, str) for block in message.content)
+
+
+def _blocks(message: AIMessage | ToolMessage) -> list[Mapping[str, Any]]:
+    content = message.content
+    return [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+
+
+def _inner(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The block itself; where LangChain has wrapped one that it does not know, that one."""
+    value = block.get("value")
+    return value if block.get("type") == "non_standard" and isinstance(value, Mapping) else block
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _parses_to(text: Any, value: Any) -> bool:
+    try:
+        return bool(json.loads(text) == value)
+    except (TypeError, ValueError):
+        return False

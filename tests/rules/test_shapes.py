@@ -1,0 +1,266 @@
+"""Each provider's shape of a reply, as its client gives it: reading it, and changing it everywhere at once."""
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+from metis_agent.rules.shapes import (
+    ending_of,
+    has_answer,
+    joined,
+    new_answer,
+    no_tools_choice,
+    provider_calls,
+    refusal_in,
+    rewritten,
+    text_of,
+    with_free_results,
+    without_calls,
+)
+
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
+
+
+def a_call(id="c1", name="look", **arguments):
+    return {"name": name, "args": arguments or {"x": 1}, "id": id, "type": "tool_call"}
+
+
+SHAPES = {
+    "Anthropic": [
+        {"type": "thinking", "thinking": "hmm", "signature": "s"},
+        {"type": "tool_use", "id": "c1", "name": "look", "input": {"x": 1}},
+    ],
+    "Anthropic, streamed": [
+        {"type": "thinking", "thinking": "hmm", "signature": "s", "index": 0},
+        {"type": "tool_use", "id": "c1", "name": "look", "input": {}, "partial_json": '{"x": 1}', "index": 1},
+    ],
+    "OpenAI Responses": [
+        THOUGHT, {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look", "arguments": '{"x":1}'},
+    ],
+    "OpenAI Responses, free-form": [
+        THOUGHT, {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c1", "name": "look", "input": "1"},
+    ],
+    "standard": [
+        {"type": "reasoning", "reasoning": "hmm"}, {"type": "tool_call", "id": "c1", "name": "look", "args": {"x": 1}},
+    ],
+    "standard, free-form": [
+        {"type": "reasoning", "reasoning": "hmm"},
+        {"type": "non_standard", "value": {"type": "custom_tool_call", "call_id": "c1", "name": "look", "input": "1"}},
+    ],
+    "Bedrock": [
+        {"type": "reasoning_content", "reasoning_content": {"text": "hmm", "signature": "s"}},
+        {"type": "tool_use", "id": "c1", "name": "look", "input": {"x": 1}},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_call_taken_out_takes_its_thoughts_along(name):
+    thought, block = SHAPES[name]
+    text = {"type": "text", "text": "well"}
+    both = AIMessage([thought, text, block], tool_calls=[a_call()])
+    assert rewritten(AIMessage([thought, block], tool_calls=[a_call()]), [None]).content == []
+    assert rewritten(both, [None]).content == [thought, text]
+    second = {key: {"call_id": "c2", "id": "c2"}.get(key, value) for key, value in block.items()}
+    if "value" in second:
+        second["value"] = {**block["value"], "call_id": "c2"}
+    two = AIMessage([thought, block, thought, second], tool_calls=[a_call(), a_call("c2")])
+    assert rewritten(two, [None, a_call("c2")]).content[0] == thought
+    assert len(rewritten(two, [None, a_call("c2")]).content) == 2
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_renamed_call_is_renamed_in_its_block(name):
+    changed = rewritten(AIMessage(SHAPES[name], tool_calls=[a_call()]), [a_call("c9")])
+    thought, block = changed.content
+    inner = block.get("value", block)
+    assert "c9" in (inner.get("call_id"), inner.get("id"))
+    assert "c1" not in (inner.get("call_id"), inner.get("id"))
+    assert thought == SHAPES[name][0]
+    assert changed.tool_calls == [a_call("c9")]
+
+
+def test_what_does_not_change_is_the_same_object():
+    message = AIMessage(SHAPES["Anthropic"], tool_calls=[a_call()])
+    assert rewritten(message, [a_call()]) is message
+
+
+def test_blocks_with_one_id_belong_to_their_calls_in_order():
+    blocks = [{"type": "tool_use", "id": "", "name": name, "input": {}} for name in ("look", "pay", "look")]
+    calls = [a_call("", "look"), a_call("", "pay"), a_call("", "look")]
+    new = [a_call("a", "look"), a_call("b", "pay"), a_call("c", "look")]
+    changed = rewritten(AIMessage(blocks, tool_calls=calls), new)
+    assert [(block["id"], block["name"]) for block in changed.content] == [("a", "look"), ("b", "pay"), ("c", "look")]
+
+
+def test_an_invalid_call_becomes_one_that_every_provider_takes():
+    broken = {"name": "look", "args": '{"x": ', "id": "c1", "error": None, "type": "invalid_tool_call"}
+    blocks = [{"type": "tool_use", "id": "c1", "name": "look", "input": {}, "partial_json": '{"x": '}]
+    raw = [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"x": '}}]
+    message = AIMessage(blocks, invalid_tool_calls=[broken], additional_kwargs={"tool_calls": raw})
+    empty = {"name": "look", "args": {}, "id": "c1", "type": "tool_call"}
+    changed = rewritten(message, [empty])
+    assert (changed.tool_calls, changed.invalid_tool_calls) == ([empty], [])
+    assert changed.content == [{"type": "tool_use", "id": "c1", "name": "look", "input": {}}]
+    assert changed.additional_kwargs["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_keywords_by_call_follow_the_calls():
+    signatures = "__gemini_function_call_thought_signatures__"
+    keywords = {signatures: {"c1": "s1", "c2": "s2"}, "function_call": {"name": "look"}}
+    message = AIMessage("", tool_calls=[a_call(), a_call("c2")], additional_kwargs=keywords)
+    assert rewritten(message, [a_call("c9"), None]).additional_kwargs == {signatures: {"c9": "s1"}}
+
+
+def test_a_stored_response_is_not_gone_on_from_once_it_was_changed():
+    message = AIMessage("well", tool_calls=[a_call()], response_metadata={"id": "resp_1", "model": "m"})
+    assert rewritten(message, [None]).response_metadata == {"model": "m"}
+    assert rewritten(message, [a_call(x=2)]).response_metadata == {"id": "resp_1", "model": "m"}
+
+
+def test_list_content_is_a_list_of_blocks():
+    assert rewritten(AIMessage(["well"]), []).content == [{"type": "text", "text": "well"}]
+    merged = [{"type": "text", "text": "well", "index": 0, "name": "look", "args": "{}", "id": "c1"}]
+    assert rewritten(AIMessage(merged, tool_calls=[a_call()]), [None]).content == [{"type": "text", "text": "well"}]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ending"),
+    [
+        ({"finish_reason": "length"}, "length"), ({"stop_reason": "max_tokens"}, "length"),
+        ({"stopReason": "max_tokens"}, "length"), ({"finish_reason": "MAX_TOKENS"}, "length"),
+        ({"incomplete_details": {"reason": "max_output_tokens"}}, "length"), ({"done_reason": "length"}, "length"),
+        ({"finish_reason": "content_filter"}, "stopped"), ({"stop_reason": "refusal"}, "stopped"),
+        ({"stopReason": "guardrail_intervened"}, "stopped"), ({"finish_reason": "SAFETY"}, "stopped"),
+        ({"incomplete_details": {"reason": "content_filter"}}, "stopped"), ({"stop_reason": "pause_turn"}, "paused"),
+        ({"prompt_feedback": {"block_reason": "SAFETY"}}, "stopped"), ({"finish_reason": "stop"}, ""), ({}, ""),
+    ],
+)  # fmt: skip
+def test_how_a_reply_ended(metadata, ending):
+    assert ending_of(AIMessage("", response_metadata=metadata)) == ending
+
+
+def test_refusals():
+    assert refusal_in(AIMessage("", additional_kwargs={"refusal": "no"})) == "no"
+    assert refusal_in(AIMessage([{"type": "refusal", "refusal": "no"}])) == "no"
+    assert "SAFETY" in (refusal_in(AIMessage("", response_metadata={"finish_reason": "SAFETY"})) or "")
+    assert refusal_in(AIMessage("", additional_kwargs={"refusal": None})) is None
+    assert refusal_in(AIMessage("", response_metadata={"finish_reason": "length"})) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "answers"),
+    [
+        ("text", True),
+        ("", False),
+        (" \n", False),
+        ([], False),
+        ([{"type": "text", "text": " "}], False),
+        ([{"type": "text", "text": "x"}], True),
+        ([{"type": "reasoning", "reasoning": "hm"}], False),
+        ([{"type": "tool_use", "id": "1", "name": "a", "input": {}}], False),
+        ([{"type": "image", "url": "https://example.org/x.png"}], True),
+    ],
+)
+def test_what_counts_as_an_answer(content, answers):
+    assert has_answer(AIMessage(content)) is answers
+
+
+def test_calls_are_taken_out_wherever_they_are():
+    message = AIMessage(
+        [{"type": "text", "text": "so"}, {"type": "tool_use", "id": "1", "name": "a", "input": {}}],
+        tool_calls=[a_call("1", "a")],
+        invalid_tool_calls=[{"name": "b", "args": "{", "id": "2", "error": None}],
+        additional_kwargs={"tool_calls": [{"id": "1"}], "refusal": None},
+        id="m",
+    )
+    bare = without_calls(message)
+    assert (bare.tool_calls, bare.invalid_tool_calls, bare.id) == ([], [], "m")
+    assert bare.content == [{"type": "text", "text": "so"}]
+    assert bare.additional_kwargs == {"refusal": None}
+    assert message.tool_calls  # the reply itself is left alone
+
+
+def test_what_is_no_answer():
+    assert has_answer(AIMessage("well"))
+    assert has_answer(AIMessage([{"type": "image", "url": "https://example.org"}]))
+    for silent in (
+        " ", [], [THOUGHT], SHAPES["Bedrock"], [{"type": "refusal", "refusal": "no"}], [{"type": "web_search_call"}],
+    ):  # fmt: skip
+        assert not has_answer(AIMessage(silent))
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        (AIMessage([
+            {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "q"}},
+            {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []},
+         ]), ("web_search", {"query": "q"}, False)),
+        (AIMessage([
+            {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {},
+             "partial_json": '{"query": "q"}'},
+            {"type": "web_search_tool_result", "tool_use_id": "s1",
+             "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}},
+         ]), ("web_search", {"query": "q"}, True)),
+        (AIMessage([{"type": "web_search_call", "id": "w1", "status": "completed", "action": {"query": "q"}}]),
+         ("web_search", {"query": "q"}, False)),
+        (AIMessage("", additional_kwargs={
+            "tool_outputs": [{"type": "file_search_call", "id": "f", "status": "failed"}],
+         }), ("file_search", {}, True)),
+        (AIMessage([
+            {"type": "server_tool_call", "id": "s1", "name": "web_search", "args": {"query": "q"}},
+            {"type": "server_tool_result", "tool_call_id": "s1", "status": "success"},
+         ]), ("web_search", {"query": "q"}, False)),
+        (AIMessage("", response_metadata={"grounding_metadata": {"web_search_queries": ["q"]}}),
+         ("google_search", {"query": "q"}, False)),
+        (AIMessage([{"type": "executable_code", "executable_code": "1", "language": "python"}]),
+         ("code_execution", {"code": "1"}, False)),
+    ],
+)  # fmt: skip
+def test_calls_that_have_run_at_the_provider(message, found):
+    assert [(call.tool, call.arguments, call.failed) for call in provider_calls(message)] == [found]
+
+
+def test_calls_of_our_own_tools_have_not():
+    for content in SHAPES.values():
+        assert provider_calls(AIMessage(content)) == []
+
+
+def test_a_new_answer_has_nothing_of_the_reply_but_why_it_ended():
+    reply = AIMessage(
+        [THOUGHT], id="1", name="us",
+        response_metadata={"output_version": "v1", "id": "resp_1", "stop_reason": "refusal"},
+    )  # fmt: skip
+    answer = new_answer("no", reply, refusal="no")
+    assert (answer.content, answer.id, answer.name) == ("no", None, "us")
+    assert answer.response_metadata == {"stop_reason": "refusal"}
+    assert answer.additional_kwargs == {"refusal": "no"}
+
+
+def test_a_paused_reply_and_its_end_are_one():
+    assert joined(AIMessage([{"type": "web_search_call"}]), AIMessage([THOUGHT], id="2")).content[1] == THOUGHT
+    assert joined(AIMessage([THOUGHT]), AIMessage("well")).content == "well"
+
+
+def test_results_of_free_form_tools():
+    for content in (SHAPES["OpenAI Responses, free-form"], SHAPES["standard, free-form"]):
+        result = ToolMessage("blocked", tool_call_id="c1")
+        messages = [HumanMessage("q"), AIMessage(content, tool_calls=[a_call()]), result]
+        changed = with_free_results(messages)[2]
+        assert changed.content == [{"type": "custom_tool_call_output", "output": "blocked"}]
+        assert text_of(changed) == "blocked"
+        assert with_free_results([*messages[:2], changed])[2] is changed
+    messages = [AIMessage(SHAPES["Anthropic"], tool_calls=[a_call()]), result]
+    assert with_free_results(messages) is messages
+
+
+def test_which_clients_can_forbid_tools():
+    class BaseChatOpenAI: ...
+
+    class ChatDeepSeek(BaseChatOpenAI): ...
+
+    class ChatAnthropic: ...
+
+    assert no_tools_choice(ChatDeepSeek()) == "none"
+    assert no_tools_choice(ChatAnthropic()) == {"type": "none"}
+    assert no_tools_choice(object()) is None
