@@ -185,4 +185,4 @@ def _fit(
 
 
 def _fold(group: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"fold {seed}/{group}".encode()).digest()[:4]) % _FOLDS
+    return int.from_bytes(hashlib.sha256(f"fold {seed}/{group}".encode(errors="surrogatepass")).digest()[:4]) % _FOLDS

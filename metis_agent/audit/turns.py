@@ -292,7 +292,7 @@ class _Lowest:
 
 
 def _lot(seed: int, id_: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{id_}".encode()).digest()[:8])
+    return int.from_bytes(hashlib.sha256(f"{seed}/{id_}".encode(errors="surrogatepass")).digest()[:8])
 
 
 def _unfit(run: Trajectory, of_model: str | None) -> str:

@@ -138,7 +138,11 @@ def _grams(print_: Fingerprint) -> set[int]:
     words = print_.text.split()
     return {
         int.from_bytes(
-            hashlib.blake2b(" ".join(words[start : start + _GRAM]).encode(), digest_size=8).digest(), "big", signed=True
+            hashlib.blake2b(
+                " ".join(words[start : start + _GRAM]).encode(errors="surrogatepass"), digest_size=8
+            ).digest(),
+            "big",
+            signed=True,
         )
         for start in range(len(words) - _GRAM + 1)
     }

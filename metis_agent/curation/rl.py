@@ -116,7 +116,7 @@ class _Prompts:
         print_ = fingerprint(value.question)
         # Questions about one image stay together.
         group = print_.images.partition(" ")[0] or print_.text
-        digest = hashlib.sha256(f"{self._seed}\x00{group}".encode()).digest()
+        digest = hashlib.sha256(f"{self._seed}\x00{group}".encode(errors="surrogatepass")).digest()
         return "test" if int.from_bytes(digest[:8], "big") < self._hold_out * 2**64 else "train"
 
 

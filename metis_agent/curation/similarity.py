@@ -197,7 +197,7 @@ class SimilarityIndex:
 
 
 def _shingles(text: str) -> set[bytes]:
-    content = f" {text} ".encode()
+    content = f" {text} ".encode(errors="surrogatepass")
     return {content[start : start + _SHINGLE] for start in range(max(1, len(content) - _SHINGLE + 1))}
 
 

@@ -26,7 +26,7 @@ _ASKED_AT_ONCE = 500
 def content_key(*parts: Any) -> str:
     """A hash of values that JSON can hold; equal values, equal key, on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def check_database(connection: sqlite3.Connection, path: str) -> None:

@@ -175,7 +175,7 @@ def _identity(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\x00".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def named_opening(tokenizer: ChatTokenizer, schema: Mapping[str, Any]) -> tuple[int, ...]:

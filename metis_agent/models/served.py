@@ -88,7 +88,9 @@ class ServedChatModel(BaseChatOpenAI):
         seed = ensure_config().get("configurable", {}).get("seed")
         if seed is not None and payload.get("seed") is None:
             # The calls of one run draw different numbers.
-            payload["seed"] = zlib.crc32(f"{seed}/{len(payload['messages'])}".encode()) & 0x7FFFFFFF
+            payload["seed"] = (
+                zlib.crc32(f"{seed}/{len(payload['messages'])}".encode(errors="surrogatepass")) & 0x7FFFFFFF
+            )
         return payload
 
     def _generate(

@@ -116,7 +116,9 @@ class ImageReader:
                 f"The model can't see the image {source[:80]!r}: it fetches nothing. Put the image's bytes into the "
                 "message, as base64."
             )
-        digest = hashlib.sha256(source.encode() if isinstance(source, str) else source).hexdigest()
+        digest = hashlib.sha256(
+            source.encode(errors="surrogatepass") if isinstance(source, str) else source
+        ).hexdigest()
         return self._seen.get(digest, lambda: self._process(source, digest))
 
     def plain(self, text: str) -> str:

@@ -247,8 +247,11 @@ class Recorder:
             cleaned = replace(cleaned, question=replace(cleaned.question, id=_question_id(cleaned.question.text)))
         if all(getattr(cleaned, name) is getattr(trajectory, name) for name in ("messages", "calls", "outcomes")):
             return cleaned
-        nothing = dict.fromkeys(("prompt_ids", "completion_ids", "log_probs", "allowed_log_probs"))
-        return replace(cleaned, calls=tuple(replace(call, **nothing) for call in cleaned.calls))
+        calls = (
+            replace(call, prompt_ids=None, completion_ids=None, log_probs=None, allowed_log_probs=None)
+            for call in cleaned.calls
+        )
+        return replace(cleaned, calls=tuple(calls))
 
 
 def keep(store: TrajectorySink, trajectory: Trajectory, **options: Any) -> None:

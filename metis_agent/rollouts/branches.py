@@ -66,7 +66,11 @@ def branch_rollouts(
         for branch, tool, index in starts:
             id_ = f"{name}/{question.id}/{tool or branch}/{index}"
             yield Rollout(
-                id=id_, question=question, branch=branch, tool=tool, seed=zlib.crc32(f"{seed}/{id_}".encode())
+                id=id_,
+                question=question,
+                branch=branch,
+                tool=tool,
+                seed=zlib.crc32(f"{seed}/{id_}".encode(errors="surrogatepass")),
             )
 
 

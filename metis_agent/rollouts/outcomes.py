@@ -185,7 +185,10 @@ def held_out(table: OutcomeTable, share: float, seed: int) -> NDArray[np.bool_]:
     if not 0 <= share < 1:
         raise ConfigurationError(f"The share to hold out is {share!r}; it is at least 0 and below 1, such as 0.3.")
     homes = table.groups or table.keys
-    return np.array([zlib.crc32(f"held out {seed} {home}".encode()) < share * 2**32 for home in homes], dtype=np.bool_)
+    return np.array(
+        [zlib.crc32(f"held out {seed} {home}".encode(errors="surrogatepass")) < share * 2**32 for home in homes],
+        dtype=np.bool_,
+    )
 
 
 def question_key(question: str, context: str = "") -> str:

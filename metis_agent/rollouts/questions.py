@@ -87,7 +87,7 @@ def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
 def _id_of(text: str, images: Sequence[str]) -> str:
     """The same words about another picture are another question."""
     asked = "\x00".join((text, *images)) if images else text
-    return f"q-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    return f"q-{hashlib.sha256(asked.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 IMAGES = "images"

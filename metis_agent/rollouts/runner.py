@@ -70,7 +70,7 @@ def group_rollouts(questions: Iterable[Question], branches: Sequence[Branch], *,
             id=f"{name}/{question.id}/{index}",
             question=question,
             branch=branch,
-            seed=zlib.crc32(f"{seed}/{name}/{question.id}/{index}".encode()),
+            seed=zlib.crc32(f"{seed}/{name}/{question.id}/{index}".encode(errors="surrogatepass")),
         )
         for question in questions
         for index, branch in enumerate(branches)

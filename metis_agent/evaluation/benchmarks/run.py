@@ -206,7 +206,7 @@ class BenchmarkRun:
                     progress(None)
                     continue
                 id_ = self._id(item, branch, number)
-                seed = zlib.crc32(f"{self.seed}/{id_}".encode())
+                seed = zlib.crc32(f"{self.seed}/{id_}".encode(errors="surrogatepass"))
                 yield Rollout(id=id_, question=question, branch=branch, seed=seed)
 
     def _with_picture(self, item: Item) -> Question | None:
