@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from metis_agent.cli.judging_options import JudgeOption, RubricOption, VerifierOption, verify_with
 from metis_agent.cli.output import progress_bars, training_libraries
@@ -159,7 +160,7 @@ class Records:
         table = pool.table()
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in table.dropped.items())
         console.print(
-            f"{pool.runs:,} runs: {len(table):,} questions down all of {', '.join(table.actions)}."
+            f"{pool.runs:,} runs: {len(table):,} questions down all of {escape(', '.join(table.actions))}."
             + (f" Left out: {left_out}." if left_out else "")
         )
         return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from metis_agent import formats
 from metis_agent.errors import ConfigurationError, MissingDependencyError
@@ -39,10 +42,31 @@ JsonOption = Annotated[
 
 _STDOUT = Path("-")
 
+_UNSEEN = re.compile(
+    r"[^\n\t\x20-\x7e\xa0-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ud7ff\ue000-\ufefe\uff00-\U0010ffff]"
+)
+_LINK = re.compile(r"(?<!\\)\[(?=link|@)")
+
+
+class Screen(Console):
+    """A terminal that names from records can't write to: control characters are shown, and no text is a link.
+
+    What is no markup, such as a tool named `a[/x]b`, is printed as it is.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, of a text that may hold what somebody else wrote."""
+        text = _UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
+        text = _LINK.sub(r"\\[", text)
+        try:
+            return super().render_str(text, **options)
+        except MarkupError:
+            return super().render_str(text, **{**options, "markup": False})
+
 
 def screen(json: Path | None) -> Console:
     """Where people read: standard output, or standard error where the figures go to standard output."""
-    return Console(stderr=json == _STDOUT)
+    return Screen(stderr=json == _STDOUT)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from metis_agent import formats
-from metis_agent.curation.similarity import fingerprint
+from metis_agent.curation.similarity import fingerprint, utf8
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.judging.cache import check_database, content_key
 from metis_agent.recording.storage import Storage
@@ -145,7 +145,8 @@ class PromptCounts:
         if row is None:
             print_ = fingerprint(entry.question)
             values = (
-                key, entry.question.id, print_.exact, print_.answer or None, question_line(entry.question),
+                key, utf8(entry.question.id), print_.exact, print_.answer or None,
+                question_line(entry.question),
                 entry.right, entry.wrong, entry.excluded, json.dumps(list(entry.answers.items())),
             )  # fmt: skip
             self._db.execute("INSERT INTO prompt VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)

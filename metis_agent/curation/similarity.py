@@ -22,7 +22,7 @@ from pathlib import Path
 from metis_agent.judging.short_answers import normalise
 from metis_agent.types import Question
 
-__all__ = ["Fingerprint", "Match", "SimilarityIndex", "fingerprint", "images_of"]
+__all__ = ["Fingerprint", "Match", "SimilarityIndex", "fingerprint", "images_of", "utf8"]
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,!?;:'\"“”‘’`´()\[\]]")
 _SHINGLE = 5
@@ -85,13 +85,18 @@ class Match:
 
 def fingerprint(question: Question) -> Fingerprint:
     """The fingerprint of a question."""
-    tokens = _TOKEN.findall(unicodedata.normalize("NFKC", question.text).casefold())
+    tokens = _TOKEN.findall(unicodedata.normalize("NFKC", utf8(question.text)).casefold())
     return Fingerprint(
         text=" ".join(tokens),
         marks=" ".join(token for token in tokens if not token.isalpha()),
-        images=" ".join(map(_reference, images_of(question))),
-        answer=normalise(question.answer or ""),
+        images=utf8(" ".join(map(_reference, images_of(question)))),
+        answer=normalise(utf8(question.answer or "")),
     )
+
+
+def utf8(text: str) -> str:
+    """Half an emoji is no text that SQLite keeps."""
+    return text.encode(errors="replace").decode()
 
 
 def _reference(image: str) -> str:
@@ -148,7 +153,7 @@ class SimilarityIndex:
 
     def add(self, number: int, id_: str, print_: Fingerprint) -> None:
         """Add a question."""
-        row = (number, id_, print_.exact, print_.text, print_.answer, print_.images)
+        row = (number, utf8(id_), print_.exact, print_.text, print_.answer, print_.images)
         self._db.execute("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?)", row)
         self._db.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", [(key, number) for key in print_.bands()])
         self._db.executemany(
