@@ -23,6 +23,13 @@
     return element;
   }
 
+  /** Seconds as a date; as they are where no calendar goes so far. */
+  function dated(seconds) {
+    const date = new Date(seconds * 1000);
+    if (!seconds || isNaN(date)) return seconds ? `${seconds} s` : "";
+    return date.toISOString().replace("T", " ").slice(0, 19) + " UTC";
+  }
+
   /** A word of thousands of letters takes a browser minutes to lay out; with places to break it, no time. */
   function breakable(text) {
     return text.split(/(\S{100})(?=\S)/).filter(Boolean)
@@ -195,7 +202,7 @@
       ["Answer", run.answer || "(none)"], ["Reference", run.reference], ["Error", run.error],
       ["Kind", index.kinds[columns.kind[row]]], ["Tool calls", String(columns.calls[row])],
       ["Seconds", round(run.seconds || 0)], ["Cost", run.cost ? round(run.cost) : ""],
-      ["Began", run.started ? new Date(run.started * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC" : ""],
+      ["Began", dated(run.started)],
       ["Run", run.id], ...(run.metadata || []),
     ].filter(([, value]) => value !== undefined && value !== "");
     const back = make("button", { type: "button", id: "back" }, "Back to the list");

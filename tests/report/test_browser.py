@@ -5,6 +5,7 @@ import os
 import socket
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def test_a_run_can_be_linked_to(driver: Any, page: Path) -> None:
 
 
 def test_hostile_records_do_no_harm(driver: Any, folder: Path) -> None:
-    write_report(ReportInputs(store=store(folder / "hostile", hostile_runs())), folder / "hostile.html")
+    runs = [replace(each, started_at=1e18) for each in hostile_runs()]  # no calendar goes so far
+    write_report(ReportInputs(store=store(folder / "hostile", runs)), folder / "hostile.html")
     show(driver, folder / "hostile.html")
     for row, text in enumerate(HOSTILE):  # each of them opened
         driver.execute_script("document.querySelectorAll('#runs button')[arguments[0]].click()", row)
