@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateError
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.models.wire import TOOL_CALL_OPENING
+from metis_agent.models.wire import TOOL_CALL_OPENING, example_call
 
 __all__ = ["ChatTokenizer", "Recent", "named_opening"]
 
@@ -202,16 +202,8 @@ def named_opening(tokenizer: ChatTokenizer, schema: Mapping[str, Any]) -> tuple[
 
 def _rendered_call(tokenizer: ChatTokenizer, schema: Mapping[str, Any], value: str) -> str:
     """The text of one call from its opening on; empty where the template has no such tag."""
-    function = schema["function"]
-    parameters = function.get("parameters", {})
-    required = parameters.get("required") or list(parameters.get("properties", {}))[:1]
-    call = {"name": function["name"], "arguments": dict.fromkeys(required, value)}
-    chat: list[dict[str, Any]] = [
-        {"role": "user", "content": ""},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
-    ]
     try:
-        text = tokenizer.render(chat, [], reply=False)
+        text = tokenizer.render(example_call(schema, value), [], reply=False)
     except InputError:
         return ""
     start = text.rfind(TOOL_CALL_OPENING)

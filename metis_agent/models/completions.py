@@ -177,6 +177,8 @@ class Call:
     prompt: Prompt
     seed: int
     choice: str
+    offered: frozenset[str]
+    """Names of the tools that may be called."""
     weights_version: str
 
     def record(self, completion: Completion) -> dict[str, Any]:
@@ -212,7 +214,7 @@ class Call:
             text: The same decoded, without an end-of-turn token.
             model_name: For `response_metadata`.
         """
-        reply = parse_reply(text, calls=self.choice != "none", stop=self.request.stop)
+        reply = parse_reply(text, calls=self.choice != "none", stop=self.request.stop, offered=self.offered)
         return AIMessage(
             content=reply.content,
             additional_kwargs={"reasoning_content": reply.reasoning} if reply.reasoning else {},

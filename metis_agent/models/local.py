@@ -14,7 +14,7 @@ import zlib
 from array import array
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -35,9 +35,12 @@ from metis_agent.models.decoding import RowSampling
 from metis_agent.models.engine import Engine
 from metis_agent.models.prompt import Prompt, PromptBuilder
 from metis_agent.models.vision import ImageReader
-from metis_agent.models.wire import TOOL_CALL_OPENING, ToolSchemas, resolve_tool_choice
+from metis_agent.models.wire import TOOL_CALL_OPENING, ToolSchemas, names_of, resolve_tool_choice
 
-__all__ = ["LocalChatModel"]
+__all__ = ["OFFERS_TOOLS_WHEN_DIRECT", "LocalChatModel"]
+
+OFFERS_TOOLS_WHEN_DIRECT = "offers_tools_when_direct"
+"""Key of a model's `config.json`: it was trained to answer directly with the tools in its prompt."""
 
 
 class LocalChatModel(BaseChatModel):
@@ -83,8 +86,10 @@ class LocalChatModel(BaseChatModel):
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     """More variables for the chat template, such as `{"enable_thinking": False}`."""
 
-    offers_tools_when_direct: ClassVar[bool] = True
-    """A gate that decides "answer" keeps the tools in the prompt and passes `tool_choice="none"`."""
+    offers_tools_when_direct: bool | None = None
+    """Whether the tools stay in the prompt where a gate decides "answer", and only the opening of a call is banned.
+    Right for a policy that was trained so, as HDPO trains one: other models then write their call in other words.
+    `None`: as the model's `config.json` says, where training has noted it; else no."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
@@ -100,6 +105,8 @@ class LocalChatModel(BaseChatModel):
     def model_post_init(self, context: Any, /) -> None:
         """Build the parts that calls share."""
         super().model_post_init(context)
+        if self.offers_tools_when_direct is None:
+            self.offers_tools_when_direct = bool(getattr(self.model.config, OFFERS_TOOLS_WHEN_DIRECT, False))
         self._rng = random.Random(self.rng_seed)
         self._reader = None if self.processor is None else ImageReader(self.processor)
         self._engine = Engine(self.model, self.tokenizer, interrupted=lambda: self._batcher.closed, reader=self._reader)
@@ -175,8 +182,8 @@ class LocalChatModel(BaseChatModel):
         Args:
             tools: LangChain tools, functions, pydantic classes or OpenAI-style schemas.
             tool_choice: `None` or "auto": the model decides. "none": the tools stay in the prompt, token for
-                token, but can't be called. "any" or "required": the opening of a call is forced. A tool's
-                name: forced through the name, where the tokens allow it.
+                token, but can't be called (see `offers_tools_when_direct`). "any" or "required": the opening of a
+                call is forced. A tool's name: forced through the name, where the tokens allow it.
             **kwargs: Further call options.
 
         Raises:
@@ -301,7 +308,10 @@ class LocalChatModel(BaseChatModel):
         request = GenerationRequest(
             prompt_ids=prompt.ids, max_new_tokens=limit, sampling=sampling, stop=stops, images=prompt.images
         )
-        return Call(request=request, prompt=prompt, seed=seed, choice=choice, weights_version=self.weights_version)
+        return Call(
+            request=request, prompt=prompt, seed=seed, choice=choice, offered=names_of(tools),
+            weights_version=self.weights_version,
+        )  # fmt: skip
 
     def _call_seed(self, options: Mapping[str, Any]) -> int:
         """The call's own seed, else the graph run's, else the model's, else a fresh one."""

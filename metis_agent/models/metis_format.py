@@ -18,7 +18,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from metis_agent.models.wire import TOOL_CALL_OPENING, parse_reply
+from metis_agent.models.wire import TOOL_CALL_OPENING, names_of, parse_reply
 
 __all__ = ["AS_WRITTEN", "CALL_ENDING", "metis_prompt", "to_metis_turns", "up_to_call"]
 
@@ -72,7 +72,7 @@ def to_metis_turns(messages: Sequence[BaseMessage], tools: Sequence[Mapping[str,
             continue
         observed = []
         if isinstance(message, AIMessage):
-            turns.append(AIMessage(_written(message)))
+            turns.append(AIMessage(_written(message, names_of(tools))))
         elif not isinstance(message, SystemMessage):
             turns.append(message)
     return [_plain(turn) for turn in turns]
@@ -93,12 +93,14 @@ def _described(tool: Mapping[str, Any]) -> str:
     return f"## {function['name']}\n{said}\n{TOOL_CALL_OPENING}{call}{CALL_ENDING}"
 
 
-def _written(message: AIMessage) -> str:
+def _written(message: AIMessage, offered: frozenset[str]) -> str:
     """The reply's own text; what was made otherwise, or changed since, is written anew from its parts."""
     text = message.additional_kwargs.get(AS_WRITTEN)
     calls = [(call["name"], call["args"]) for call in message.tool_calls]
-    if isinstance(text, str) and [(call["name"], call["args"]) for call in parse_reply(text).tool_calls] == calls:
-        return text
+    if isinstance(text, str):
+        read = parse_reply(text, offered=offered).tool_calls
+        if [(call["name"], call["args"]) for call in read] == calls:
+            return text
     reasoning, content = message.additional_kwargs.get("reasoning_content"), str(message.text)
     parts = [f"<reason>{reasoning}</reason>"] if reasoning else []
     if calls:

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from metis_agent.models.chat_tokenizer import ChatTokenizer, Recent
 from metis_agent.models.vision import ImageReader, SeenImage
-from metis_agent.models.wire import Reply, parse_reply, to_chat_dicts
+from metis_agent.models.wire import Reply, names_of, parse_reply, to_chat_dicts
 from metis_agent.types import TOKEN_RECORD
 
 __all__ = ["Prompt", "PromptBuilder"]
@@ -129,7 +129,9 @@ class PromptBuilder:
             return None  # what came before the reply is no longer what the model saw
         text = self._tokenizer.decode(completion_ids)
         sampling = record["sampling"]
-        reply = parse_reply(text, calls=sampling["tool_choice"] != "none", stop=sampling["stop"])
+        reply = parse_reply(
+            text, calls=sampling["tool_choice"] != "none", stop=sampling["stop"], offered=names_of(conversation.tools)
+        )
         if not _says(message, reply) or self._tokenizer.end_of_turn(text, 0) is not None:
             return None
         found = self._tokenizer.end_of_turn(everything, len(earlier)) if everything.startswith(earlier) else None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -23,7 +24,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from metis_agent.errors import InfrastructureError, InputError, MissingDependencyError
 from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_call
-from metis_agent.models.wire import Reply, ToolSchemas, parse_reply, resolve_tool_choice
+from metis_agent.models.wire import Reply, ToolSchemas, names_of, parse_reply, resolve_tool_choice
 
 try:
     import openai
@@ -33,7 +34,30 @@ except ImportError as missing:
         f"A served chat model needs {missing.name!r}; install it with: pip install 'langgraph-metis[vllm]'"
     ) from missing
 
-__all__ = ["ServedChatModel"]
+_REQUIRED = "required_of_the_server"
+
+__all__ = ["UNMET", "Ask", "ServedChatModel", "Steps"]
+
+UNMET = "unmet_tool_choice"
+"""Key of `AIMessage.response_metadata`: the call that was required and that neither model nor server gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request to the server: a chat with these options, or a body for its completions."""
+
+    options: Mapping[str, Any]
+    messages: list[BaseMessage] | None = None
+    """Of the chat; by default the conversation."""
+    completions: bool = False
+
+    def chat(self, conversation: list[BaseMessage]) -> list[BaseMessage]:
+        """The messages to send."""
+        return conversation if self.messages is None else self.messages
+
+
+Steps = Generator[Ask, Any, ChatResult]
+"""What it takes to get a reply: yields requests, gets what the server said (a `ChatResult`, or a dict)."""
 
 
 class ServedChatModel(BaseChatOpenAI):
@@ -42,8 +66,9 @@ class ServedChatModel(BaseChatOpenAI):
     `base_url` ends in `/v1`; `model` is the name that the server was started with. A graph run passes its seed as
     `config["configurable"]["seed"]`. Replies are not streamed.
 
-    Such a server can't be made to call a tool, nor kept from it: the graph runs no call that was not allowed, and where
-    a call is required, the model may still answer.
+    Where a call is required and the model writes none, the server's own `tool_choice` is tried; not every server has
+    one, and none can be kept from writing a call: the graph runs no call that was not allowed, and where a call is
+    required, the model may still answer.
 
     A server that can't be reached, or that fails, raises `InfrastructureError`: a rollout is then left out and counted.
     """
@@ -54,13 +79,21 @@ class ServedChatModel(BaseChatOpenAI):
     wire: Literal["template", "metis"] = "template"
     """How the conversation is written: by the server's chat template, tools and all; or in plain turns with the tools
     in the system prompt, as the published Metis models have it (`models.metis_format`)."""
+    offers_tools_when_direct: bool | None = None
+    """Whether the tools stay in the prompt where a gate decides "answer". Right for a policy that was trained so: other
+    models then write their call in other words. `None`: for `wire="metis"`, which always has them there."""
 
     _schemas: ToolSchemas = PrivateAttr(default_factory=ToolSchemas)
+    _own_tool_choice: str | None = PrivateAttr(default=None)
+    """What the server is told where calls are ours to parse; most need not be told."""
+    _requires: bool = PrivateAttr(default=True)
+    """False once the server has refused to require a call."""
 
-    @property
-    def offers_tools_when_direct(self) -> bool:
-        """A published Metis model has the tools in its prompt always; elsewhere they are left out to answer."""
-        return self.wire == "metis"
+    def model_post_init(self, context: Any, /) -> None:
+        """Settle what depends on another setting."""
+        super().model_post_init(context)
+        if self.offers_tools_when_direct is None:
+            self.offers_tools_when_direct = self.wire == "metis"
 
     @property
     def _llm_type(self) -> str:
@@ -81,10 +114,13 @@ class ServedChatModel(BaseChatOpenAI):
         self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         kwargs.pop("tool_choice", None)  # calls are ours to parse
+        required = kwargs.pop(_REQUIRED, None)
         if self.wire == "metis":
             messages = self._convert_input(input_).to_messages()
             input_ = to_metis_turns(messages, kwargs.pop("tools", None) or ())
         payload: dict[str, Any] = super()._get_request_payload(input_, stop=stop, **kwargs)
+        if payload.get("tools") and (told := required or self._own_tool_choice):
+            payload["tool_choice"] = told
         seed = ensure_config().get("configurable", {}).get("seed")
         if seed is not None and payload.get("seed") is None:
             # The calls of one run draw different numbers.
@@ -100,9 +136,22 @@ class ServedChatModel(BaseChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with _infrastructure(self.openai_api_base):
-            result = super()._generate(messages, stop, run_manager, **kwargs)
-        return self._finished(result, kwargs)
+        steps = self._steps(messages, stop, kwargs)
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+            except StopIteration as end:
+                return _result_of(end)
+            try:
+                with _infrastructure(self.openai_api_base):
+                    if ask.completions:
+                        self._ensure_sync_client_available()
+                        answer = self.root_client.completions.create(**ask.options).model_dump(warnings=False)
+                    else:
+                        answer = super()._generate(ask.chat(messages), stop, run_manager, **ask.options)
+            except InputError as refused:
+                answer = refused
 
     async def _agenerate(
         self,
@@ -111,9 +160,58 @@ class ServedChatModel(BaseChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with _infrastructure(self.openai_api_base):
-            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        return self._finished(result, kwargs)
+        steps = self._steps(messages, stop, kwargs)
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+            except StopIteration as end:
+                return _result_of(end)
+            try:
+                with _infrastructure(self.openai_api_base):
+                    if ask.completions:
+                        reply = await self.root_async_client.completions.create(**ask.options)
+                        answer = reply.model_dump(warnings=False)
+                    else:
+                        answer = await super()._agenerate(ask.chat(messages), stop, run_manager, **ask.options)
+            except InputError as refused:
+                answer = refused
+
+    def _steps(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> Steps:
+        """A reply, with the call that was required where the model or its server can be brought to write it."""
+        choice = options.get("tool_choice") or "auto"
+        result = self._finished((yield from self._first(messages, stop, options)), options)
+        if choice in ("auto", "none") or _called(result, names_of(options["tools"])):
+            return result
+        if self._requires and self.wire == "template":
+            required = "required" if choice == "any" else {"type": "function", "function": {"name": choice}}
+            try:
+                second = yield from self._required(messages, {**options, _REQUIRED: required})
+                second = self._finished(second, options)
+                if _called(second, names_of(options["tools"])):
+                    return second
+            except InputError:
+                self._requires = False
+        for generation in result.generations:
+            generation.message.response_metadata[UNMET] = choice
+        return result
+
+    def _first(self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> Steps:
+        """The reply, before it is known whether it has the call that was required."""
+        try:
+            result: ChatResult = yield Ask(options=options)
+        except InputError as refused:
+            # vLLM without a tool parser leaves calls to the model only where it is told not to look for them.
+            if not options.get("tools") or self._own_tool_choice or "tool" not in str(refused):
+                raise
+            self._own_tool_choice = "none"
+            result = yield Ask(options=options)
+        return result
+
+    def _required(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Steps:
+        """The reply that the server makes a call."""
+        result: ChatResult = yield Ask(options=options)
+        return result
 
     def _finished(self, result: ChatResult, options: Mapping[str, Any]) -> ChatResult:
         """The reply as text and calls."""
@@ -121,22 +219,22 @@ class ServedChatModel(BaseChatOpenAI):
         finished = []
         for generation in result.generations:
             assert isinstance(generation.message, AIMessage)
-            message = self._message(generation.message, choice)
+            message = self._message(generation.message, choice, names_of(options.get("tools")))
             finished.append(ChatGeneration(message=message, generation_info=generation.generation_info))
         return ChatResult(generations=finished, llm_output=result.llm_output)
 
-    def _message(self, message: AIMessage, choice: str) -> AIMessage:
+    def _message(self, message: AIMessage, choice: str, offered: frozenset[str]) -> AIMessage:
         # Nothing bans a call here, so one that was not wanted is still read as one; the graph does not run it.
-        return self._read(message, str(message.text), calls=True)
+        return self._read(message, str(message.text), calls=True, offered=offered)
 
-    def _read(self, message: AIMessage, text: str, *, calls: bool) -> AIMessage:
+    def _read(self, message: AIMessage, text: str, *, calls: bool, offered: frozenset[str]) -> AIMessage:
         """The message that `text` is, with the usage and metadata of the server's."""
         kept: dict[str, Any] = {}
         if self.wire == "metis":
             # Not asked of the server: `transformers serve` fails on a stop text where the model reads images.
             text = up_to_call(text)
             kept[AS_WRITTEN] = text
-        reply = parse_reply(text, calls=calls)
+        reply = parse_reply(text, calls=calls, offered=offered)
         reasoning = reply.reasoning or message.additional_kwargs.get("reasoning_content")
         if reasoning:
             kept["reasoning_content"] = reasoning
@@ -155,6 +253,20 @@ class ServedChatModel(BaseChatOpenAI):
             response_metadata=message.response_metadata,
             id=message.id,
         )  # fmt: skip
+
+
+def _result_of(end: StopIteration) -> ChatResult:
+    result: ChatResult = end.value
+    return result
+
+
+def _called(result: ChatResult, offered: frozenset[str]) -> bool:
+    """Whether the reply calls a tool that was offered."""
+    messages = [generation.message for generation in result.generations]
+    return all(
+        isinstance(message, AIMessage) and any(call["name"] in offered for call in message.tool_calls)
+        for message in messages
+    )
 
 
 def _calls(message: AIMessage, reply: Reply) -> list[ToolCall]:

@@ -2,7 +2,8 @@
 
 The tag format of Qwen3 and Metis (arXiv:2604.08545, section 4 of its code's prompts):
 `<think>…</think>` or `<reason>…</reason>`, then either `<tool_call>{"name": …, "arguments": {…}}</tool_call>`
-(one or several) or `<answer>…</answer>`, or plain text. Reading never raises: a model's malformed call is
+(one or several) or `<answer>…</answer>`, or plain text. Llama 3 and Qwen2.5-Coder write a call as nothing but its JSON,
+bare or fenced; that is one where it names a tool that was offered. Reading never raises: a model's malformed call is
 data (an `invalid_tool_call` with the reason), not a crash. Needs no torch: the vLLM model reads it too.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,16 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from metis_agent.errors import ConfigurationError, InputError, UnknownToolError
 
-__all__ = ["TOOL_CALL_OPENING", "Reply", "ToolSchemas", "parse_reply", "resolve_tool_choice", "to_chat_dicts"]
+__all__ = [
+    "TOOL_CALL_OPENING",
+    "Reply",
+    "ToolSchemas",
+    "example_call",
+    "names_of",
+    "parse_reply",
+    "resolve_tool_choice",
+    "to_chat_dicts",
+]
 
 
 TOOL_CALL_OPENING = "<tool_call>"
@@ -39,7 +49,17 @@ _THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _THINK_TAIL = re.compile(r"\A((?:(?!<think>).)*?)</think>", re.DOTALL)
 _REASON = re.compile(r"<reason>(.*?)(?:</reason>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+# What may stand around a call that is nothing but its JSON: a fence, Llama's mark, or the tag in which Qwen's template
+# shows the tools. Several calls may stand one after another, or in a list.
+_BARE_CALL_WRAPPING = re.compile(
+    r"```[\w-]*\s|```|<\|python_tag\|>|</?tools>|</?function_call>|<\|(?:eom_id|eot_id|im_end)\|>|[\s;,]"
+)
+_BARE_CALL_BEGUN = re.compile(r'\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:')
+_BARE_CALL_KEYS = {"name", "arguments", "parameters", "type", "id", "function"}
 
+# Not strict: small models break the lines of their code inside of a string.
+_DECODER = json.JSONDecoder(strict=False)
+_A_CALL_READS = 'A call reads <tool_call>{"name": ..., "arguments": {...}}</tool_call>.'
 _TEXT_BLOCKS = ("text", "text-plain")
 _IMAGE_BLOCKS = ("image", "image_url")
 # Blocks of an assistant message that say nothing to the template: calls travel in `tool_calls`.
@@ -60,20 +80,22 @@ class Reply:
     """`{"name", "args", "error"}` of each malformed one; `args` is its raw text."""
 
 
-def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = ()) -> Reply:
+def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = (), offered: Collection[str] = ()) -> Reply:
     """Read a model's text.
 
     Args:
         text: The decoded completion, without its end-of-turn token.
-        calls: Whether `<tool_call>` blocks count; with `False` they are plain text, so no call comes out.
+        calls: Whether calls count; with `False` they are plain text, so no call comes out.
         stop: Texts at which the reply ends; they are not part of it.
+        offered: Names of the tools that the model was offered. A reply that is nothing but JSON with the name of one
+            and its arguments is a call; another name, or JSON beside other text, is an answer.
 
     Returns:
         The reply. Any string gives one; this never raises.
     """
     for mark in stop:
         text = text.split(mark, 1)[0]
-    if "<" not in text:
+    if "<" not in text and not (calls and offered and "{" in text):
         return Reply(content=text.strip())
     reasoning: list[str] = []
     for pattern in (_THINK_TAIL, _THINK, _REASON):
@@ -84,6 +106,9 @@ def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = ()) -> R
         for match in _CALL.finditer(text):
             _read_call(match[1], closed=bool(match[2]), valid=valid, invalid=invalid)
         text = _CALL.sub("", text)
+        if offered and not valid and not invalid:
+            valid, invalid = _bare_calls(text, offered)
+            text = "" if valid or invalid else text
     answer = _ANSWER.search(text)
     return Reply(
         content=(answer[1] if answer else text).strip(),
@@ -120,12 +145,12 @@ def _cut(text: str, pattern: re.Pattern[str], found: list[str]) -> str:
 def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: list[dict[str, Any]]) -> None:
     name, error = None, ""
     try:
-        call = json.loads(raw)
+        call = _DECODER.decode(raw)
         name, arguments = _name_and_arguments(call)
     except (ValueError, RecursionError) as problem:
         named = re.search(r'"name"\s*:\s*"([^"]*)"', raw)
         name = named[1] if named else None
-        error = f'{problem} A call reads <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>.'
+        error = f"{problem} {_A_CALL_READS}"
         if not closed:
             error = f"The call breaks off before </tool_call>. {error}"
         invalid.append({"name": name, "args": raw.strip(), "error": error})
@@ -133,16 +158,47 @@ def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: 
         valid.append({"name": name, "args": arguments})
 
 
+def _bare_calls(text: str, offered: Collection[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The calls, well-formed and malformed, of a text that is nothing but JSON which names offered tools; else none."""
+    valid: list[dict[str, Any]] = []
+    place = 0
+    while place < len(text):
+        if wrapping := _BARE_CALL_WRAPPING.match(text, place):
+            place = wrapping.end()
+            continue
+        begun = _BARE_CALL_BEGUN.match(text, place)
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as problem:
+            if begun and begun[1] in offered:
+                return valid, [{"name": begun[1], "args": text[place:].strip(), "error": f"{problem} {_A_CALL_READS}"}]
+            return [], []
+        for call in value if isinstance(value, list) else [value]:
+            if not isinstance(call, dict) or not call.keys() <= _BARE_CALL_KEYS:
+                return [], []
+            try:
+                name, arguments = _name_and_arguments(call)
+            except (ValueError, RecursionError):
+                return [], []
+            if name not in offered:
+                return [], []
+            valid.append({"name": name, "args": arguments})
+    return valid, []
+
+
 def _name_and_arguments(call: object) -> tuple[str, dict[str, Any]]:
     """The two parts of a decoded call, or ValueError with what is wrong."""
     if not isinstance(call, dict):
         raise ValueError(f"The call is {type(call).__name__}, not an object.")
-    name, arguments = call.get("name"), call.get("arguments")
+    function = call.get("function")
+    if isinstance(function, dict):  # as OpenAI's API writes a call
+        call = function
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if not isinstance(name, str) or not name:
         raise ValueError(f'"name" is {name!r}, not a non-empty string.')
     if isinstance(arguments, str):
         # The OpenAI style: arguments as JSON in a string.
-        arguments = json.loads(arguments)
+        arguments = _DECODER.decode(arguments)
     if not isinstance(arguments, dict):
         raise ValueError(f'"arguments" is {type(arguments).__name__}, not an object.')
     return name, arguments
@@ -239,6 +295,23 @@ class ToolSchemas:
         key = id(tool)
         self._known[key] = (weakref.ref(tool, lambda _: self._known.pop(key, None)), label, schema)
         return schema
+
+
+def names_of(tools: Sequence[Mapping[str, Any]] | None) -> frozenset[str]:
+    """Names in OpenAI-style schemas."""
+    return frozenset([tool["function"]["name"] for tool in tools or ()])
+
+
+def example_call(schema: Mapping[str, Any], value: str) -> list[dict[str, Any]]:
+    """A conversation, as templates read it, that ends in a call of this tool with this value for its arguments."""
+    function = schema["function"]
+    parameters = function.get("parameters", {})
+    required = parameters.get("required") or list(parameters.get("properties", {}))[:1]
+    call = {"name": function["name"], "arguments": dict.fromkeys(required, value)}
+    return [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+    ]
 
 
 def resolve_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> str:

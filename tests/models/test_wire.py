@@ -92,6 +92,59 @@ def test_calls_are_text_where_they_do_not_count() -> None:
     assert parse_reply(CALL, calls=False) == Reply(content=CALL)
 
 
+BARE = '{"name": "python", "arguments": {"code": "1 + 1"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BARE,
+        f"```json\n{BARE}\n```",
+        f"```\n{BARE}```",
+        f"<think>Compute.</think>\n{BARE}",
+        f"<tools>\n{BARE}\n</tools>",
+        f"[{BARE}]",
+        "<|python_tag|>" + BARE.replace("arguments", "parameters"),
+        f'{{"type": "function", "function": {BARE}}}',
+        BARE.replace('{"code": "1 + 1"}', '"{\\"code\\": \\"1 + 1\\"}"'),
+    ],
+)
+def test_a_reply_that_is_nothing_but_the_json_of_an_offered_tool_is_a_call(text: str) -> None:
+    reply = parse_reply(text, offered={"python", "search"})
+    assert (reply.tool_calls, reply.content) == (({"name": "python", "args": {"code": "1 + 1"}},), "")
+    assert parse_reply(text).tool_calls == parse_reply(text, calls=False, offered={"python"}).tool_calls == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"I would call {BARE}",
+        f"{BARE}\nThat is how.",
+        f"```python\nprint(2)\n```\n{BARE}",
+        BARE.replace("python", "web"),
+        f"{BARE} {BARE.replace('python', 'web')}",
+        '{"name": "python", "version": 3}',
+        '{"name": "python"}',
+        '{"name": "python", "arguments": [1]}',
+        "[1, 2]",
+        "[" * 100_000,
+        "",
+    ],
+)
+def test_other_json_and_json_beside_text_is_an_answer(text: str) -> None:
+    reply = parse_reply(text, offered={"python"})
+    assert (reply.tool_calls, reply.invalid_tool_calls, reply.content) == ((), (), text.strip())
+
+
+def test_several_bare_calls_broken_lines_and_a_broken_call() -> None:
+    two = parse_reply(f"{BARE}\n" + BARE.replace("1 + 1", "print(1)\n2"), offered={"python"})
+    assert [call["args"]["code"] for call in two.tool_calls] == ["1 + 1", "print(1)\n2"]
+    (invalid,) = parse_reply(
+        '{"name": "python", "arguments": {"code": "print("a")"}}', offered={"python"}
+    ).invalid_tool_calls
+    assert (invalid["name"], "Expecting" in invalid["error"]) == ("python", True)
+
+
 @pytest.mark.parametrize(
     ("raw", "name", "says"),
     [

@@ -216,6 +216,7 @@ def build_model(vocabulary: int, *, end: int, pad: int) -> Qwen3ForCausalLM:
         pad_token_id=pad,
         bos_token_id=None,
         use_cache=True,
+        offers_tools_when_direct=True,
     )
     return Qwen3ForCausalLM(config)
 

@@ -117,6 +117,7 @@ def build_model(processor: StillsProcessor) -> Qwen3VLForConditionalGeneration:
     config = Qwen3VLConfig(
         text_config=text, vision_config=vision, image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
+        offers_tools_when_direct=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
