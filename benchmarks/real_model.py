@@ -21,11 +21,11 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
-from metis_agent.budget import Budget
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, Rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.tools.python import PythonTool
 from metis_agent.types import TOKEN_RECORD, Branch, Question
 

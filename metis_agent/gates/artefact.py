@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import sys
 from array import array
@@ -37,6 +38,8 @@ FORMAT = 1
 GATE_FILE = "gate.json"
 TENSOR_FILE = "gate.safetensors"
 
+_LONGEST_DESCRIPTION = 16_000_000
+"""Bytes of `gate.json`, and of the header of the tensors."""
 _CODES = {"F32": "f", "F64": "d", "I32": "i", "I64": "q", "U64": "Q"}
 _NEEDED = ("kind", "version", "tools", "threshold", "files", "policy", "decision")
 
@@ -121,13 +124,16 @@ def _refuse_strangers(folder: Path, known: Mapping[str, str]) -> None:
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / GATE_FILE
     try:
+        # A pipe would be waited for, a device read without end.
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _LONGEST_DESCRIPTION):
+            raise CheckpointError(f"{str(path)!r} is no file of at most {_LONGEST_DESCRIPTION} bytes: no gate of ours.")
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"{str(folder)!r} is no gate: its {GATE_FILE} can't be read ({error}). Give the folder that "
             "`metis train gate --out` wrote."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is no JSON ({error}); export the gate again.") from error
     format_ = description.get("format") if isinstance(description, dict) else None
     if not isinstance(format_, int) or isinstance(format_, bool) or format_ < 1:
@@ -146,7 +152,44 @@ def _description(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} was changed after it was exported: its contents don't give its hash "
             f"{description.get('hash')!r}. Set another threshold with PolicyGate(threshold=...) or `metis calibrate`."
         )
+    _check(description, path)
     return dict(description)
+
+
+def _check(description: Mapping[str, Any], path: Path) -> None:
+    """Whoever made the folder can make its hashes too, so each value that is used is looked at."""
+
+    def rule(holds: bool, key: str, what: str) -> None:
+        if not holds:
+            shown = repr(description[key])[:200]
+            raise CheckpointError(f"{str(path)!r} has {key!r} {shown}; it must be {what}. Export the gate again.")
+
+    for key in ("kind", "version"):
+        rule(isinstance(description[key], str), key, "text")
+    files, tools, threshold = description["files"], description["tools"], description["threshold"]
+    rule(isinstance(files, dict) and all(isinstance(it, str) for it in files.values()), "files", "a hash for each file")
+    named = isinstance(tools, list) and [tool.get("name") for tool in tools if isinstance(tool, dict)]
+    text = named and len(named) == len(tools) and all(isinstance(name, str) and name for name in named)
+    rule(bool(text) and len(set(named or ())) == len(tools), "tools", "a list of at least one tool, each with its name")
+    value = threshold.get("value") if isinstance(threshold, dict) else None
+    rule(_is_number(value) and 0 <= value <= 1, "threshold", "an object whose value is a number in [0, 1]")
+    rule(isinstance(description["policy"], dict), "policy", "an object")
+    found, heads = description["decision"], 1 + len(tools)
+    decision = found if isinstance(found, dict) else {}
+    lists = [decision.get(key) for key in ("head_temperature", "saving", "mean_accuracy")]
+    numbers = [decision.get(key) for key in ("trust", "beta", "temperature")]
+    rule(
+        bool(decision)
+        and all(isinstance(it, list) and len(it) == heads and all(map(_is_number, it)) for it in lists)
+        and all(map(_is_number, numbers))
+        and min(*decision["head_temperature"], decision["temperature"]) > 0,
+        "decision",
+        f"an object of finite numbers, those by head {heads} of them, temperatures above 0",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def description_hash(description: Mapping[str, Any]) -> str:
@@ -157,23 +200,29 @@ def description_hash(description: Mapping[str, Any]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The safetensors format: 8 bytes of header length, a JSON header, the numbers, little-endian."""
-    raw = path.read_bytes()
+    raw = memoryview(path.read_bytes())
     try:
         (length,) = struct.unpack_from("<Q", raw)
-        header = json.loads(raw[8 : 8 + length])
-        tensors = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            values = array(_CODES[entry["dtype"]])
-            values.frombytes(raw[8 + length + start : 8 + length + end])
-            if sys.byteorder == "big":
-                values.byteswap()
-            tensors[name] = Tensor(shape=tuple(entry["shape"]), values=values)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+        if length > min(len(raw), _LONGEST_DESCRIPTION):
+            raise ValueError(f"a header of {length} bytes")
+        header, body = json.loads(bytes(raw[8 : 8 + length])), raw[8 + length :]
+        tensors = {name: _tensor(entry, body) for name, entry in header.items() if name != "__metadata__"}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} can't be read as safetensors ({error!r}); export it again.") from error
     return tensors
+
+
+def _tensor(entry: Mapping[str, Any], body: memoryview) -> Tensor:
+    (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
+    values = array(_CODES[entry["dtype"]])
+    if not (0 <= start <= end <= len(body) and all(isinstance(size, int) and size >= 0 for size in shape)):
+        raise ValueError(f"a tensor of shape {shape!r} at {start!r} to {end!r} of {len(body)} bytes")
+    values.frombytes(body[start:end])
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{len(values)} numbers for the shape {shape!r}")
+    if sys.byteorder == "big":
+        values.byteswap()
+    return Tensor(shape=shape, values=values)
 
 
 def fetch_gate(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:

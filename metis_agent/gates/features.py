@@ -299,13 +299,13 @@ class FeaturesScorer:
     instant = True
     open_tools = False
 
-    def __init__(self, artefact: Artefact) -> None:
+    def __init__(self, artefact: Artefact, device: str | None = None) -> None:
         try:
             policy, tensors = artefact.description["policy"], artefact.tensors
-            self._context: bool = policy["context"]
+            self._context = bool(policy["context"])
             self._draft: tuple[str, ...] = tuple(policy["draft"])
             self._log = frozenset(policy["log"])
-            self._missing: list[int] = policy["missing"]
+            self._missing: list[int] = list(policy["missing"])
             self._weight, self._clip = float(policy["number_weight"]), float(policy["clip"])
             self._idf = tensors["idf"].values
             self._mean, self._scale = tensors["number_mean"].values, tensors["number_scale"].values
@@ -313,14 +313,30 @@ class FeaturesScorer:
             heads = range(len(artefact.tools) + 1)
             self._text = [tensors["text_weights"].row(head) for head in heads]
             self._numbers = [tensors["number_weights"].row(head) for head in heads]
+            if tensors["text_weights"].shape[0] != len(heads) or tensors["number_weights"].shape[0] != len(heads):
+                raise ValueError(f"weights for other heads than {len(heads)}")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
-        width = len(self._mean) + len(self._missing)
-        sizes = {*map(len, self._text), policy["buckets"], len(self._idf)}
-        if sizes != {BUCKETS} or {*map(len, self._numbers)} != {width} or len(self._bias) != len(heads):
+        self._check(artefact)
+
+    def _check(self, artefact: Artefact) -> None:
+        read = len(QUESTION_FEATURES) + self._context * len(CONTEXT_FEATURES) + len(self._draft)
+        width, heads = read + len(self._missing), len(artefact.tools) + 1
+        sizes = {*map(len, self._text), artefact.description["policy"]["buckets"], len(self._idf)}
+        inputs = {*map(len, self._numbers)}
+        places = all(isinstance(place, int) and 0 <= place < read for place in (*self._missing, *self._log))
+        if (sizes, inputs, {len(self._mean), len(self._scale)}, len(self._bias)) != ({BUCKETS}, {width}, {read}, heads):
             raise CheckpointError(
-                f"{str(artefact.folder)!r} has tensors of sizes that don't fit its {len(heads)} heads, {width} "
+                f"{str(artefact.folder)!r} has tensors of sizes that don't fit its {heads} heads, {width} "
                 f"numbers and {BUCKETS} buckets; train the gate again with this version."
+            )
+        tensors = (self._idf, self._mean, self._scale, self._bias, *self._text, *self._numbers)
+        # A sum is quick, and neither infinity nor what is no number gets lost in it.
+        finite = all(math.isfinite(sum(values)) for values in (*tensors, (self._weight, self._clip)))
+        if not (places and finite and min(self._scale) > 0 and self._clip > 0):
+            raise CheckpointError(
+                f"{str(artefact.folder)!r} has weights that are not finite numbers, or scales that are not positive: "
+                "it would decide by chance. Train the gate again."
             )
 
     @property

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from metis_agent.deadline import arun_in_thread
-from metis_agent.errors import CheckpointError, ConfigurationError, GateError
-from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact
+from metis_agent.errors import ConfigurationError, GateError
+from metis_agent.gates.artefact import fetch_gate, load_artefact
 from metis_agent.gates.base import Gate
-from metis_agent.gates.features import FeaturesScorer, draft_log_prob_features, draft_text_features
-from metis_agent.gates.scorers.base import Asked, Scorer
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.scorers.base import Asked, load_scorer
 from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
 
-__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request", "register_scorer"]
+__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request"]
 
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
@@ -103,7 +103,7 @@ class PolicyGate(Gate):
             name=name,
             version=description["version"],
         )
-        self._scorer = _scorer(self.artefact, device)
+        self._scorer = load_scorer(self.artefact, device)
         if new_tools and not self._scorer.open_tools:
             raise ConfigurationError(
                 f"new_tools=True, and the gate in {str(folder)!r} is of kind {description['kind']!r}, which has one "
@@ -171,10 +171,13 @@ class PolicyGate(Gate):
             tools: To ask about, where the gate knows tools by their descriptions; by default those trained for.
 
         Raises:
-            GateError: a number of the draft is missing that never was in training, or an image can't be read.
+            GateError: a number of the draft is missing that never was in training, an image can't be read, or the
+                weights give no finite numbers.
         """
         asked = Asked(question=question, context=context, draft=draft, images=tuple(images), tools=tuple(tools))
         logits = self._scorer.logits(asked)
+        if not math.isfinite(sum(logits)):
+            raise GateError(f"the gate's logits are {list(logits)!r}, no finite numbers: its weights are broken")
         names = tuple([tool.name for tool in tools]) or self.artefact.tools
         accuracy, worth = decision_probabilities(self._decision(names), logits)
         return dict(zip(("direct", *names), accuracy, strict=True)), dict(zip(names, worth, strict=True))
@@ -251,50 +254,6 @@ class PolicyGate(Gate):
 
 
 _read = read_request
-
-
-def register_scorer(kind: str, make: Callable[[Artefact, str | None], Scorer]) -> None:
-    """Serve gates of a kind of one's own: `make(artefact, device)` is what `PolicyGate` asks for logits.
-
-    Its trainable twin is a `metis_agent.hdpo.policies.base.Policy` of the same `kind`.
-
-    Raises:
-        ConfigurationError: the kind is another's.
-    """
-    if SCORERS.get(kind, make) is not make:
-        raise ConfigurationError(f"Gates of kind {kind!r} are there already: {[*SCORERS]!r}.")
-    SCORERS[kind] = make
-
-
-def _scorer(artefact: Artefact, device: str | None) -> Scorer:
-    kind = artefact.description["kind"]
-    if kind not in SCORERS:
-        raise CheckpointError(
-            f"The gate is of kind {kind!r}; here are {[*SCORERS]!r}. Upgrade Metis, or import what registers that kind "
-            "(metis_agent.gates.policy.register_scorer)."
-        )
-    return SCORERS[kind](artefact, device)
-
-
-# Those that need torch are imported when they are asked for, so that a gate of another kind is served without.
-def _encoder(artefact: Artefact, device: str | None) -> Scorer:
-    from metis_agent.gates.scorers.encoder import EncoderScorer
-
-    return EncoderScorer(artefact, device)
-
-
-def _decision_lm(artefact: Artefact, device: str | None) -> Scorer:
-    from metis_agent.gates.scorers.decision_lm import DecisionLMScorer
-
-    return DecisionLMScorer(artefact, device)
-
-
-SCORERS: dict[str, Callable[[Artefact, str | None], Scorer]] = {
-    "features": lambda artefact, _: FeaturesScorer(artefact),
-    "encoder": _encoder,
-    "decision_lm": _decision_lm,
-}
-"""What serves a trained gate, by the kind that `gate.json` names."""
 
 
 def _whole_text(request: GateRequest) -> tuple[str, str]:

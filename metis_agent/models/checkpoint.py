@@ -29,6 +29,8 @@ from metis_agent.errors import CheckpointError
 __all__ = ["LoadedCheckpoint", "StillsProcessor", "load_checkpoint", "load_processor", "reads_images"]
 
 
+# Where it isn't said, transformers asks on standard input whether the folder's code may run.
+_TRUST_NOTHING: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _REMEDY = "Give a folder that save_pretrained wrote for model and tokenizer, or copy or download it again."
 
 
@@ -58,7 +60,7 @@ def load_checkpoint(
         if sees := reads_images(folder):
             kind = "vision language model"
         processor = load_processor(folder) if sees else None
-        tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(folder, **_TRUST_NOTHING)
         if processor and not getattr(tokenizer, "chat_template", None):
             tokenizer.chat_template = processor.chat_template
         # The annotation of from_pretrained does not know output_loading_info.
@@ -66,7 +68,7 @@ def load_checkpoint(
         loaded: Any = loader.from_pretrained(
             folder,
             dtype=dtype,
-            local_files_only=True,
+            **_TRUST_NOTHING,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they come into the report, with all others
@@ -139,7 +141,7 @@ _STILLS = ("qwen3_vl", "qwen3_vl_moe")
 
 def reads_images(folder: Path) -> bool:
     """Whether the folder's model is one of images and text."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **_TRUST_NOTHING)
     return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
@@ -151,9 +153,9 @@ def load_processor(folder: Path) -> Any:
         OSError, ValueError: The folder has none, or it is damaged.
     """
     if _is_stills(folder):
-        return StillsProcessor.from_pretrained(folder, local_files_only=True)
+        return StillsProcessor.from_pretrained(folder, **_TRUST_NOTHING)
     loader: Any = AutoProcessor  # it has no annotations
-    processor = loader.from_pretrained(folder, local_files_only=True)
+    processor = loader.from_pretrained(folder, **_TRUST_NOTHING)
     if getattr(processor, "image_processor", None) is None:  # what is found without one is the bare tokenizer
         raise ValueError("it has no image processor (preprocessor_config.json or processor_config.json)")
     return processor
@@ -161,7 +163,7 @@ def load_processor(folder: Path) -> Any:
 
 def _is_stills(folder: Path) -> bool:
     """A Qwen3-VL that was saved without videos, or that meets a machine without torchvision."""
-    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type not in _STILLS:
+    if AutoConfig.from_pretrained(folder, **_TRUST_NOTHING).model_type not in _STILLS:
         return False
     settings = folder / "processor_config.json"
     saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

@@ -1,22 +1,31 @@
-"""What a trained gate's parts do without a model: batching, reading images, and kinds that are not known."""
+"""What a trained gate's parts do without a model: batching, reading images, and kinds of one's own."""
 
 import json
+import math
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.messages import HumanMessage
 
-from metis_agent.errors import GateError
-from metis_agent.gates.policy import read_images
+from metis_agent.errors import CheckpointError, ConfigurationError, GateError
+from metis_agent.gates.artefact import Artefact
+from metis_agent.gates.policy import PolicyGate, read_images
+from metis_agent.gates.scorers import base
+from metis_agent.gates.scorers.base import Asked, register_scorer
 from metis_agent.gates.scorers.decision_lm import decision_request, questions_about
 from metis_agent.gates.scorers.pretrained import Batcher
+from metis_agent.hdpo.export import write_artefact
+from metis_agent.hdpo.gate_trainer import train_gate
+from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import GateRequest, ToolSpec
 
 
@@ -130,3 +139,81 @@ def test_a_gate_whose_library_is_missing_says_what_to_install(tmp_path: Path) ->
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "langgraph-metis[train]" in found.stdout
+
+
+class ByLength:
+    """A kind of gate of one's own, all of it: what is trained, and what serves it."""
+
+    kind = "length"
+
+    def prepare(self, table: OutcomeTable) -> "ByLength":
+        self.lengths = np.array([len(question) for question in table.questions], dtype=float)
+        return self
+
+    def fit(self, rows: Any, targets: Any, strength: Any) -> "ByLength":
+        long = self.lengths[rows] > 20
+        self.odds = np.array([[targets[long == side].mean(0) for side in (False, True)]])[0].clip(0.01, 0.99)
+        return self
+
+    def logits(self, rows: Any) -> Any:
+        share = self.odds[(self.lengths[rows] > 20).astype(int)]
+        return np.log(share / (1 - share))
+
+    def tensors(self) -> dict[str, Any]:
+        return {"odds": self.odds.astype(np.float32)}
+
+    def config(self) -> dict[str, Any]:
+        return {"context": False}
+
+
+class LengthScorer:
+    instant, open_tools = True, False
+    draft_columns: tuple[str, ...] = ()
+
+    def __init__(self, artefact: Artefact, device: str | None) -> None:
+        self._odds = artefact.tensors["odds"]
+
+    def logits(self, asked: Asked) -> list[float]:
+        return [math.log(share / (1 - share)) for share in self._odds.row(len(asked.question) > 20)]
+
+
+@pytest.fixture
+def length_gate(tmp_path: Path) -> Path:
+    questions = tuple(f"short {n}" if n % 2 else f"a question of many words, number {n}" for n in range(60))
+    right = np.array([[n % 2, 1 - n % 2] for n in range(60)], dtype=float)
+    table = OutcomeTable(
+        questions=questions, actions=("direct", "look"), correct=right, cost=np.zeros((60, 2)),
+        seconds=np.full((60, 2), np.nan),
+    )  # fmt: skip
+    write_artefact(train_gate(table, policy=ByLength()), tmp_path / "gate", table=table, metrics={})
+    return tmp_path / "gate"
+
+
+def test_a_kind_of_ones_own_is_trained_written_and_served(length_gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTERED", {})
+    with pytest.raises(CheckpointError, match=r"kind 'length'; served are \['decision_lm', 'encoder', 'features'\]"):
+        PolicyGate(length_gate)
+    register_scorer("length", LengthScorer)
+    gate = PolicyGate(length_gate)
+    asked = [GateRequest(messages=[HumanMessage(text)], tools=(ToolSpec(name="look"),)) for text in ("hm", "x" * 30)]
+    assert [gate.decide(request).allowed for request in asked] == [(), ("look",)]
+    for kind, load in (("features", LengthScorer), ("length", ByLength)):
+        with pytest.raises(ConfigurationError, match="already"):
+            register_scorer(kind, load)  # type: ignore[arg-type]
+
+
+def test_an_installed_package_can_bring_a_kind(length_gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTERED", {})
+    point = EntryPoint(name="length", value=f"{__name__}:LengthScorer", group=base.ENTRY_POINTS)
+    monkeypatch.setattr(base, "entry_points", lambda **wanted: EntryPoints([point]).select(**wanted))
+    assert PolicyGate(length_gate).score("hm")[1]["look"] < 0.5
+
+
+def test_weights_that_give_no_number_decide_nothing(length_gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(LengthScorer):
+        def logits(self, asked: Asked) -> list[float]:
+            return [math.nan, 1.0]
+
+    monkeypatch.setattr(base, "_REGISTERED", {"length": Broken})
+    with pytest.raises(GateError, match="no finite numbers"):
+        PolicyGate(length_gate).score("hm")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from metis_agent.errors import CheckpointError
 from metis_agent.models.checkpoint import load_checkpoint
@@ -88,3 +89,23 @@ def test_broken_folders_teach(folder: Path, damage: Any, says: str) -> None:
         load_checkpoint(folder)
     assert str(folder) in str(caught.value)
     assert isinstance(caught.value, OSError)
+
+
+def test_code_in_the_folder_neither_runs_nor_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object) -> str:
+        pytest.fail("transformers asked whether the folder's code may run")
+
+    monkeypatch.setattr("builtins.input", asked)
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import PretrainedConfig\n\n\n"
+        "class EvilConfig(PretrainedConfig):\n    model_type = 'evil'\n"
+    )
+    for auto_map in ({"AutoConfig": "evil.EvilConfig"}, {"AutoTokenizer": [None, "evil.EvilConfig"]}):
+        config = {"model_type": "evil", "auto_map": auto_map}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
+        save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError):
+            LocalChatModel.load(tmp_path)
+    assert not ran.exists()

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +10,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from metis_agent.errors import ConfigurationError, InputError, UnknownToolError
 from metis_agent.models.engine import Engine
-from metis_agent.models.local import LocalChatModel
+from metis_agent.models.local import OFFERS_TOOLS_WHEN_DIRECT, LocalChatModel
 from metis_agent.types import TOKEN_RECORD
 
 from .conftest import biased
@@ -300,7 +301,14 @@ def test_call_options_win_over_fields(chat: LocalChatModel) -> None:
 def test_repr_and_parameters_do_not_spill_the_model(chat: LocalChatModel) -> None:
     assert "Qwen3" not in repr(chat)
     assert set(chat._identifying_params) == {"model_name", "weights_version", "temperature", "max_new_tokens"}
-    assert LocalChatModel.offers_tools_when_direct
+
+
+def test_tools_stay_in_a_direct_prompt_only_for_a_policy_that_was_trained_so(policy: Any, tokenizer: Any) -> None:
+    assert not LocalChatModel(model=policy, tokenizer=tokenizer).offers_tools_when_direct
+    assert LocalChatModel(model=policy, tokenizer=tokenizer, offers_tools_when_direct=True).offers_tools_when_direct
+    trained = copy.deepcopy(policy)
+    setattr(trained.config, OFFERS_TOOLS_WHEN_DIRECT, True)
+    assert LocalChatModel(model=trained, tokenizer=tokenizer).offers_tools_when_direct
 
 
 def test_streaming_gives_the_whole_reply(chat: LocalChatModel) -> None:

@@ -120,7 +120,9 @@ def _loaded(model: str, device: str) -> tuple[Any, Any]:
     model_type: Any = AutoModel
     processor_type: Any = AutoProcessor
     try:
-        loaded, processor = model_type.from_pretrained(model).eval().to(device), processor_type.from_pretrained(model)
+        # Said, or transformers asks on standard input whether code of the folder may run.
+        loaded = model_type.from_pretrained(model, trust_remote_code=False).eval().to(device)
+        processor = processor_type.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{model!r} can't be loaded ({error}); name a folder with a model and its processor."
