@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 
+from metis_agent import cli
 from metis_agent.cli import app
 from metis_agent.errors import MissingDependencyError
 from tests.snippets import blocks, commands, snippets
@@ -66,6 +67,9 @@ def test_commands_exist_with_their_options(page: Path) -> None:
     for words in commands(page):
         command: Any = typer.main.get_command(app)
         rest = list(words)
+        if rest and not rest[0].startswith("-"):
+            assert rest[0] in command.commands, f"metis {' '.join(words)}"
+            command = cli.command(rest.pop(0))
         while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
             assert rest[0] in command.commands, f"metis {' '.join(words)}"
             command = command.commands[rest.pop(0)]
