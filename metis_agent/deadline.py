@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["DeadlineError", "arun_in_thread", "arun_within", "run_within", "start_in_thread"]
+__all__ = ["DeadlineError", "arun_in_thread", "arun_within", "run_async", "run_within", "start_in_thread"]
 
 R = TypeVar("R")
 _Task = tuple[Callable[[], Any], Future[Any]]
@@ -62,6 +62,15 @@ async def arun_within(seconds: float, work: Awaitable[R]) -> R:
 async def arun_in_thread(call: Callable[..., R], *arguments: Any) -> R:
     """Await a sync call in a thread that nobody has to wait for, were it cancelled."""
     return await asyncio.wrap_future(_threads.submit(_contained, call, *arguments))
+
+
+def run_async(work: Callable[..., Coroutine[Any, Any, R]], *arguments: Any) -> R:
+    """Run async work to its end from sync code, also where this thread already runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work(*arguments))
+    return _threads.submit(lambda: asyncio.run(work(*arguments))).result()
 
 
 def start_in_thread(call: Callable[..., R], *arguments: Any) -> Future[R]:

@@ -32,7 +32,7 @@ ALLOWED = {
     # What holds in every turn; its two hosts only translate, and know nothing of each other.
     "rules": {"deadline", "gates", "recording"},
     "graphs": {"deadline", "rules"},
-    "middleware": {"deadline", "gates", "recording", "rules"},
+    "middleware": {"deadline", "gates", "recording", "rules", "turns"},
     "agent": {"gates", "graphs", "recording", "rules"},
     "judging": {"deadline", "recording"},
     "rollouts": {"agent", "gates", "judging", "recording", "tools"},

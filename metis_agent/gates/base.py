@@ -7,18 +7,15 @@ your own overrides `estimate` (or `aestimate`) and leaves the threshold to this 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from langchain_core.messages import BaseMessage
 
-from metis_agent.deadline import arun_in_thread
+from metis_agent.deadline import arun_in_thread, run_async
 from metis_agent.errors import ConfigurationError, GateError
 from metis_agent.types import GateDecision, GateRequest, ToolOutcome, ToolSpec
 
@@ -107,10 +104,10 @@ class Gate:
             GateError: an estimate is not a probability.
         """
         if self._overrides("adecide"):
-            return _wait_for(self.adecide, request)
+            return run_async(self.adecide, request)
         started = time.perf_counter()
         sync = self._overrides("estimate")
-        estimate = self.estimate(request) if sync else _wait_for(self.aestimate, request)
+        estimate = self.estimate(request) if sync else run_async(self.aestimate, request)
         return self._apply_threshold(request, estimate, started)
 
     async def adecide(self, request: GateRequest) -> GateDecision:
@@ -218,7 +215,7 @@ class _Adapted(Gate):
 
     def decide(self, request: GateRequest) -> GateDecision:
         decide: Callable[[GateRequest], GateDecision] | None = getattr(self._candidate, "decide", None)
-        return decide(request) if decide else _wait_for(self._candidate.adecide, request)
+        return decide(request) if decide else run_async(self._candidate.adecide, request)
 
     async def adecide(self, request: GateRequest) -> GateDecision:
         adecide = getattr(self._candidate, "adecide", None)
@@ -236,13 +233,3 @@ def _probability(value: Any, tool: str) -> float:
     if not 0 <= probability <= 1:
         raise GateError(f"The gate's estimate for tool {tool!r} is {value!r}; it must be a number in [0, 1].")
     return probability
-
-
-def _wait_for(work: Callable[[GateRequest], Coroutine[Any, Any, _R]], request: GateRequest) -> _R:
-    """Run async work to its end from sync code, also where this thread already runs an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work(request))
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(copy_context().run, asyncio.run, work(request)).result()

@@ -24,7 +24,15 @@ from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import Setup
 from metis_agent.rules.asking import SentCall
-from metis_agent.rules.outcomes import InThread, ToolResult, commands_of, failure_of, is_sync_only
+from metis_agent.rules.outcomes import (
+    InLoop,
+    InThread,
+    ToolResult,
+    commands_of,
+    failure_of,
+    is_async_only,
+    is_sync_only,
+)
 from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus
 
@@ -43,32 +51,45 @@ def tool_nodes(setup: Setup) -> dict[str, Runnable[Any, Any]]:
         wrap_tool_call=runner.wrap,
         awrap_tool_call=runner.awrap,
     )
-    return {
-        name: _PlainToolNode(tool, runner) if setup.rules.recorder is None and _is_plain(tool) else full
-        for name, tool in setup.tools.items()
-    }
+    return {name: _PlainToolNode(tool, runner, full) if _is_plain(tool) else full for name, tool in setup.tools.items()}
 
 
 class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
     """Calls a tool that needs nothing but its arguments."""
 
-    def __init__(self, tool: BaseTool, runner: _Runner) -> None:
+    def __init__(self, tool: BaseTool, runner: _Runner, full: ToolNode) -> None:
         self.name = tool.name
         self._tool = tool
+        self._run = InLoop(tool).invoke if is_async_only(tool) else tool.invoke
         self._in_thread = is_sync_only(tool)
         self._runner = runner
+        self._full = full
 
     def invoke(self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any) -> list[Command[Any]]:
         """Run one call."""
-        return self._runner.run(input[0], lambda: self._tool.invoke(dict(input[0]), config))
+        try:
+            return self._runner.run(input[0], lambda: self._run(dict(input[0]), config))
+        except InfrastructureError as error:
+            self._failed(input, config, error)
+            raise
 
     async def ainvoke(
         self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any
     ) -> list[Command[Any]]:
         """Run one call without blocking the event loop."""
-        if self._in_thread:
-            return await self._runner.arun(input[0], lambda: arun_in_thread(self._tool.invoke, dict(input[0]), config))
-        return await self._runner.arun(input[0], lambda: self._tool.ainvoke(dict(input[0]), config))
+        tool, call = self._tool, dict(input[0])
+        try:
+            if self._in_thread:
+                return await self._runner.arun(input[0], lambda: arun_in_thread(tool.invoke, call, config))
+            return await self._runner.arun(input[0], lambda: tool.ainvoke(call, config))
+        except InfrastructureError as error:
+            await asyncio.to_thread(self._failed, input, config, error)
+            raise
+
+    def _failed(self, input: Sequence[SentCall], config: RunnableConfig | None, error: Exception) -> None:
+        if self._runner.records:
+            # A node that was sent a call alone reads the state as LangGraph's own does.
+            self._runner.record_failure(self._full._extract_state(list(input), config or {}), error)  # type: ignore[arg-type]
 
 
 class _Runner:
@@ -76,6 +97,7 @@ class _Runner:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
+        self.records = setup.rules.recorder is not None
         self._in_thread = {name for name, tool in setup.tools.items() if is_sync_only(tool)}
 
     def run(self, call: SentCall, execute: _Sync) -> list[Command[Any]]:
@@ -102,10 +124,12 @@ class _Runner:
 
     def wrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], ToolResult]) -> Any:
         """For `ToolNode`: run what it has prepared."""
+        if request.tool is not None and is_async_only(request.tool):
+            request = request.override(tool=cast(BaseTool, InLoop(request.tool)))
         try:
             return self.run(cast(SentCall, request.tool_call), lambda: execute(request))
         except InfrastructureError as error:
-            self._record_failure(request.state, error)
+            self.record_failure(request.state, error)
             raise
 
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
@@ -115,7 +139,7 @@ class _Runner:
         try:
             return await self.arun(cast(SentCall, request.tool_call), lambda: execute(request))
         except InfrastructureError as error:
-            await asyncio.to_thread(self._record_failure, request.state, error)
+            await asyncio.to_thread(self.record_failure, request.state, error)
             raise
 
     def _limit(self, call: SentCall) -> float | None:
@@ -126,7 +150,8 @@ class _Runner:
         left = max(0.0, call["seconds_left"])
         return left if timeout is None else min(left, timeout)
 
-    def _record_failure(self, state: Any, error: Exception) -> None:
+    def record_failure(self, state: Any, error: Exception) -> None:
+        """Store what there is of a turn that an error of the infrastructure ends."""
         rules = self._setup.rules
         rules.record_failure(Turn(rules, state).recorded(), error)
 

@@ -7,7 +7,6 @@ enforcement once more; the end of the run passes the recorder. The agent, its mo
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired, cast
 
@@ -31,17 +30,18 @@ from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
+from metis_agent.middleware.calls import GatedCall
 from metis_agent.middleware.requests import RuleCache, asking, replaced, reply_of
+from metis_agent.middleware.shadow import Shadow, ended, failed
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
-from metis_agent.rules.outcomes import InThread, OutcomeBuffer, abandoned, is_sync_only, outcome_of
+from metis_agent.rules.outcomes import InThread, OutcomeBuffer, is_sync_only
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
-from metis_agent.rules.shapes import open_calls
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.rules.turn import Records, Turn, adrive, decide, drive, respond
-from metis_agent.types import GateDecision, ModelCall, OutcomeStatus, ToolOutcome
+from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = ["GateState", "MetisGateMiddleware"]
 
@@ -67,7 +67,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
     and before middleware that tries again or turns errors into messages: what leaves this one as an error is
     recorded as a failed turn.
 
-    With a `ShadowGate` nothing of the run changes: no call is blocked, no budget enforced, no message touched.
+    With a `ShadowGate` nothing of the run changes: no call is blocked, no budget enforced, no message touched, and
+    whatever fails in here is logged and counted in `failures`.
 
     Args:
         gate: decides before every model call which tools are offered; only these run, whatever the model returns.
@@ -110,7 +111,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self.budget = budget or Budget()
         self.recorder = recorder
         check_seconds("gate_timeout", gate_timeout)
-        self._watches = isinstance(self.gate, ShadowGate)
+        watching = isinstance(self.gate, ShadowGate)
         self._rules = Rules(
             gate=AskedGate(self.gate, gate_timeout),
             budget=self.budget,
@@ -118,13 +119,21 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             recorder=recorder,
             record_calls=True if recorder is not None and record_calls is None else record_calls,
         )
-        self._cache = RuleCache(self._rules, loop_guard=loop_guard, watching=self._watches)
+        self._cache = RuleCache(self._rules, loop_guard=loop_guard, watching=watching)
         self._buffer = OutcomeBuffer()
+        self._shadow = Shadow(self._rules, self._cache, self._buffer) if watching else None
+
+    @property
+    def failures(self) -> int:
+        """How often something of a gate that only watches has failed so far; the log says what."""
+        return 0 if self._shadow is None else self._shadow.failures
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
         """Decide, ask the model, and settle its calls."""
+        if self._shadow is not None:
+            return self._shadow.model_call(request, handler)
         call = self._model_call(request)
         try:
             return drive(call.turn, call.steps(), lambda _, wanted: reply_of(handler(call.asking(wanted))))
@@ -138,6 +147,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ExtendedModelResponse[Any]:
         """The same without blocking the event loop."""
+        if self._shadow is not None:
+            return await self._shadow.amodel_call(request, handler)
         call = self._model_call(request)
 
         async def ask(_: Turn, wanted: Ask) -> Reply:
@@ -155,10 +166,12 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], _ToolResult]
     ) -> _ToolResult:
         """Run a call that may run; answer any other in its tool's place."""
-        call = _ToolCall(request, self._rules, self._cache, self._buffer)
-        if not self._watches and (message := call.instead()) is not None:
+        if self._shadow is not None:
+            return self._shadow.tool_call(request, handler)
+        call = GatedCall(request, self._rules, self._cache, self._buffer)
+        if (message := call.instead()) is not None:
             return message
-        limit = None if self._watches else call.seconds_left
+        limit = call.seconds_left
         try:
             return call.returned(handler(request) if limit is None else run_within(limit, handler, request))
         except GraphBubbleUp:
@@ -174,10 +187,12 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[_ToolResult]]
     ) -> _ToolResult:
         """The same without blocking the event loop."""
-        call = _ToolCall(request, self._rules, self._cache, self._buffer)
-        if not self._watches and (message := call.instead()) is not None:
+        if self._shadow is not None:
+            return await self._shadow.atool_call(request, handler)
+        call = GatedCall(request, self._rules, self._cache, self._buffer)
+        if (message := call.instead()) is not None:
             return message
-        limit = None if self._watches else call.seconds_left
+        limit = call.seconds_left
         if limit is not None and request.tool is not None and is_sync_only(request.tool):
             # Not in the event loop's pool, which waits for a tool that was left behind.
             request = request.override(tool=cast(BaseTool, InThread(request.tool)))
@@ -194,33 +209,25 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             raise
 
     def after_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
-        """End the turn: the gate is told of it, and it is recorded.
-
-        Raises:
-            StorageError: the store can't be written to.
-        """
-        return self._ended(Turn(self._rules, state, self._buffer))
+        """End the turn: the gate is told of it, and it is recorded."""
+        if self._shadow is not None:
+            return self._shadow.ended(state)
+        return ended(self._rules, self._buffer, state)
 
     async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
         """End the turn; the recording goes to a thread, as stores may be slow."""
-        turn = Turn(self._rules, state, self._buffer)
-        return self._ended(turn) if self.recorder is None else await asyncio.to_thread(self._ended, turn)
+        if self.recorder is None:
+            return self.after_agent(state, runtime)
+        return await asyncio.to_thread(self.after_agent, state, runtime)
 
     def _model_call(self, request: ModelRequest[Any]) -> _ModelCall:
         turn = Turn(self._rules, request.state, self._buffer)
         if turn.new:
             _check_keys(request.state)
-        return _ModelCall(request, turn, self._cache.offer_of(request.tools), watching=self._watches)
-
-    def _ended(self, turn: Turn) -> dict[str, Any]:
-        update = turn.end()
-        self._buffer.forget(turn.notes)
-        self._rules.record(turn.recorded())
-        return update
+        return _ModelCall(request, turn, self._cache.offer_of(request.tools))
 
     def _failed(self, turn: Turn, error: Exception) -> None:
-        if self._buffer.fails_first(turn.notes):
-            self._rules.record_failure(turn.recorded(), error)
+        failed(self._rules, self._buffer, turn, error)
 
 
 class _ModelCall:
@@ -230,33 +237,26 @@ class _ModelCall:
     never sees a call that leads nowhere: a person is not asked to approve it.
     """
 
-    def __init__(self, request: ModelRequest[Any], turn: Turn, offer: Offer, *, watching: bool) -> None:
+    def __init__(self, request: ModelRequest[Any], turn: Turn, offer: Offer) -> None:
         self.turn = turn
         self._offer = offer
-        self._watching = watching
-        self._request = request
-        if not watching:
-            messages = sendable(request.messages)
-            if messages is not request.messages:
-                self._request = request.override(messages=list(messages))
+        messages = sendable(request.messages)
+        same = messages is request.messages
+        self._request = request if same else request.override(messages=list(messages))
         turn.messages = self._request.messages
         self._said: list[Any] = []
         """Replies of which nothing could run, with the messages that answer their calls."""
 
     def asking(self, wanted: Ask) -> ModelRequest[Any]:
         """LangChain's request for what a step wants to ask."""
-        if self._watching and wanted.node != "draft":
-            return self._request
         return asking(self._request, wanted, self._said)
 
     def steps(self) -> Step[ExtendedModelResponse[Any]]:
         """Ask until there is an answer, or a call to run."""
         structured = self._request.response_format is not None
         while True:
-            decision, draft = yield from decide(self.turn, self._offer, watching=self._watching)
+            decision, draft = yield from decide(self.turn, self._offer)
             self._request.runtime.stream_writer({"type": "metis_decision", **vars(decision)})
-            if self._watching:
-                return (yield from self._watch(decision))
             settled = yield from respond(self.turn, self._offer, decision, draft, structured=structured)
             plan = settled.plan
             if plan is None:
@@ -265,15 +265,6 @@ class _ModelCall:
                 return self._conclude(self._sent(settled))
             if settled.message is not None:
                 self._said += [settled.message, *plan.replies]
-
-    def _watch(self, decision: GateDecision) -> Step[ExtendedModelResponse[Any]]:
-        """Ask as the request came, and only note what the model says."""
-        reply: Reply = yield Ask(node="act", allowed=decision.allowed)
-        if (message := reply.message) is not None:
-            self.turn.take_reply(message, "act", self._offer)
-            asked = [call for call in open_calls(message, reply.answered) if isinstance(call, Mapping)]
-            self.turn.send([_pending(call) for call in asked if call in message.tool_calls])
-        return self._conclude(reply.response)
 
     def _sent(self, settled: Settled) -> ModelResponse[Any]:
         """The response with its calls on their way: those that may run to their tools, the others to their messages.
@@ -298,83 +289,6 @@ class _ModelCall:
 
     def _conclude(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
         return ExtendedModelResponse(model_response=response, command=Command(update=self.turn.update()))
-
-
-class _ToolCall:
-    """One tool call of the agent: may it run, and what became of it."""
-
-    def __init__(self, request: ToolCallRequest, rules: Rules, cache: RuleCache, buffer: OutcomeBuffer) -> None:
-        self._request = request
-        self._call = request.tool_call
-        self._rules = rules
-        self._terms = cache.terms_of(request.tool)
-        self._buffer = buffer
-        self._notes: Notes | None = request.state.get("metis_turn")
-        self._started = time.perf_counter()
-
-    @property
-    def seconds_left(self) -> float | None:
-        """What the budget leaves of time; `None` for no limit."""
-        limit = self._rules.budget.seconds
-        if limit is None or self._notes is None:
-            return None
-        return max(0.0, limit - Turn(self._rules, self._request.state).spent.seconds)
-
-    def instead(self) -> ToolMessage | None:
-        """What the model reads in place of the result, where the call must not run."""
-        for sent in self._notes["pending"] if self._notes else ():
-            if sent["id"] == self._call["id"]:
-                if "settled" not in sent:
-                    return None
-                status: Any = sent["status"]
-                return ToolMessage(sent["settled"], name=sent["name"], tool_call_id=sent["id"], status=status)
-        return self._stray()
-
-    def _stray(self) -> ToolMessage | None:
-        """The same for a call that no gated reply has held: other middleware has brought it in."""
-        turn, call, cost = Turn(self._rules, self._request.state), self._call, self._terms.cost
-        reason = self._rules.budget.refuses(call["name"], cost, turn.spent)
-        if not turn.decisions or call["name"] not in turn.decisions[-1].allowed:
-            reason = "the gate did not allow it at this step"
-        if reason is None:
-            return None
-        text = self._rules.block(call["name"], reason)
-        message = ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
-        self._note(message, "blocked", ran=False)
-        return message
-
-    def returned(self, result: _ToolResult) -> _ToolResult:
-        """Note the result; it goes on as it is."""
-        # LangChain itself answers a call of a tool that the agent does not have.
-        missing = self._request.tool is None and isinstance(result, ToolMessage) and result.status == "error"
-        self._note(result, "blocked" if missing else None, ran=not missing)
-        return result
-
-    def timed_out(self, limit: float) -> ToolMessage:
-        """Note that the budget's time was up, and tell the model."""
-        message = abandoned(self._call, limit)
-        self._note(message, "timeout")
-        return message
-
-    def raised(self, error: Exception) -> None:
-        """Note that the tool raised."""
-        text = f"{type(error).__name__}: {error}"
-        message = ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"], status="error")
-        self._note(message, "error")
-
-    def _note(self, result: Any, status: OutcomeStatus | None, *, ran: bool = True) -> None:
-        if self._notes is None:
-            return
-        seconds, cost = (time.perf_counter() - self._started, self._terms.cost) if ran else (0.0, 0.0)
-        outcome, _ = outcome_of(self._call, result, seconds=seconds, cost=cost, status=status)
-        self._buffer.add(self._notes, outcome)
-
-
-def _pending(call: Mapping[str, Any]) -> PendingCall:
-    arguments = call.get("args")
-    return PendingCall(
-        id=call.get("id") or "", name=call.get("name") or "", args=arguments if isinstance(arguments, dict) else {}
-    )
 
 
 def _check_keys(state: Mapping[str, Any]) -> None:

@@ -34,7 +34,16 @@ from metis_agent.types import (
     TrajectoryStatus,
 )
 
-__all__ = ["Recorder", "RecorderReport", "TrajectorySink", "keep", "model_call_of", "question_of", "trajectory_of"]
+__all__ = [
+    "Recorder",
+    "RecorderReport",
+    "TrajectorySink",
+    "as_told",
+    "keep",
+    "model_call_of",
+    "question_of",
+    "trajectory_of",
+]
 
 _log = logging.getLogger(__name__)
 _SHORT = 10_000
@@ -269,6 +278,12 @@ def keep(store: TrajectorySink, trajectory: Trajectory, **options: Any) -> None:
             store.append(_shortened(trajectory, str(error)), **options)
 
 
+def as_told(turn: Sequence[BaseMessage], calls: Sequence[ModelCall]) -> list[ModelCall]:
+    """Model calls with the text that the turn's messages have now, once middleware has been at them."""
+    told = _Told(turn)
+    return [told.call(call, last=call is calls[-1]) for call in calls]
+
+
 class _Told:
     """What a turn's messages say now, once middleware has been at them.
 
@@ -349,11 +364,11 @@ def _question_id(text: str) -> str:
 
 
 def _trajectory_of(turn: Sequence[BaseMessage], state: Mapping[str, Any], **fields: Any) -> Trajectory:
-    told, calls = _Told(turn), state.get("calls", ())
+    told = _Told(turn)
     return Trajectory(
         answer=_answer_of(turn) if fields["status"] == "finished" else "",
         messages=tuple([_message_record(message) for message in turn]),
-        calls=tuple([told.call(call, last=call is calls[-1]) for call in calls]),
+        calls=tuple(as_told(turn, state.get("calls", ()))),
         decisions=tuple(state.get("decisions", ())),
         outcomes=tuple([told.outcome(outcome) for outcome in state.get("outcomes", ())]),
         **fields,

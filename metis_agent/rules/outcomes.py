@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
@@ -20,26 +21,30 @@ from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.types import Command
 from pydantic import ValidationError
 
-from metis_agent.deadline import DeadlineError, arun_in_thread
+from metis_agent.deadline import DeadlineError, arun_in_thread, run_async
 from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.rules.shapes import text_of
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
 __all__ = [
+    "InLoop",
     "InThread",
     "OutcomeBuffer",
     "ToolResult",
     "abandoned",
     "commands_of",
     "failure_of",
+    "is_async_only",
     "is_sync_only",
     "outcome_of",
+    "without_records",
 ]
 
 ToolResult = Any
 """A `ToolMessage`, a `Command`, or a list of both."""
 
+_OURS = frozenset({"decisions", "outcomes", "calls", "metis_turn", "metis_run"})
 _KEPT_TURNS = 100_000
 
 
@@ -110,7 +115,16 @@ def commands_of(
     outcome, items = outcome_of(call, result, seconds=seconds, cost=cost, status=status)
     messages = [item for item in items if isinstance(item, ToolMessage)]
     own: Command[Any] = Command(update={"messages": messages, "outcomes": [dict(vars(outcome))]})
-    return [own, *[item for item in items if isinstance(item, Command)]]
+    return [own, *[without_records(item) for item in items if isinstance(item, Command)]]
+
+
+def without_records(result: ToolResult) -> ToolResult:
+    """A tool's result without the records of another agent that the tool has asked: they are not this turn's."""
+    if isinstance(result, list):
+        return [without_records(item) for item in result]
+    if isinstance(result, Command) and isinstance(result.update, dict) and not _OURS.isdisjoint(result.update):
+        return replace(result, update={key: value for key, value in result.update.items() if key not in _OURS})
+    return result
 
 
 class InThread:
@@ -123,6 +137,23 @@ class InThread:
     async def ainvoke(self, call: Any, config: Any) -> Any:
         """Run the tool."""
         return await arun_in_thread(self._tool.invoke, call, config)
+
+
+class InLoop:
+    """An async-only tool (each MCP tool is one) for a sync run: in an event loop of its own."""
+
+    def __init__(self, tool: BaseTool) -> None:
+        self.name = tool.name
+        self._tool = tool
+
+    def invoke(self, call: Any, config: Any) -> Any:
+        """Run the tool."""
+        return run_async(self._tool.ainvoke, call, config)
+
+
+def is_async_only(tool: BaseTool) -> bool:
+    """True where `invoke` would only say that the tool is async."""
+    return isinstance(tool, StructuredTool | Tool) and tool.func is None and tool.coroutine is not None
 
 
 def is_sync_only(tool: BaseTool) -> bool:
@@ -184,8 +215,13 @@ class OutcomeBuffer:
         replies = {m.tool_call_id: m for m in messages if isinstance(m, ToolMessage) and m.tool_call_id in ids}
         results = []
         for call in sent:
-            seen = call["id"] in ran
-            results.append(ran.pop(call["id"]) if seen else self._unseen(notes, call, replies.get(call["id"])))
+            message, outcome = replies.get(call["id"]), ran.pop(call["id"], None)
+            if outcome is None:
+                outcome = self._unseen(notes, call, message)
+            elif message is not None and (text := str(message.text)) != outcome.content:
+                # As other middleware has left it: what was taken out of the message stays out of the record.
+                outcome = replace(outcome, content=text)
+            results.append(outcome)
         # What is left are calls that other middleware has brought in.
         results += ran.values()
         refused = all(outcome.status == "blocked" for outcome in results)

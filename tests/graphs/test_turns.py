@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import ToolException, tool
+from langchain_core.tools import StructuredTool, ToolException, tool
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InfrastructureError, InputError, SandboxGoneError
@@ -395,3 +395,13 @@ async def test_a_tool_that_returns_directly_has_the_last_word(ask, ran):
     assert len(chat.asked) == 1
     # A failure is no answer.
     assert (await ask(model(calling(call("quote", text="bad")), "sorry"), [quote]))["messages"][-1].content == "sorry"
+
+
+async def test_a_tool_that_is_async_only_runs_in_sync_runs_too(ask):
+    async def find(query: str) -> str:
+        await asyncio.sleep(0)
+        return f"found {query}"
+
+    only_async = StructuredTool.from_function(coroutine=find, name="find", description="Find it.")
+    state = await ask(model(calling(call("find", query="x")), "ok"), [only_async])
+    assert [(o.status, o.content) for o in state["outcomes"]] == [("ok", "found x")]

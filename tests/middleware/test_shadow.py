@@ -135,3 +135,80 @@ def test_the_shadow_says_what_it_would_have_done(tmp_path):
     assert [t.decisions[0].shadow["gate"] for t in trajectories] == ["NeverGate"] * 3
     assert [t.tool_calls for t in trajectories] == [1, 1, 1]
     assert gate.report().calls_saved == 3
+
+
+class Failing:
+    """A gate, a recorder and a stream that fail in every way."""
+
+    wants_draft = True
+
+    def decide(self, request):
+        raise RuntimeError("no weights")
+
+    def knows(self, tool):
+        raise RuntimeError("knows nothing")
+
+    def after_turn(self, *_):
+        raise RuntimeError("can't count")
+
+
+class Full:
+    def append(self, trajectory):
+        raise OSError("full")
+
+
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+def test_whatever_fails_in_the_shadow_is_logged_and_counted_and_changes_nothing(flavour, caplog):
+    ran, chat = [], model(calling(call("look", query="x")), "ok")
+    watching = MetisGateMiddleware(ShadowGate(Failing()), recorder=Recorder(Full()), budget=Budget(cost=0))
+    tools = make_tools(ran)
+    tools[0].metadata = {"cost": "cheap", "repeatable": "perhaps"}
+    agent = create_agent(chat, tools, middleware=[watching])
+    question = {"messages": [HumanMessage("q")]}
+    state = agent.invoke(question) if flavour == "sync" else asyncio.run(agent.ainvoke(question))
+    assert (ran, state["messages"][-1].text) == ([("look", "x")], "ok")
+    assert watching.failures > 0
+    assert "could not watch" in caplog.text
+
+
+def test_a_state_of_ones_own_under_our_keys_ends_no_shadowed_run():
+    from langchain.agents import AgentState
+
+    class Mine(AgentState):
+        metis_turn: str
+
+    watching = MetisGateMiddleware(ShadowGate(NeverGate()))
+    agent = create_agent(model("ok"), make_tools([]), middleware=[watching], state_schema=Mine)
+    state = agent.invoke({"messages": [HumanMessage("q")], "metis_turn": "mine"})
+    assert state["messages"][-1].text == "ok"
+
+
+def test_the_error_of_inner_middleware_stays_what_it_is():
+    from langchain.agents.middleware import wrap_tool_call
+
+    @wrap_tool_call
+    def strict(request, handler):
+        raise ValueError("this call has no id")
+
+    nameless = AIMessage("", tool_calls=[{"name": "look", "args": {"query": "x"}, "id": None, "type": "tool_call"}])
+    agent = create_agent(
+        model(nameless), make_tools([]), middleware=[MetisGateMiddleware(ShadowGate(NeverGate())), strict]
+    )
+    with pytest.raises(ValueError, match="this call has no id"):
+        agent.invoke({"messages": [HumanMessage("q")]})
+
+
+def test_what_is_taken_out_of_messages_is_in_no_record(tmp_path):
+    from langchain.agents.middleware import PIIMiddleware
+
+    def mail(name: str) -> str:
+        """Find a mail address."""
+        return "bob@example.com"
+
+    pii = PIIMiddleware("email", apply_to_tool_results=True, apply_to_output=True)
+    with TrajectoryStore(tmp_path / "runs") as store:
+        watching = MetisGateMiddleware(ShadowGate(NeverGate()), recorder=Recorder(store))
+        chat = model(calling(call("mail", name="x")), "It is carol@example.com.")
+        state = ask(create_agent(chat, [mail], middleware=[pii, watching]))
+        [trajectory] = store.read()
+    assert "@example.com" not in f"{state} {trajectory}"

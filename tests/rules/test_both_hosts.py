@@ -371,3 +371,44 @@ def test_a_lost_call_keeps_no_thread_stuck(make, go, tools):
     chat = model("ok")
     go(make(chat, tools), {"messages": lost})
     assert [message.type for message in chat.asked[0].messages] == ["human", "ai", "tool", "human"]
+
+
+def test_an_agent_that_a_tool_asks_keeps_its_records_to_itself(make, go, ran, tools):
+    inner = make(model(calling(call("look", id="s1", query="inner")), "inner says x"), tools[:1])
+
+    @tool
+    def task(description: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Command:
+        """Hand a task over, and all of the state that comes back."""
+        state = inner.invoke({"messages": [HumanMessage(description)]})
+        answer = ToolMessage(state.pop("messages")[-1].text, tool_call_id=tool_call_id)
+        return Command(update={**state, "messages": [answer]})
+
+    chat = model(calling(call("task", id="m1", description="x")), calling(call("look", id="m2", query="y")), "done")
+    state = go(make(chat, [task, *tools], budget=Budget(calls=2)))
+    assert [outcome.call_id for outcome in state["outcomes"]] == ["m1", "m2"]
+    assert [decision.gate for decision in state["decisions"]][-1] == "budget"
+    assert (len(state["decisions"]), ran) == (3, [("look", "inner"), ("look", "y")])
+
+
+def test_a_recorder_changes_nothing_that_the_model_reads(make, go, tmp_path):
+    @tool
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    read = []
+    with TrajectoryStore(tmp_path) as store:
+        for options in ({}, {"recorder": Recorder(store)}):
+            chat = model(calling(call("add", a="x", b=1)), "done")
+            read.append(results(go(make(chat, [add], **options))))
+    assert read[0] == read[1]
+
+
+def test_a_recorder_that_cannot_write_takes_no_answer(make, go, tools):
+    class Full:
+        def append(self, trajectory):
+            raise OSError("full")
+
+    recorder = Recorder(Full())
+    assert go(make(model("the answer"), tools, recorder=recorder))["messages"][-1].text == "the answer"
+    assert recorder.report.lost == 1
