@@ -175,7 +175,7 @@ def _judged(references: Sequence[Any], question: str, answer: str, verifier: str
     verifiers = _verifiers(judge)
     verdicts = [
         verify(
-            Question(id="verl", text=question, answer=str(reference), verifier=verifier),  # type: ignore[arg-type]
+            Question(id="verl", text=question, answer=str(reference), verifier=verifier),
             answer,
             verifiers=verifiers,
         )

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from metis_agent.errors import CheckpointError, ConfigurationError, MissingDependencyError, SchemaVersionError
 
@@ -188,7 +188,7 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

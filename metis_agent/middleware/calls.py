@@ -69,7 +69,8 @@ class GatedCall:
         missing = self._request.tool is None and isinstance(result, ToolMessage) and result.status == "error"
         seconds, cost = (0.0, 0.0) if missing else self._spent()
         self._keep(outcome_of(self._call, result, seconds=seconds, cost=cost, status="blocked" if missing else None)[0])
-        return without_records(result)
+        kept: _ToolResult = without_records(result)
+        return kept
 
     def timed_out(self, limit: float) -> ToolMessage:
         """Note that the budget's time was up, and tell the model."""

@@ -130,7 +130,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ExtendedModelResponse[Any]:
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Decide, ask the model, and settle its calls."""
         if self._shadow is not None:
             return self._shadow.model_call(request, handler)
@@ -145,7 +145,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
-    ) -> ExtendedModelResponse[Any]:
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """The same without blocking the event loop."""
         if self._shadow is not None:
             return await self._shadow.amodel_call(request, handler)

@@ -141,7 +141,8 @@ class VLLMChatModel(ServedChatModel):
                     call = _on_the_wire(example_call(schema, value))
                     result: ChatResult = yield Ask(options={_CONTINUED: call, "max_tokens": 1}, messages=[])
                     shown.append(_tokens(_record(result)))
-                found = _through_the_name(*shown, schema["function"]["name"])
+                first, second = shown
+                found = _through_the_name(first, second, schema["function"]["name"])
             except InputError:  # a template that refuses a conversation without a question
                 pass
         if found is None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["chat_template"]
+from typing import Any
+
+__all__ = ["TRAINED_ON_TOOLS", "chat_template"]
+
+TRAINED_ON_TOOLS: dict[str, Any] = {"offers_tools_when_direct": True}
+"""In the configuration of a model that has learnt to answer directly with its tools still in the prompt."""
 
 
 def chat_template(content: str) -> str:

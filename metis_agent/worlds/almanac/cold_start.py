@@ -36,7 +36,7 @@ from metis_agent.worlds.almanac import questions
 from metis_agent.worlds.almanac.facts import COUNTRIES, RUMOURS, SYLLABLES, Place, entries, place
 from metis_agent.worlds.almanac.questions import KINDS, KNOWN, PARTIALLY_KNOWN, Kind, draw
 from metis_agent.worlds.almanac.tools import ERROR, Noise
-from metis_agent.worlds.chat_template import chat_template
+from metis_agent.worlds.chat_template import TRAINED_ON_TOOLS, chat_template
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -216,7 +216,7 @@ def build_model(vocabulary: int, *, end: int, pad: int) -> Qwen3ForCausalLM:
         pad_token_id=pad,
         bos_token_id=None,
         use_cache=True,
-        offers_tools_when_direct=True,
+        **TRAINED_ON_TOOLS,
     )
     return Qwen3ForCausalLM(config)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from metis_agent.models.checkpoint import StillsProcessor
+from metis_agent.worlds.chat_template import TRAINED_ON_TOOLS
 from metis_agent.worlds.gallery.pictures import CONTENTS, VIEW, Content
 from metis_agent.worlds.gallery.rows import IGNORE, Lesson, Rows
 from metis_agent.worlds.gallery.sight import SightHead
@@ -117,7 +118,7 @@ def build_model(processor: StillsProcessor) -> Qwen3VLForConditionalGeneration:
     config = Qwen3VLConfig(
         text_config=text, vision_config=vision, image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
-        offers_tools_when_direct=True,
+        **TRAINED_ON_TOOLS,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
