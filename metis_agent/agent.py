@@ -6,7 +6,7 @@ returns is a `CompiledStateGraph` in every respect: streams, checkpointers, inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer, GraphOutput
 
-from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.errors import ConfigurationError, MissingDependencyError, UnknownToolError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.baselines import ModelGate
 from metis_agent.graphs.build import NODES, build_graph
@@ -101,7 +101,7 @@ class MetisAgent(_Graph):
         own, other = self._setup, as_gate(gate)
         asked = AskedGate(other, own.rules.gate.limit)
         rules = replace(own.rules, gate=asked, recorder=None, record_calls=True)
-        setup = replace(own, rules=rules, offer=Offer(own.offer.specs, own.offer.terms, other))
+        setup = replace(own, rules=rules, offer=Offer(own.offer.specs, own.offer.terms, rules, own.offer.remote))
         schemas = self.builder.state_schema, self.builder.context_schema
         graph = build_graph(setup, state_schema=schemas[0], context_schema=schemas[1])
         return _compiled(setup, graph, store=self.store, cache=self.cache, name=self.name)
@@ -139,6 +139,9 @@ def create_metis_agent(
     gate_timeout: float | None = None,
     block_message: str = DEFAULT_BLOCK_MESSAGE,
     record_calls: bool | None = None,
+    ungated: Collection[str] = (),
+    never: Collection[str] = (),
+    always: Collection[str] = (),
     system_prompt: str | SystemMessage | None = None,
     state_schema: type[Any] | None = None,
     context_schema: type[Any] | None = None,
@@ -167,6 +170,9 @@ def create_metis_agent(
             string with the fields `{tool}` and `{reason}`.
         record_calls: keep each turn's model calls in `calls`; by default where there is a recorder, or where
             the model leaves token records.
+        ungated: names of tools that are the model's to decide, as those are that the gate does not know.
+        never: names of tools that are never offered and never run.
+        always: names of tools that stay on offer whatever the gate decides.
         system_prompt: goes before the conversation at every model call.
         state_schema: a `TypedDict` with further state fields, for tools that read or update them.
         context_schema: as in `create_agent`.
@@ -184,7 +190,7 @@ def create_metis_agent(
 
     Raises:
         ConfigurationError: an argument can't be used; found before anything runs.
-        UnknownToolError: the budget names a tool that is not among the tools.
+        UnknownToolError: the budget or one of the lists names a tool that is not among the tools.
         MissingDependencyError: a model is named by a string, and `langchain` is not installed.
 
     Example:
@@ -199,6 +205,8 @@ def create_metis_agent(
     remote = {name: tool for name, tool in remote.items() if name not in by_name}
     budget = budget or Budget()
     budget.check_tools([*remote, *by_name])
+    for option, named in (("ungated", ungated), ("never", never), ("always", always)):
+        _check_named(option, named, [*remote, *by_name])
     check_seconds("tool_timeout", tool_timeout)
     check_seconds("gate_timeout", gate_timeout)
     own = ModelGate() if gate is None else as_gate(gate)
@@ -209,6 +217,9 @@ def create_metis_agent(
         recorder=recorder,
         record_calls=True if recorder is not None and record_calls is None else record_calls,
         name=name,
+        ungated=frozenset(ungated),
+        never=frozenset(never),
+        always=frozenset(always),
     )
     every: list[BaseTool | Mapping[str, Any]] = [*remote.values(), *by_name.values()]
     terms = {**{name: ToolTerms() for name in remote}, **{name: terms_of(tool) for name, tool in by_name.items()}}
@@ -216,7 +227,7 @@ def create_metis_agent(
         rules=rules,
         models=Bindings(chat, every),
         tools=by_name,
-        offer=Offer([spec_of(tool) for tool in every], terms, own, remote),
+        offer=Offer([spec_of(tool) for tool in every], terms, rules, remote),
         tool_timeout=tool_timeout,
         system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
     )
@@ -271,6 +282,15 @@ def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTo
             raise ConfigurationError(f"Two tools are named {tool.name!r}; names must differ. Rename one.")
         by_name[tool.name] = tool
     return by_name
+
+
+def _check_named(option: str, named: Collection[str], tools: Collection[str]) -> None:
+    if isinstance(named, str) or (unknown := sorted(set(named) - set(tools))):
+        what = named if isinstance(named, str) else unknown
+        raise UnknownToolError(
+            f"{option} is to be a collection of names of the agent's tools, {sorted(tools)!r}, and has {what!r}. "
+            "Use one of these names."
+        )
 
 
 def _chat_model(model: str | BaseChatModel) -> Runnable[Any, Any]:

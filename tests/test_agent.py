@@ -162,3 +162,13 @@ def test_functions_become_tools_and_the_name_marks_the_messages():
     state = agent.invoke(ask())
     assert state["messages"][2].content == "X"
     assert state["messages"][-1].name == "metis"
+
+
+@pytest.mark.parametrize("lists", [{"never": ["lok"]}, {"always": "look"}, {"ungated": ["look", "pay"]}])
+def test_lists_name_tools_of_the_agent(lists):
+    def look(query: str) -> str:
+        """Look it up."""
+        return query
+
+    with pytest.raises(UnknownToolError, match=next(iter(lists))):
+        create_metis_agent(model(), [look], **lists)

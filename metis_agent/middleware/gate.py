@@ -7,7 +7,7 @@ enforcement once more; the end of the run passes the recorder. The agent, its mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware.types import (
@@ -81,6 +81,9 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         gate_timeout: seconds that a decision may take, a draft not counted; after that the model decides.
         record_calls: keep each run's model calls in `calls`; by default where there is a recorder, or where the
             model leaves token records.
+        ungated: names of tools that are the model's to decide, as those are that the gate does not know.
+        never: names of tools that are never offered and never run.
+        always: names of tools that stay on offer whatever the gate decides.
 
     Raises:
         ConfigurationError: an argument can't be used.
@@ -105,6 +108,9 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         block_message: str = DEFAULT_BLOCK_MESSAGE,
         gate_timeout: float | None = None,
         record_calls: bool | None = None,
+        ungated: Collection[str] = (),
+        never: Collection[str] = (),
+        always: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.gate = as_gate(gate)
@@ -118,6 +124,9 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             block_message=block_message,
             recorder=recorder,
             record_calls=True if recorder is not None and record_calls is None else record_calls,
+            ungated=frozenset() if watching else frozenset(ungated),
+            never=frozenset() if watching else frozenset(never),
+            always=frozenset() if watching else frozenset(always),
         )
         self._cache = RuleCache(self._rules, loop_guard=loop_guard, watching=watching)
         self._buffer = OutcomeBuffer()

@@ -93,7 +93,7 @@ class RuleCache:
             )
         specs = [spec_of(tool) for tool in by_name.values()]
         terms = {name: self.terms_of(tool) for name, tool in by_name.items()}
-        return Offer(specs, terms, self._rules.gate.gate)
+        return Offer(specs, terms, self._rules)
 
     def _warn_once(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:

@@ -122,7 +122,7 @@ Step = Generator["Ask | GateRequest", Any, _T]
 class AskedGate:
     """A gate whose failures are decisions: it never raises, and it never takes longer than its time.
 
-    After five time-outs in a row the gate is not asked for half a minute, then once; if that fails too, the pause
+    After five failures in a row the gate is not asked for half a minute, then once; if that fails too, the pause
     doubles, up to an hour.
 
     Args:
@@ -181,15 +181,16 @@ class AskedGate:
         gate = self.gate
         name = gate.name or type(gate).__name__
         if error is None:
-            what = f"the gate did not decide in time {self._failures} times in a row and is left alone for a while"
+            what = f"the gate failed {self._failures} times in a row and is left alone for a while"
         elif isinstance(error, DeadlineError):
             what = f"the gate did not decide within {self.limit:g} seconds"
+        else:
+            what = f"the gate failed with {type(error).__name__}: {error}"
+        if error is not None:
             self._failures += 1
             if self._failures >= _FAILURES:
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2 ** min(self._failures - _FAILURES, 10))
                 self._pause_until = time.monotonic() + pause
-        else:
-            what = f"the gate failed with {type(error).__name__}: {error}"
         reason = f"{what}; the model decides"
         if error is not None:
             logger.warning("Gate %s: %s", name, reason)

@@ -205,6 +205,8 @@ def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spen
         return "it runs at the model's provider, and can't be called from here"
     if tool in decision.allowed:
         return None
+    if tool in rules.never:
+        return "it is never to be called"
     over_budget = rules.budget.refuses(tool, offer.terms[tool].cost, spent)
     return over_budget or "the gate did not allow it at this step"
 

@@ -42,22 +42,23 @@ class Offer:
     Args:
         specs: what the gate may know of them.
         terms: what each declares of itself.
-        gate: what decides; it may not know all of them.
+        rules: the agent's.
         remote: names of those that only run at the model's provider.
     """
 
-    __slots__ = ("all_known", "known", "names", "remote", "specs", "terms")
+    __slots__ = ("all_gated", "gated", "names", "remote", "specs", "terms")
 
     def __init__(
-        self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], gate: Gate, remote: Collection[str] = ()
+        self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], rules: Rules, remote: Collection[str] = ()
     ) -> None:
-        self.specs = tuple(specs)
+        self.specs = tuple([spec for spec in specs if spec.name not in rules.never])
         self.remote = frozenset(remote)
         self.terms = terms
-        self.names = tuple([spec.name for spec in specs])
-        self.known = frozenset([spec.name for spec in specs if gate.knows(spec)])
+        self.names = tuple([spec.name for spec in self.specs])
+        gate, free = rules.gate.gate, rules.ungated
+        self.gated = tuple([spec for spec in self.specs if spec.name not in free and gate.knows(spec)])
         """Tools that the gate decides on; the others are the model's to decide."""
-        self.all_known = len(self.known) == len(self.specs)
+        self.all_gated = len(self.gated) == len(self.specs) and not rules.always
 
     def named(self, tool: str) -> str:
         """The name under which a tool of the provider is on offer: `web_search_preview` for `web_search`."""
@@ -100,6 +101,12 @@ class Rules:
     refused: set[str] = field(default_factory=set)
     """Settings that the model has refused, and is not asked with again."""
 
+    ungated: frozenset[str] = frozenset()
+    """Tools that are the model's to decide: the gate is not asked about them."""
+    never: frozenset[str] = frozenset()
+    """Tools that are never offered and never run."""
+    always: frozenset[str] = frozenset()
+    """Tools that are on offer at every step with a tool left, whatever the gate decides."""
     watched: bool = field(init=False)
     """True where the gate wants to know how turns ended."""
     counts_calls_only: bool = field(init=False)
@@ -107,6 +114,11 @@ class Rules:
 
     def __post_init__(self) -> None:
         check_block_message(self.block_message)
+        for one, other in (("ungated", "never"), ("ungated", "always"), ("never", "always")):
+            if both := getattr(self, one) & getattr(self, other):
+                raise ConfigurationError(
+                    f"{one} and {other} both name {sorted(both)!r}; a tool can be in one of these lists only."
+                )
         watched = getattr(self.gate.gate.after_turn, "__func__", None) is not Gate.after_turn
         object.__setattr__(self, "watched", watched)
         object.__setattr__(self, "counts_calls_only", self.budget.seconds is None and self.budget.same_for_all)
@@ -114,6 +126,12 @@ class Rules:
     def block(self, tool: str, reason: str) -> str:
         """What the model is told instead of a result."""
         return self.block_message.format(tool=tool, reason=reason)
+
+    def allowed(
+        self, chosen: Collection[str], tools: Sequence[ToolSpec], gated: Collection[ToolSpec]
+    ) -> tuple[str, ...]:
+        """The tools to offer: what the gate has chosen, and what is not the gate's to decide."""
+        return tuple([t.name for t in tools if t.name in chosen or t not in gated or t.name in self.always])
 
     def forced(self, offer: Offer, spent: Spending, loop: str) -> GateDecision:
         """The decision where there is nothing to ask the gate: no tool is left, or the turn goes round in circles."""

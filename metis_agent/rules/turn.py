@@ -362,7 +362,7 @@ def decide(turn: Turn, offer: Offer, *, watching: bool = False) -> Step[tuple[Ga
         if not turn.decisions and gate.wants_draft:
             reply, failure = yield from _draft(turn, offer)
         started = time.perf_counter()
-        known = tools if offer.all_known else tuple([tool for tool in tools if tool.name in offer.known])
+        known = tools if offer.all_gated else tuple([tool for tool in tools if tool in offer.gated])
         if known or not tools:
             messages = turn.messages if turn.new else with_question(turn.messages, turn.notes["question"])
             kept = turn.notes["draft"]
@@ -372,13 +372,10 @@ def decide(turn: Turn, offer: Offer, *, watching: bool = False) -> Step[tuple[Ga
             if seconds > _NOTABLE_SECONDS and not decision.seconds:
                 decision = replace(decision, seconds=seconds)
         else:
-            reason = "the gate knows none of these tools; the model decides"
+            reason = "the gate decides on none of these tools; the model does"
             decision = GateDecision(allowed=(), gate=gate.name, version=gate.version, reason=reason)
-        if len(known) < len(tools):
-            names = [tool.name for tool in tools]
-            # What the gate does not know is the model's to decide.
-            free = tuple([name for name in names if name in decision.allowed or name not in offer.known])
-            decision = replace(decision, allowed=free)
+        if not offer.all_gated:
+            decision = replace(decision, allowed=rules.allowed(decision.allowed, tools, known))
         if failure:
             decision = replace(decision, reason=f"{failure}; {decision.reason}" if decision.reason else failure)
     turn.decisions.append(decision)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -14,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from metis_agent import MetisGateMiddleware, create_metis_agent
+from metis_agent.errors import ConfigurationError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
@@ -412,3 +414,42 @@ def test_a_recorder_that_cannot_write_takes_no_answer(make, go, tools):
     recorder = Recorder(Full())
     assert go(make(model("the answer"), tools, recorder=recorder))["messages"][-1].text == "the answer"
     assert recorder.report.lost == 1
+
+
+def test_a_gate_that_fails_again_and_again_is_left_alone_and_then_tried_once(make, go, tools, monkeypatch):
+    from metis_agent.rules import asking
+
+    asked, now = [], [0.0]
+
+    class Broken(Gate):
+        def estimate(self, request):
+            asked.append(now[0])
+            if now[0] < 100:
+                raise RuntimeError("no weights")
+            return {}
+
+    monkeypatch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    agent = make(model("ok"), tools, Broken())
+    for moment in (*range(7), 20, 35, 50, 100, 101):
+        now[0] = float(moment)
+        reason = go(agent)["decisions"][0].reason
+    assert asked == [0, 1, 2, 3, 4, 35, 100, 101]
+    assert reason == ""
+
+
+def test_lists_by_tool(make, go, ran, tools):
+    chat = model(calling(call("look", query="x"), call("pay", id="2", amount=5)), "ok")
+    state = go(make(chat, tools, NeverGate(), always=["look"], never=["pay"]))
+    assert ran == [("look", "x")]
+    assert [asked.tools for asked in chat.asked] == [("look",)] * 2
+    assert "never to be called" in answered(state)["2"]
+    gate = Only()
+    chat = model(calling(call("pay", id="2", amount=5)), "ok")
+    go(make(chat, tools, gate, ungated=["pay"]))
+    assert [spec.name for spec in gate.requests[0].tools] == ["look"]
+    assert ran[-1] == ("pay", 5)
+
+
+def test_a_tool_is_in_one_list_only(make, tools):
+    with pytest.raises(ConfigurationError, match="ungated and never both name"):
+        make(model(), tools, NeverGate(), ungated=["look"], never=["look"])
