@@ -3,7 +3,8 @@
 Both get the same chat model that answers at once and the same trivial tool, with the defaults that users get.
 Turns are measured in turn (A B A B ...) in one process, by process CPU time, so that other load on the machine
 hits both; of each kind the 5% quantile over all rounds counts. A direct turn is one answer; a tool turn is a
-call, its result, and the answer. `extra_call` is what the tool turn adds to the direct one.
+call, its result, and the answer. `extra_call` is what the tool turn adds to the direct one. `middleware` is the agent
+of `create_agent` behind a `MetisGateMiddleware`, beside the same agent without.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import tool
 
 from metis_agent.agent import create_metis_agent
+from metis_agent.gates import ModelGate
+from metis_agent.middleware import MetisGateMiddleware
 
 Turn = Callable[[], Any]
 AsyncTurn = Callable[[], Awaitable[Any]]
@@ -98,11 +101,20 @@ def question() -> dict[str, Any]:
     return {"messages": [HumanMessage("hi")]}
 
 
+def gated(model: BaseChatModel, tools: list[Any]) -> Any:
+    return create_agent(model, tools, middleware=[MetisGateMiddleware(ModelGate())])
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "create_agent": create_agent, "metis": create_metis_agent, "middleware": gated,
+}  # fmt: skip
+
+
 def overhead(rounds: int) -> dict[str, Any]:
     agents = {
         f"{kind}_{who}": make(InstantModel(calls=kind == "tool"), [echo])
         for kind in ("direct", "tool")
-        for who, make in (("create_agent", create_agent), ("metis", create_metis_agent))
+        for who, make in MAKERS.items()
     }
     sync = {name: lambda agent=agent: agent.invoke(question()) for name, agent in agents.items()}
     async_ = {name: lambda agent=agent: agent.ainvoke(question()) for name, agent in agents.items()}
@@ -114,12 +126,14 @@ def overhead(rounds: int) -> dict[str, Any]:
         return await ameasure(async_, rounds)
 
     milliseconds |= {f"{name}_async": value for name, value in asyncio.run(run_async()).items()}
-    for who in ("create_agent", "metis"):
+    for who in MAKERS:
         for flavour in ("sync", "async"):
             both = [milliseconds[f"{kind}_{who}_{flavour}"] for kind in ("tool", "direct")]
             milliseconds[f"extra_call_{who}_{flavour}"] = both[0] - both[1]
     ratios = {
-        f"{kind}_{flavour}": milliseconds[f"{kind}_metis_{flavour}"] / milliseconds[f"{kind}_create_agent_{flavour}"]
+        f"{prefix}{kind}_{flavour}": milliseconds[f"{kind}_{who}_{flavour}"]
+        / milliseconds[f"{kind}_create_agent_{flavour}"]
+        for who, prefix in (("metis", ""), ("middleware", "middleware_"))
         for kind in ("direct", "tool", "extra_call")
         for flavour in ("sync", "async")
     }
