@@ -95,6 +95,7 @@ def test_hundreds(bench, host):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("host", HOSTS)
 def test_thousands(bench, host):

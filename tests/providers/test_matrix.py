@@ -39,6 +39,7 @@ def test_a_scenario(bench, name, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "shape"), CELLS)
 def test_a_scenario_in_all_ways(bench, name, shape):
     assert not faults_in(bench, name, shape, {"graph": WAYS, "middleware": WAYS})

@@ -55,7 +55,8 @@ def check(bench, folder, name, shape, way):
     watching = MetisGateMiddleware(ShadowGate(NeverGate()), recorder=Recorder(store))
     assert asked(bench, scenario, shape, way, [watching]) == plain
     assert json.loads(plain[0][0])
-    assert len(list(store.read())) == len(plain[1])
+    # At the recursion limit LangGraph ends a run between its nodes, where no middleware is asked: it leaves no record.
+    assert len(list(store.read())) == sum(not end.startswith("GraphRecursionError") for end in plain[1])
 
 
 @pytest.mark.parametrize(("name", "shape"), CELLS[::5])
@@ -64,6 +65,7 @@ def test_requests_are_those_of_the_plain_agent(bench, tmp_path, name, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "shape"), CELLS)
 def test_they_are_in_the_whole_matrix(bench, tmp_path, name, shape, way):
