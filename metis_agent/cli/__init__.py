@@ -68,7 +68,7 @@ _COMMANDS = {
         "Show what was saved and what it cost in accuracy: one page to open in a browser, or to send to somebody.",
     ),
     "drift": (
-        "drift:drift_command", _LOOK,
+        "calibrate:drift_command", _LOOK,
         "Say whether today's questions are like those that the gate was calibrated on.",
     ),
     "push": (

@@ -265,6 +265,12 @@ def _changed(block: Any, changes: Sequence[_Change]) -> Any:
     change.shown = True
     call = change.now
     new: dict[str, Any] = {**inner, _CALLS[kind]: call["id"], "name": call["name"]}
+    if call["id"] != id_:
+        # A call of another id is another item: under the old item's name a provider would have it twice.
+        if kind == "function_call":
+            new.pop("id", None)
+        if isinstance(inner.get("extras"), Mapping):
+            new["extras"] = {key: value for key, value in inner["extras"].items() if key != "item_id"}
     if kind == "custom_tool_call" or _is_invalid(call):
         pass
     elif kind == "function_call":
