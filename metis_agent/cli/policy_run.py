@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent
     from metis_agent.gates.base import Gate
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
-    from metis_agent.models.local import OFFERS_TOOLS_WHEN_DIRECT
 
 __all__ = ["PolicyRun", "build_trainer", "check_reporters", "model_folder", "processes", "read_questions_of"]
 
@@ -53,6 +52,8 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
     # FSDP 2 leaves no process a whole model: the agent then samples from a second copy.
     sampler = _second_copy(run) if _spread_by_fsdp() and run.sampling.backend == "local" else None
     # The direct branch is trained with the tools in its prompt, and so it is to be asked.
+    from metis_agent.models.local import OFFERS_TOOLS_WHEN_DIRECT
+
     setattr(loaded.model.config, OFFERS_TOOLS_WHEN_DIRECT, True)
     chat = _chat(run, loaded, run.sampling.temperature, sampler)
     options: dict[str, Any] = {"concurrency": run.sampling.concurrency, "timeout": run.sampling.timeout}

@@ -1,4 +1,5 @@
 import asyncio
+from typing import ClassVar
 
 import pytest
 from langchain_core.messages import AIMessage, SystemMessage
@@ -44,7 +45,7 @@ def test_the_model_reads_what_the_run_had_read_and_no_reading_tool_is_offered():
 
 def test_a_model_that_must_be_kept_from_calls_is_kept_from_them_at_once():
     class Eager(ScriptedChatModel):
-        offers_tools_when_direct: bool = True
+        offers_tools_when_direct: ClassVar[bool] = True
 
     chat = Eager(script=["7"])
     ask(prober(chat), points(run("a", "q", look())))
