@@ -49,6 +49,7 @@ _EXTRAS = {
     "math": "answers that are mathematics",
     "serve": "serving a decision model by transformers",
     "traces": "traces in Parquet and in LangGraph checkpointers",
+    "audit": "prices of models in metis audit",
 }
 """What each extra is for."""
 _PIXEL = (

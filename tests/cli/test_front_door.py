@@ -41,8 +41,8 @@ def leaves() -> dict[str, Any]:
 def test_help_lists_the_path_in_its_order() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
     order = (
-        "demo", "ask", "doctor", "import", "rollout", "curate", "train", "calibrate", "evaluate", "report", "drift",
-        "push",
+        "demo", "ask", "doctor", "import", "rollout", "curate", "train", "calibrate", "evaluate", "audit", "report",
+        "drift", "push",
     )  # fmt: skip
     places = [shown.index(f"│ {name} ") for name in order]
     assert places == sorted(places)

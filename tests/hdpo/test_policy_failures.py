@@ -79,7 +79,7 @@ def test_a_full_disk_ends_the_run_with_the_store_whole(tmp_path: Path, monkeypat
     append = LocalShards.append
     written = 0
 
-    def full(self: LocalShards, line: bytes) -> None:
+    def full(self: LocalShards, line: bytes, **_: Any) -> None:
         nonlocal written
         written += 1
         if written > 5:
