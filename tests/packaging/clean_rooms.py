@@ -39,6 +39,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "images": frozenset(),
     "langchain": frozenset({"langchain"}),
     "traces": frozenset(),
+    "audit": frozenset(),
     "vllm": frozenset(),
     "docs": frozenset(),
     "all": frozenset({"torch", "train", "langchain"}),
