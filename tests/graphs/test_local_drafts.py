@@ -24,7 +24,9 @@ def look(query: str) -> str:
 @pytest.fixture(scope="module")
 def chat():
     tokenizer = build_tokenizer()
-    return LocalChatModel(model=build_policy(tokenizer), tokenizer=tokenizer, max_new_tokens=8)
+    # Trained with its tools in the prompt: a direct answer is then one in which a call is banned.
+    policy = build_policy(tokenizer)
+    return LocalChatModel(model=policy, tokenizer=tokenizer, max_new_tokens=8, offers_tools_when_direct=True)
 
 
 @pytest.mark.parametrize("flavour", ["sync", "async"])
@@ -42,9 +44,9 @@ def test_the_draft_is_token_for_token_the_answer_of_a_direct_turn(chat, flavour)
     assert by_draft.completion_ids == by_answer.completion_ids
     assert by_draft.log_probs == pytest.approx(by_answer.log_probs, abs=1e-4)
     # 1 - the geometric mean of the tokens' probabilities, among the tokens that may be written.
-    log_probs = by_draft.allowed_log_probs or by_draft.log_probs  # nothing is banned where no tool is offered
-    assert log_probs is not None
-    mean = sum(log_probs) / len(log_probs)
+    assert by_draft.allowed_log_probs is not None
+    assert all(own < allowed for own, allowed in zip(by_draft.log_probs, by_draft.allowed_log_probs, strict=True))
+    mean = sum(by_draft.allowed_log_probs) / len(by_draft.allowed_log_probs)
     (decision,) = drafted["decisions"]
     assert decision.probabilities["look"] == pytest.approx(1 - math.exp(mean))
     assert 0.01 < decision.probabilities["look"] < 0.99
