@@ -21,6 +21,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
+from pydantic import SecretStr
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.recording.store import TrajectoryStore
@@ -88,7 +89,7 @@ def models(options: argparse.Namespace) -> dict[str, Any]:
     if options.openai:
         from langchain_openai import ChatOpenAI
 
-        chats["openai"] = ChatOpenAI(base_url=options.openai, api_key="none", **common)
+        chats["openai"] = ChatOpenAI(base_url=options.openai, api_key=SecretStr("none"), **common)
     if options.served:
         from metis_agent.models.served import ServedChatModel
 

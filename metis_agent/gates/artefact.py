@@ -171,7 +171,7 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
     named = isinstance(tools, list) and [tool.get("name") for tool in tools if isinstance(tool, dict)]
     text = named and len(named) == len(tools) and all(isinstance(name, str) and name for name in named)
     rule(bool(text) and len(set(named or ())) == len(tools), "tools", "a list of at least one tool, each with its name")
-    value = threshold.get("value") if isinstance(threshold, dict) else None
+    value: Any = threshold.get("value") if isinstance(threshold, dict) else None
     rule(_is_number(value) and 0 <= value <= 1, "threshold", "an object whose value is a number in [0, 1]")
     rule(isinstance(description["policy"], dict), "policy", "an object")
     found, heads = description["decision"], 1 + len(tools)

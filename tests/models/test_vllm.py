@@ -32,7 +32,7 @@ END = "<|end|>"
 MADE = '[{"name": "python", "parameters": {"code": "52+73"}}]'
 """As vLLM writes a call that it was told to require."""
 PLAIN = "<|user|>52+73?<|end|><|assistant|>"
-ASSISTANT, CALLS = TOKENIZER.convert_tokens_to_ids(["<|assistant|>", "<tool_call>"])
+ASSISTANT, CALLS = (int(TOKENIZER.convert_tokens_to_ids(mark)) for mark in ("<|assistant|>", "<tool_call>"))
 
 pytestmark = pytest.mark.enable_socket
 
@@ -79,10 +79,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chat(self, asked: dict[str, Any]) -> dict[str, Any]:
         chat = [{**message, "content": message.get("content") or ""} for message in asked["messages"]]
-        for message in chat:
-            if isinstance(message["content"], list):
-                message["content"] = "".join(block.get("text", "") for block in message["content"])
-            for call in message.get("tool_calls", ()):
+        for turn in chat:
+            if isinstance(turn["content"], list):
+                turn["content"] = "".join(block.get("text", "") for block in turn["content"])
+            for call in turn.get("tool_calls", ()):
                 call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         # As vLLM renders: what a template writes around the assistant's turns is around one that is continued too.
         prompt = TOKENIZER.apply_chat_template(
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
     def _completion(self, asked: dict[str, Any]) -> dict[str, Any]:
         prompt = asked["prompt"]
         prompt_ids = TOKENIZER(prompt, add_special_tokens=False).input_ids if isinstance(prompt, str) else prompt
-        begun = TOKENIZER.decode(prompt_ids).rpartition("<|assistant|>")[2]
+        begun = str(TOKENIZER.decode(prompt_ids)).rpartition("<|assistant|>")[2]
         text = CALL.removeprefix(begun) if CALL.startswith(begun) and "untrained" not in self.server.fault else " the"
         ids = ids_of(text + END, asked)
         tokens = [TOKENIZER.decode([token]) for token in ids]
