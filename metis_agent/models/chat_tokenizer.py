@@ -26,10 +26,10 @@ class Recent(Generic[ValueT]):
 
     Args:
         size: What all results may weigh together; the newest is kept whatever it weighs.
-        weigh: The weight of a result; by default each weighs 1.
+        weigh: The weight of a key and its result; by default each pair weighs 1.
     """
 
-    def __init__(self, size: int, weigh: Callable[[ValueT], int] = lambda value: 1) -> None:
+    def __init__(self, size: int, weigh: Callable[[Any, ValueT], int] = lambda key, value: 1) -> None:
         self._size, self._weigh = size, weigh
         self._weight = 0
         self._lock = threading.Lock()
@@ -48,13 +48,16 @@ class Recent(Generic[ValueT]):
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
-                self._weight += self._weigh(value)
+                self._weight += self._weigh(key, value)
             while self._weight > self._size and len(self._values) > 1:
-                self._weight -= self._weigh(self._values.popitem(last=False)[1])
+                self._weight -= self._weigh(*self._values.popitem(last=False))
         return value
 
 
-_CACHED = 4096
+_REMEMBERED = 32_000_000
+"""Bytes, about, that each memory may hold: by number alone a few hundred long conversations would fill a machine."""
+_ID = 40
+"""Bytes of a token's id in a tuple."""
 
 
 class ChatTokenizer:
@@ -90,9 +93,9 @@ class ChatTokenizer:
         self._turns = re.compile("|".join(f"(?<={re.escape(mark)})" for mark in self.eos_texts.values()))
         self._identity = _identity(tokenizer, self._arguments) + images
         self._lock = threading.Lock()  # fast tokenizers can't be borrowed by two threads at once
-        self._encoded: Recent[tuple[int, ...]] = Recent(_CACHED)
-        self._hashes: Recent[str] = Recent(_CACHED)
-        self._decoded: Recent[str] = Recent(_CACHED)
+        self._encoded: Recent[tuple[int, ...]] = Recent(_REMEMBERED, lambda text, ids: len(text) + _ID * len(ids))
+        self._hashes: Recent[str] = Recent(_REMEMBERED, lambda offered, _: len(offered))
+        self._decoded: Recent[str] = Recent(_REMEMBERED, lambda ids, text: len(text) + _ID * len(ids))
         self.reads_call_ids = "tool_call_id" in str(tokenizer.chat_template)
         """Whether the template writes a result's call id; where it doesn't, equal conversations render once."""
         self.splits_at_ends = self._check_split()

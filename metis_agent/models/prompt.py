@@ -8,7 +8,9 @@ rewrites history (Qwen3 strips earlier thinking), or the history was edited, the
 
 from __future__ import annotations
 
+import hashlib
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ from metis_agent.types import TOKEN_RECORD
 __all__ = ["Prompt", "PromptBuilder"]
 
 _CACHED = 4096
+_REMEMBERED = 32_000_000
+"""Bytes of rendered text, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,9 @@ class PromptBuilder:
     def __init__(self, tokenizer: ChatTokenizer, reader: ImageReader | None = None) -> None:
         self._tokenizer = tokenizer
         self._reader = reader
-        self._rendered: Recent[str] = Recent(_CACHED)
+        self._rendered: Recent[str] = Recent(_REMEMBERED, lambda _, text: len(text))
         self._built: Recent[None] = Recent(_CACHED)
-        """The prompts built so far, as (text, ids): a record that holds one needs no further proof."""
+        """The prompts built so far, by their digests: a record that holds one needs no further proof."""
 
     def build(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]) -> Prompt:
         """The prompt for the next reply.
@@ -97,7 +101,7 @@ class PromptBuilder:
         everything = self._render(conversation, end, reply=True)
         exact = self._continued(conversation, end, template_hash, everything)
         ids = self._encode(conversation, everything) if exact is None else exact
-        self._built.get((everything, ids), lambda: None)
+        self._built.get(_digest(everything, ids), lambda: None)
         return ids, exact is not None
 
     def _continued(
@@ -124,7 +128,7 @@ class PromptBuilder:
             shown = conversation.images[: earlier.count(self._reader.placeholder)]
             if [image.digest for image in shown] != record.get("images", []):
                 return None
-        known = (earlier, prompt_ids) in self._built
+        known = _digest(earlier, prompt_ids) in self._built
         if not known and self._ids(conversation, index, record["template_hash"])[0] != prompt_ids:
             return None  # what came before the reply is no longer what the model saw
         text = self._tokenizer.decode(completion_ids)
@@ -160,7 +164,7 @@ class PromptBuilder:
     def _render(self, conversation: _Conversation, end: int, *, reply: bool) -> str:
         """The template's text for the first `end` messages, with the opening of a reply where asked for."""
         chat = conversation.chat[:end]
-        key = (json.dumps(chat, ensure_ascii=False, default=repr), conversation.offered, reply)
+        key = _digest(json.dumps([chat, conversation.offered, reply], ensure_ascii=False, default=repr))
         return self._rendered.get(key, lambda: self._tokenizer.render(chat, conversation.tools, reply=reply))
 
 
@@ -171,6 +175,13 @@ class _Conversation:
     tools: Sequence[Mapping[str, Any]]
     offered: str
     images: tuple[SeenImage, ...]
+
+
+def _digest(text: str, ids: Sequence[int] = ()) -> bytes:
+    """Stands for a text and its ids, which may be as long as a conversation."""
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
+    digest.update(array("q", ids).tobytes())
+    return digest.digest()
 
 
 def _says(message: AIMessage, reply: Reply) -> bool:

@@ -62,7 +62,7 @@ class ImageReader:
                 "an image into a prompt. Pass the processor of the model, as AutoProcessor loads it."
             )
         self._processor = processor
-        self._seen: Recent[SeenImage] = Recent(_CACHED, _bytes_of)
+        self._seen: Recent[SeenImage] = Recent(_CACHED, lambda _, image: _bytes_of(image))
         others = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
         self._marks = tuple(dict.fromkeys(str(mark) for mark in others if mark))
         unknown = processor.tokenizer.unk_token_id

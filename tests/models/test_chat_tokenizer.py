@@ -6,9 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.models import chat_tokenizer as chat_tokenizer_module
+from metis_agent.models import prompt
 from metis_agent.models.chat_tokenizer import ChatTokenizer, Recent, named_opening
+from metis_agent.models.local import LocalChatModel
 
 from .conftest import PYTHON, STRIPS_THINKING, build_tokenizer
 
@@ -105,7 +109,7 @@ def test_the_least_recently_used_goes() -> None:
 
 
 def test_heavy_results_push_out_more_than_one() -> None:
-    recent: Recent[str] = Recent(6, len)
+    recent: Recent[str] = Recent(6, lambda _, value: len(value))
     for value in ("aa", "bb", "cc"):
         recent.get(value, lambda value=value: value)  # type: ignore[misc]
     assert all(value in recent for value in ("aa", "bb", "cc"))
@@ -113,3 +117,18 @@ def test_heavy_results_push_out_more_than_one() -> None:
     assert [value in recent for value in ("aa", "bb", "cc", "ddd")] == [False, False, True, True]
     recent.get("long", lambda: "far too long")
     assert [value in recent for value in ("cc", "ddd", "long")] == [False, False, True]
+
+
+def test_long_conversations_are_not_remembered_without_end(
+    policy: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "_REMEMBERED", 200_000)
+    monkeypatch.setattr(chat_tokenizer_module, "_REMEMBERED", 200_000)
+    chat = LocalChatModel(model=policy, tokenizer=tokenizer)
+    for number in range(40):
+        chat._prompts.build([HumanMessage("the answer is" * 500 + str(number))], [])
+    rendered, built = chat._prompts._rendered._values, chat._prompts._built._values
+    encoded = chat._tokens._encoded._values
+    assert sum(map(len, rendered.values())) <= 200_000
+    assert sum(len(text) + 40 * len(ids) for text, ids in encoded.items()) <= 200_000
+    assert all(isinstance(key, bytes) for key in (*rendered, *built))
