@@ -95,7 +95,7 @@ _STOP = frozenset(
 )
 
 
-def hashed_ngrams(question: str) -> tuple[dict[int, int], dict[int, int]]:
+def hashed_ngrams(question: str, buckets: int = BUCKETS) -> tuple[dict[int, int], dict[int, int]]:
     """Counts by bucket, for the words (1 to 3 in a row, and how the question begins and ends) and the skeleton.
 
     Example:
@@ -104,7 +104,7 @@ def hashed_ngrams(question: str) -> tuple[dict[int, int], dict[int, int]]:
         True
     """
     tokens = _TOKEN.findall(question[:_LONGEST])
-    return _counts("w", _word_ngrams(tokens)), _counts("s", _skeleton_ngrams(tokens))
+    return _counts("w", _word_ngrams(tokens), buckets), _counts("s", _skeleton_ngrams(tokens), buckets)
 
 
 def question_features(question: str) -> list[float]:
@@ -271,11 +271,11 @@ def _skeleton(token: str) -> str:
     return token
 
 
-def _counts(space: str, ngrams: Iterator[str]) -> dict[int, int]:
+def _counts(space: str, ngrams: Iterator[str], buckets: int) -> dict[int, int]:
     counts: dict[int, int] = {}
     start = zlib.crc32(space.encode())
     for ngram in ngrams:
-        bucket = zlib.crc32(ngram.encode("utf-8", "surrogatepass"), start) % BUCKETS
+        bucket = zlib.crc32(ngram.encode("utf-8", "surrogatepass"), start) % buckets
         counts[bucket] = counts.get(bucket, 0) + 1
     return counts
 

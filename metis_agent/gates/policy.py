@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessage
 
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ConfigurationError, GateError
 from metis_agent.gates.artefact import fetch_gate, load_artefact
 from metis_agent.gates.base import Gate
+from metis_agent.gates.familiarity import UNFAMILIAR, load_familiarity
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
 from metis_agent.gates.scorers.base import Asked, load_scorer
 from metis_agent.turns import is_first_step, turn_of
-from metis_agent.types import Draft, GateDecision, GateRequest, ToolSpec
+from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
 __all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request"]
 
@@ -71,6 +75,8 @@ class PolicyGate(Gate):
             trained without reads the whole text of the question by default.
         read_draft: Numbers from a draft, by the names of the training columns, added to those that its text and
             log-probabilities give.
+        unfamiliar: Who decides on a question unlike the gate's training, as `metis_agent.gates.familiarity` scores it:
+            by default the "model", all tools allowed; or the "gate" all the same. `unfamiliar_turns` counts them.
         new_tools: Let a gate of kind `decision_lm` decide on tools that it was not trained for, by their
             descriptions. Its figures and the promise of its threshold don't cover them.
         device: Where a gate of kind `encoder` or `decision_lm` runs, such as "cpu" or "cuda:1"; by default the
@@ -91,6 +97,7 @@ class PolicyGate(Gate):
         required: bool = True,
         read_request: ReadRequest | None = None,
         read_draft: ReadDraft | None = None,
+        unfamiliar: Literal["model", "gate"] = "model",
         new_tools: bool = False,
         device: str | None = None,
         name: str = "",
@@ -115,6 +122,12 @@ class PolicyGate(Gate):
         self._read_request = read_request or (_read if description["policy"].get("context") else _whole_text)
         self._read_draft = read_draft
         self._reads_images = bool(description["policy"].get("images"))
+        if unfamiliar not in ("model", "gate"):
+            raise ConfigurationError(f"unfamiliar={unfamiliar!r}: who decides is the 'model' or the 'gate'.")
+        self._familiarity = load_familiarity(self.artefact) if unfamiliar == "model" else None
+        self._counting = threading.Lock()
+        self.turns = self.unfamiliar_turns = 0
+        """Turns that were answered, and those of them that began with a question left to the model."""
 
     @classmethod
     def from_pretrained(
@@ -189,12 +202,7 @@ class PolicyGate(Gate):
             ConfigurationError: the request has a tool that the gate was not trained for.
             GateError: see `score`.
         """
-        unknown = {tool.name for tool in request.tools} - set(self.artefact.tools)
-        if unknown and not self._new_tools:
-            raise ConfigurationError(
-                f"The request has the tools {sorted(unknown)!r}, and the gate in {str(self.artefact.folder)!r} was "
-                f"trained for {sorted(self.artefact.tools)!r}. {self._remedy()}"
-            )
+        unknown = self._unknown(request)
         question, context = self._read_request(request)
         draft = self._draft_numbers(question, request.draft)
         images = read_images(request) if self._reads_images else ()
@@ -206,22 +214,49 @@ class PolicyGate(Gate):
         The decision is about the question alone: once something has been called, the model goes on freely.
         """
         if not is_first_step(turn_of(request.messages)):
-            return GateDecision(
-                allowed=tuple([tool.name for tool in request.tools]),
-                gate=self.name,
-                version=self.version,
-                reason="tools were worth it; the model goes on",
-            )
+            return replace(self._all(request), reason="tools were worth it; the model goes on")
+        self._unknown(request)
+        if (unlike := self._unlike(request)) is not None:
+            return replace(self._all(request), reason=f"{UNFAMILIAR}: {unlike}; the model decides")
         decision = super().decide(request)
         probabilities = decision.probabilities or {}
         best = max(decision.allowed, key=lambda name: probabilities[name], default=None)
         return replace(decision, allowed=() if best is None else (best,))
+
+    def after_turn(
+        self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
+    ) -> None:
+        """Count the turn."""
+        with self._counting:
+            self.turns += 1
+            self.unfamiliar_turns += bool(decisions and decisions[0].reason.startswith(UNFAMILIAR))
 
     async def adecide(self, request: GateRequest) -> GateDecision:
         """`decide`, in a thread unless it is too quick to be worth one."""
         if self._scorer.instant:
             return self.decide(request)
         return await arun_in_thread(self.decide, request)
+
+    def _all(self, request: GateRequest) -> GateDecision:
+        return GateDecision(allowed=tuple([tool.name for tool in request.tools]), gate=self.name, version=self.version)
+
+    def _unknown(self, request: GateRequest) -> set[str]:
+        """Tools of the request that the gate was not trained for."""
+        unknown = {tool.name for tool in request.tools} - set(self.artefact.tools)
+        if unknown and not self._new_tools:
+            raise ConfigurationError(
+                f"The request has the tools {sorted(unknown)!r}, and the gate in {str(self.artefact.folder)!r} was "
+                f"trained for {sorted(self.artefact.tools)!r}. {self._remedy()}"
+            )
+        return unknown
+
+    def _unlike(self, request: GateRequest) -> str | None:
+        """How unlike training the question is; `None` where it is like it, or nobody knows."""
+        if self._familiarity is None:
+            return None
+        score = self._familiarity.score(self._read_request(request)[0])
+        limit = self._familiarity.threshold
+        return f"score {score:.3f}, above {limit:.3f}" if score > limit else None
 
     def _overrides(self, method: str) -> bool:
         # `adecide` here calls `decide`, not the other way round.

@@ -16,6 +16,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
+from metis_agent.gates.familiarity import UNFAMILIAR
 from metis_agent.turns import turn_of
 from metis_agent.types import GateDecision, ToolOutcome, Trajectory
 
@@ -48,6 +49,8 @@ class ShadowReport:
     """Those that called tools and would have called none."""
     turns_added: int = 0
     """Those whose first reply called no tool, where the gate would have required a call."""
+    unfamiliar_turns: int = 0
+    """Those whose question it would have left to the model, being unlike its training."""
     failures: int = 0
     """Decisions at which it failed; there the model would have decided."""
     last_failure: str = ""
@@ -78,6 +81,8 @@ class ShadowReport:
         by_tool = ", ".join(f"{name} {it.calls_saved} of {it.calls}" for name, it in sorted(self.per_tool.items()))
         said = f"{self.turns} turns, {self.calls} tool calls, of which the gate would have saved {self.calls_saved}"
         said += f" ({by_tool})" if by_tool else ""
+        if self.unfamiliar_turns:
+            said += f"; {self.unfamiliar_turns} turns are unlike its training, and left to the model"
         if self.failures:
             said += f"; at {self.failures} decisions it failed and would have saved nothing, the last time with "
             said += self.last_failure
@@ -151,6 +156,8 @@ class ShadowTally:
                 direct_turns=before.direct_turns + (stops == 0),
                 turns_saved=before.turns_saved + (bool(ran) and len(spared) == len(ran)),
                 turns_added=before.turns_added + bool(first and first.get("required") and not (asked and asked[0])),
+                unfamiliar_turns=before.unfamiliar_turns
+                + bool(first and str(first.get("reason", "")).startswith(UNFAMILIAR)),
                 failures=before.failures + len(errors),
                 last_failure=errors[-1] if errors else before.last_failure,
                 per_tool=_with_calls(before.per_tool, [outcome for _, outcome in ran], spared),

@@ -75,9 +75,11 @@ def write_artefact(
         "policy": dict(gate.policy.config()),
         "training": {"rows": len(table), "strength": gate.strength.tolist(), "data_hash": data_hash},
         "metrics": dict(metrics),
+        **({"familiarity": dict(gate.familiarity.description)} if gate.familiarity else {}),
     }
     tensors = {
         **gate.policy.tensors(),
+        **(gate.familiarity.tensors() if gate.familiarity else {}),
         "trained_keys": np.array([int(key, 16) for key in gate.keys], dtype=np.uint64),
         "reference_scores": np.hstack([gate.accuracy, gate.probabilities]).astype(np.float32),
     }

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.hdpo.familiarity import Calibrated, calibrate
 from metis_agent.hdpo.policies.base import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -115,6 +116,8 @@ class TrainedGate:
     """[N, A]: cross-fitted estimates for the training questions."""
     keys: tuple[str, ...]
     """Of the training questions, to recognise them again."""
+    familiarity: Calibrated | None
+    """From when on a question is unlike training; `None` where there are too few questions to tell."""
     judged: NDArray[np.int64]
     """[m], the training questions that are like those that the gate will meet: all, or those with a draft."""
 
@@ -186,6 +189,7 @@ def train_gate(
         strength=strength,
         accuracy=contrast.accuracy(cross_fitted),
         keys=part.keys,
+        familiarity=calibrate(part.questions, fold),
         judged=judged,
     )
 

@@ -27,6 +27,7 @@ from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_ca
 from metis_agent.models.wire import Reply, ToolSchemas, names_of, parse_reply, resolve_tool_choice
 
 try:
+    import httpx
     import openai
     from langchain_openai.chat_models.base import BaseChatOpenAI
 except ImportError as missing:
@@ -76,6 +77,8 @@ class ServedChatModel(BaseChatOpenAI):
     openai_api_key: SecretStr | None = Field(alias="api_key", default=SecretStr("EMPTY"))
     """Most local servers ask for none."""
     disable_streaming: bool = True
+    http_async_client: Any = Field(default_factory=lambda: _client_of_any_loop(), exclude=True)
+    """By default one that keeps no connection: those belong to an event loop, and each wave of rollouts has its own."""
     wire: Literal["template", "metis"] = "template"
     """How the conversation is written: by the server's chat template, tools and all; or in plain turns with the tools
     in the system prompt, as the published Metis models have it (`models.metis_format`)."""
@@ -253,6 +256,10 @@ class ServedChatModel(BaseChatOpenAI):
             response_metadata=message.response_metadata,
             id=message.id,
         )  # fmt: skip
+
+
+def _client_of_any_loop() -> Any:
+    return openai.DefaultAsyncHttpxClient(limits=httpx.Limits(max_connections=1000, max_keepalive_connections=0))
 
 
 def _result_of(end: StopIteration) -> ChatResult:

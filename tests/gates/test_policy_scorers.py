@@ -194,7 +194,7 @@ def test_a_kind_of_ones_own_is_trained_written_and_served(length_gate: Path, mon
     with pytest.raises(CheckpointError, match=r"kind 'length'; served are \['decision_lm', 'encoder', 'features'\]"):
         PolicyGate(length_gate)
     register_scorer("length", LengthScorer)
-    gate = PolicyGate(length_gate)
+    gate = PolicyGate(length_gate, unfamiliar="gate")
     asked = [GateRequest(messages=[HumanMessage(text)], tools=(ToolSpec(name="look"),)) for text in ("hm", "x" * 30)]
     assert [gate.decide(request).allowed for request in asked] == [(), ("look",)]
     for kind, load in (("features", LengthScorer), ("length", ByLength)):

@@ -166,7 +166,7 @@ def test_a_draft_that_training_always_had_must_be_there(tmp_path: Path) -> None:
     table = world(draft=True)
     table = OutcomeTable(**{**table.__dict__, "draft": {"draft_perplexity": np.linspace(1, 2, len(table))}})
     write_artefact(train_gate(table, GateTraining(strengths=(1.0,))), tmp_path / "g", table=table, metrics={})
-    gate = PolicyGate(tmp_path / "g")
+    gate = PolicyGate(tmp_path / "g", unfamiliar="gate")
     assert gate.wants_draft
     with pytest.raises(GateError, match="draft_perplexity"):
         gate.decide(ask("What is 1 plus 2?"))
@@ -189,8 +189,8 @@ def test_a_gate_that_reads_two_attempts_says_so(tmp_path: Path) -> None:
         draft=Draft(text="3", log_probs=(-0.1, -0.3)),
     )
     with pytest.raises(GateError, match="two direct attempts"):
-        PolicyGate(tmp_path / "g").decide(request)
-    served = PolicyGate(tmp_path / "g", read_draft=lambda draft: agreement(draft.text, "3"))
+        PolicyGate(tmp_path / "g", unfamiliar="gate").decide(request)
+    served = PolicyGate(tmp_path / "g", unfamiliar="gate", read_draft=lambda draft: agreement(draft.text, "3"))
     assert served.decide(request).probabilities is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -60,6 +61,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    protocol_version = "HTTP/1.1"  # connections are kept, as real servers keep them
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -288,6 +290,11 @@ def test_direct_means_no_tools_in_the_prompt_unless_the_policy_was_trained_so(se
     plain, kept_in = server.requests[0], server.requests[1]
     assert ("tools" in plain, "bad_words" in plain) == (False, False)
     assert (kept_in["tools"][0]["function"]["name"], kept_in["bad_words"]) == ("python", ["<tool_call>"])
+
+
+def test_a_model_is_asked_in_one_event_loop_after_another(server: Server) -> None:
+    chat = chat_on(server)
+    assert [asyncio.run(chat.ainvoke("52+73?")).text for _ in range(3)] == ["125"] * 3
 
 
 @pytest.mark.parametrize("branch", ["free", "direct", "tool"])
