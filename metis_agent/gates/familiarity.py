@@ -44,8 +44,8 @@ class Familiarity:
 
     def score(self, question: str) -> float:
         """How unlike training a question is, in [0, 1]."""
-        shares = [self._unseen(counts) for counts in hashed_ngrams(question, PLACES)]
-        return strangeness(self.weights, *shares, length_surprise(question, self.length))
+        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES))
+        return strangeness(self.weights, words, skeleton, length_surprise(question, self.length))
 
     def _unseen(self, counts: Mapping[int, int]) -> float:
         new = sum(not self.seen[place >> 6] >> (place & 63) & 1 for place in counts)

@@ -8,6 +8,7 @@ training questions' own scores: of new ones like them at most `share` are left t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,19 +64,18 @@ def calibrate(questions: Sequence[str], fold: NDArray[np.int64], *, share: float
         return None
     spaces = [[np.fromiter(counts, np.int64) for counts in hashed_ngrams(question, PLACES)] for question in questions]
     total = np.zeros(PLACES, dtype=np.int32)
-    for row in spaces:
-        for places in row:
-            total[places] += 1
+    for places in itertools.chain.from_iterable(spaces):
+        total[places] += 1
     lengths = np.array([math.log1p(len(question)) for question in questions])
     mean, deviation = float(lengths.mean()), max(float(lengths.std()), 0.1)
     own = np.empty((len(questions), 3))
     for held_out in np.unique(fold):
         rows = np.flatnonzero(fold == held_out)
         seen = total.copy()
-        for row in rows:
+        for row in rows.tolist():
             for places in spaces[row]:
                 seen[places] -= 1
-        own[rows, :2] = [[_new(seen, places) for places in spaces[row]] for row in rows]
+        own[rows, :2] = [[_new(seen, places) for places in spaces[row]] for row in rows.tolist()]
     own[:, 2] = _surprise(lengths, mean, deviation)
     others = other_questions()
     strange = np.array(

@@ -27,7 +27,6 @@ from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_ca
 from metis_agent.models.wire import Reply, ToolSchemas, names_of, parse_reply, resolve_tool_choice
 
 try:
-    import httpx
     import openai
     from langchain_openai.chat_models.base import BaseChatOpenAI
 except ImportError as missing:
@@ -259,7 +258,8 @@ class ServedChatModel(BaseChatOpenAI):
 
 
 def _client_of_any_loop() -> Any:
-    return openai.DefaultAsyncHttpxClient(limits=httpx.Limits(max_connections=1000, max_keepalive_connections=0))
+    limits: Any = type(openai.DEFAULT_CONNECTION_LIMITS)  # of whichever HTTP library this version of openai uses
+    return openai.DefaultAsyncHttpxClient(limits=limits(max_connections=1000, max_keepalive_connections=0))
 
 
 def _result_of(end: StopIteration) -> ChatResult:
