@@ -1,3 +1,108 @@
-"""What reads a question in a trained gate, one file a kind of policy: `features`, `encoder`, `decision_lm`."""
+"""What a scorer is: one kind of trained gate at run time, from a question to one logit a branch.
 
-__all__: list[str] = []
+Where it stands: `metis_agent.gates.policy.PolicyGate` -> **scorer**. The gate turns the logits into
+probabilities in the same way for every kind. A kind of your own is a policy that is trained
+(`metis_agent.hdpo.policies.base.Policy`) and a scorer of the same kind: call `register_scorer` where your package is
+imported, or name it under the entry point group `metis_agent.scorers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from metis_agent.errors import CheckpointError, ConfigurationError
+from metis_agent.gates.artefact import Artefact
+from metis_agent.types import ToolSpec
+
+__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "load_scorer", "register_scorer"]
+
+ENTRY_POINTS = "metis_agent.scorers"
+"""Group of entry points; each is named by its kind and gives what `register_scorer` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """All that a scorer may look at."""
+
+    question: str
+    context: str = ""
+    draft: Mapping[str, float] | None = None
+    images: tuple[Any, ...] = ()
+    """PIL images, or base64 strings of their files."""
+    tools: tuple[ToolSpec, ...] = ()
+    """To ask about; empty for those that the gate was trained for."""
+
+
+class Scorer(Protocol):
+    """One kind of policy at run time; safe to call from many threads."""
+
+    @property
+    def instant(self) -> bool:
+        """True where a call is too quick to be worth a thread."""
+
+    @property
+    def open_tools(self) -> bool:
+        """True where a tool is known by its description, so that a new one can be asked about."""
+
+    @property
+    def draft_columns(self) -> tuple[str, ...]:
+        """What is read of a draft; empty where none is."""
+
+    def logits(self, asked: Asked) -> Sequence[float]:
+        """One logit a head: direct, then the tools.
+
+        Raises:
+            GateError: it can't be answered, see the message.
+        """
+
+
+ScorerLoader = Callable[[Artefact, str | None], Scorer]
+"""Makes the scorer of an artefact, on a device; such as the scorer's class."""
+
+# By name, so that a gate of one kind is served without what the others need.
+_OWN = {
+    "features": "metis_agent.gates.features:FeaturesScorer",
+    "encoder": "metis_agent.gates.scorers.encoder:EncoderScorer",
+    "decision_lm": "metis_agent.gates.scorers.decision_lm:DecisionLMScorer",
+}
+_REGISTERED: dict[str, ScorerLoader] = {}
+
+
+def register_scorer(kind: str, load: ScorerLoader) -> None:
+    """Serve gates of another kind.
+
+    Args:
+        kind: As `gate.json` calls it; that of the policy that was trained.
+        load: Called with the artefact and with the device that `PolicyGate` was given, or `None`.
+
+    Raises:
+        ConfigurationError: the kind is one of Metis's own, or registered for something else.
+    """
+    if kind in _OWN or _REGISTERED.get(kind, load) is not load:
+        raise ConfigurationError(f"There is a scorer of kind {kind!r} already; give yours another name.")
+    _REGISTERED[kind] = load
+
+
+def load_scorer(artefact: Artefact, device: str | None = None) -> Scorer:
+    """The scorer of an artefact.
+
+    Raises:
+        CheckpointError: nothing here serves its kind, or a part of it is missing.
+    """
+    kind = str(artefact.description["kind"])
+    load = _REGISTERED.get(kind)
+    if load is None and kind in _OWN:
+        module, _, name = _OWN[kind].partition(":")
+        load = getattr(import_module(module), name)
+    if load is None:
+        load = next((point.load() for point in entry_points(group=ENTRY_POINTS, name=kind)), None)
+    if load is None:
+        raise CheckpointError(
+            f"The gate is of kind {kind!r}; served are {sorted({*_OWN, *_REGISTERED})!r}. Import the package that "
+            "registers this kind, or upgrade langgraph-metis."
+        )
+    return load(artefact, device)
