@@ -32,16 +32,14 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
 
-from metis_agent.curation.direct import DirectEvidence, DirectStage
 from metis_agent.curation.leaks import LeaksStage
-from metis_agent.curation.pipeline import Chunking
+from metis_agent.curation.pipeline import Chunking, CurationReport
 from metis_agent.curation.replay import ReplayStage
 from metis_agent.curation.rl import CorruptedStage, DuplicatesStage, MixStage, curate_rl
 from metis_agent.curation.sft import MARK, AnswersStage, SoundStage, UniqueStage, curate_sft
-from metis_agent.curation.stage import CurationReport
-from metis_agent.curation.strategy import StrategyStage
-from metis_agent.judging.cache import DiskCache
+from metis_agent.curation.strategy import DirectEvidence, DirectStage, StrategyStage
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.sqlite import DiskCache
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search import CorpusSearch, Document
 from metis_agent.tools.text_search import TextSearchTool

@@ -23,9 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from metis_agent.evaluation.bootstrap import Resamples
 from metis_agent.evaluation.comparison import compare_rankings, feature_baselines, supervised_baselines
-from metis_agent.evaluation.gates import Scored, evaluate_gate, merge_folds
+from metis_agent.evaluation.gates import Resamples, Scored, evaluate_gate, merge_folds
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.advantages import Objective, branch_weight
 from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups
@@ -33,8 +32,7 @@ from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
-from metis_agent.rollouts.outcome_files import read_outcomes
-from metis_agent.rollouts.outcomes import OutcomeTable
+from metis_agent.rollouts.outcomes import OutcomeTable, read_outcomes
 
 GROUPS = {
     "HDPO as published": GroupTraining(),

@@ -28,21 +28,21 @@ from numpy.typing import NDArray
 
 from metis_agent.evaluation.agents import evaluate, share_right
 from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import ModelGate
 from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.reference import ModelGate
 from metis_agent.hdpo.advantages import Objective
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
+from metis_agent.messages import is_first_step, turn_of
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.rollouts.recorded import outcomes_from_trajectories
 from metis_agent.rollouts.runner import Rollout, Rollouts
-from metis_agent.turns import is_first_step, turn_of
 from metis_agent.types import GateDecision, GateRequest, Question, Trajectory
 from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
 from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions

@@ -22,13 +22,13 @@ from typing import Any
 from langchain_core.tools import tool
 
 from metis_agent.errors import MissingDependencyError
-from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.images import load_image, thumbnail
 from metis_agent.tools.instrumented import InstrumentedTool
+from metis_agent.tools.proxy import ResultCache
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, SearchHit, resilient
+from metis_agent.tools.search.corpus import TantivySearch
 from metis_agent.tools.search.image_folder import ImageFolder
-from metis_agent.tools.search.tantivy import TantivySearch
 
 __all__ = ["main"]
 

@@ -57,7 +57,7 @@ def control(steps: int) -> dict[str, float]:
     """Share of tiny texts, in pictures never seen, that are read without a crop after so many steps of learning it."""
     import torch
 
-    from metis_agent.worlds.gallery.agent import gallery_model
+    from metis_agent.worlds.gallery.experiment import gallery_model
     from metis_agent.worlds.gallery.pictures import CONTENTS
     from metis_agent.worlds.gallery.questions import drawn_from
     from metis_agent.worlds.gallery.rows import IGNORE, Rows

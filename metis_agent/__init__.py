@@ -17,10 +17,9 @@ from metis_agent.errors import MetisError, MissingDependencyError
 if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent, create_metis_agent
     from metis_agent.gates.base import Gate
-    from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
-    from metis_agent.gates.confidence import DraftConfidenceGate
     from metis_agent.gates.decision import DecisionModelGate
     from metis_agent.gates.policy import PolicyGate
+    from metis_agent.gates.reference import AlwaysGate, DraftConfidenceGate, ModelGate, NeverGate
     from metis_agent.gates.wrappers import ExploringGate, ShadowGate
     from metis_agent.hdpo.config import HDPOConfig
     from metis_agent.hdpo.policy_trainer import HDPOTrainer

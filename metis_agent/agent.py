@@ -24,10 +24,9 @@ from langgraph.types import All, Checkpointer, GraphOutput
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, UnknownToolError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
-from metis_agent.gates.baselines import ModelGate
-from metis_agent.graphs.build import NODES, build_graph
+from metis_agent.gates.reference import ModelGate
+from metis_agent.graphs.build import NODES, MetisState, build_graph
 from metis_agent.graphs.models import Bindings, Setup, bound_tools
-from metis_agent.graphs.state import MetisState
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms, terms_of

@@ -14,7 +14,7 @@ from langgraph.types import Command, interrupt
 from typing_extensions import TypedDict
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.graphs.state import MetisState
+from metis_agent.graphs.build import MetisState
 from tests.fakes import call, calling, model
 from tests.looking import ask, look, looking, thread
 

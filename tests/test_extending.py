@@ -8,10 +8,10 @@ from pathlib import Path
 MINE = '''
 """A verifier, a table format, a benchmark and a kind of gate of my own."""
 
-from metis_agent.gates.scorers.base import register_scorer
+from metis_agent.gates.scorers import register_scorer
 from metis_agent.evaluation.benchmarks import benchmark_named, register_benchmark
 from metis_agent.judging.verifiers import register_verifier
-from metis_agent.rollouts.tables import register_table_format
+from metis_agent.rollouts.questions import register_table_format
 
 
 def starts(question, answer):

@@ -20,7 +20,7 @@ from PIL import Image
 from metis_agent.agent import create_metis_agent
 from metis_agent.curation.rl import image_fault
 from metis_agent.errors import GateError, InputError
-from metis_agent.gates.scorers.base import Asked
+from metis_agent.gates.scorers import Asked
 from metis_agent.gates.scorers.decision_lm import DecisionModel
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.images import ImageStore
@@ -31,7 +31,7 @@ from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.images import load_image
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.sandboxes.base import SandboxLimits
-from metis_agent.tools.sandboxes.e2b.call import shown_images
+from metis_agent.tools.sandboxes.e2b.client import shown_images
 from metis_agent.tools.search import ImageHit
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Question, ToolSpec

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metis_agent.audit.accounting import Prices
     from metis_agent.audit.agreement import AgreementJudge, Verdicts
-    from metis_agent.audit.money import Prices
     from metis_agent.audit.page import audit_page
     from metis_agent.audit.probes import Prober, Probing
     from metis_agent.audit.run import Findings, audit, plan_probes

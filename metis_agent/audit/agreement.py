@@ -25,10 +25,10 @@ from pydantic import BaseModel, Field
 from metis_agent.audit.probes import Probe
 from metis_agent.audit.turns import RecordedTurn
 from metis_agent.errors import JudgeUnavailableError
-from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
 from metis_agent.judging.short_answers import choice, normalise, numeric
 from metis_agent.judging.verifiers import VERIFIERS, Verifier
+from metis_agent.sqlite import DiskCache
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Agreement", "AgreementJudge", "AgreementVerdict", "Pair", "Source", "Verdicts", "compare", "feedback_of"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from metis_agent.audit.accounting import AuditedTurn, Use, harmful_rounds, uses
 from metis_agent.audit.agreement import Agreement
-from metis_agent.audit.figures import Row
 from metis_agent.audit.frontier import RulePoint
+from metis_agent.audit.kinds import Row
 from metis_agent.audit.probes import Probe
 from metis_agent.audit.run import Findings, Frontier
 from metis_agent.audit.summary import (
@@ -30,9 +30,8 @@ from metis_agent.audit.summary import (
 )
 from metis_agent.evaluation.agents import Estimate
 from metis_agent.report.charts import Axis, Mark, Series, chart, legend
-from metis_agent.report.document import packaged, page_head, version
+from metis_agent.report.document import clipped, html, packaged, page_head, plural, version
 from metis_agent.report.sections import table
-from metis_agent.report.words import clipped, html, plural
 
 __all__ = ["audit_page"]
 

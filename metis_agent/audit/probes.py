@@ -18,10 +18,10 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from metis_agent.audit.money import Prices
+from metis_agent.audit.accounting import Prices
 from metis_agent.audit.turns import RecordedTurn, definition_of, tokens_of
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.judging.cache import DiskCache, content_key
+from metis_agent.sqlite import DiskCache, content_key
 
 __all__ = ["DONE", "Probe", "ProbeEstimate", "ProbePoint", "Prober", "Probing", "TokenBucket"]
 

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metis_agent.audit.figures import Row
 from metis_agent.audit.frontier import RulePoint
+from metis_agent.audit.kinds import Row
 from metis_agent.audit.run import Findings, Frontier
 from metis_agent.evaluation.agents import Estimate
-from metis_agent.report.words import plural, visible
+from metis_agent.report.document import plural, visible
 
 __all__ = ["duration", "frontier_words", "headline", "money", "remarks", "show", "took"]
 

@@ -17,10 +17,9 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from metis_agent.audit.accounting import Amount, AuditedCall, AuditedTurn, Effect
-from metis_agent.audit.money import Prices
+from metis_agent.audit.accounting import Amount, AuditedCall, AuditedTurn, Effect, Prices
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.traces.steps import Step, steps_of
+from metis_agent.traces.threads import Step, steps_of
 from metis_agent.types import Trajectory
 
 __all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "survey", "tokens_of"]

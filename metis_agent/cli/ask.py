@@ -22,7 +22,7 @@ from rich.text import Text
 from metis_agent.cli.agent_options import AgentOption, ModelOption, ToolsOption, choose_agent, named_gate
 from metis_agent.cli.output import training_libraries
 from metis_agent.errors import InfrastructureError, MetisError
-from metis_agent.tools.search.clean import cut
+from metis_agent.tools.search.base import cut
 from metis_agent.types import ToolOutcome
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.curate_parts import open_model
-from metis_agent.cli.outcome_options import SeedOption
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.training_options import SeedOption
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from metis_agent.audit.probes import ProbeEstimate, Prober
     from metis_agent.audit.run import Findings
     from metis_agent.audit.turns import Survey, ToolEffects
-    from metis_agent.judging.cache import DiskCache
+    from metis_agent.sqlite import DiskCache
 
 __all__ = ["audit_command"]
 
@@ -133,11 +133,11 @@ def audit_command(
     """
     console = screen(json)
     with training_libraries():
-        from metis_agent.audit.money import Prices
+        from metis_agent.audit.accounting import Prices
         from metis_agent.audit.probes import Prober, Probing
         from metis_agent.audit.run import plan_probes
         from metis_agent.audit.turns import ToolEffects
-        from metis_agent.judging.cache import DiskCache
+        from metis_agent.sqlite import DiskCache
 
     effects = ToolEffects(reads=reads or (), acts=acts or ())
     priced = Prices.read(prices, dict(_tool_cost(it) for it in tool_cost or ()))
@@ -164,7 +164,7 @@ def audit_command(
         verdicts = _verdicts(judge_name, rubric, work, concurrency)
         checks = None
         if checked is not None:
-            from metis_agent.audit.checking import read_checks
+            from metis_agent.audit.run import read_checks
 
             checks = read_checks(checked)
         with progress_bars(console) as bars:
@@ -250,8 +250,8 @@ def _announce(console: Console, survey: Survey, estimate: ProbeEstimate, model: 
 
 def _verdicts(judge: str, rubric: str, work: Path, concurrency: int) -> Verdicts:
     from metis_agent.audit.agreement import AgreementJudge, Verdicts
-    from metis_agent.judging.cache import DiskCache
     from metis_agent.judging.rubric import Asking
+    from metis_agent.sqlite import DiskCache
 
     if not judge:
         return Verdicts()
@@ -277,7 +277,7 @@ def _write(
     write_page(out, audit_page(findings, title))
     show(console, findings)
     if check is not None:
-        from metis_agent.audit.checking import check_page
+        from metis_agent.audit.run import check_page
 
         try:
             write_page(work / "check.html", [check_page(findings, check)])

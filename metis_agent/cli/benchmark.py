@@ -26,8 +26,8 @@ from metis_agent.cli.agent_options import (
     load_chat_model,
     named_gate,
 )
-from metis_agent.cli.outcome_options import SeedOption
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.training_options import SeedOption
 
 if TYPE_CHECKING:
     from metis_agent.evaluation.agents import Estimate
@@ -137,7 +137,7 @@ def evaluate_benchmark_command(
     started = time.perf_counter()
     with training_libraries():
         from metis_agent.evaluation.benchmarks import benchmark_named
-        from metis_agent.evaluation.benchmarks.rows import open_rows
+        from metis_agent.evaluation.benchmarks.base import open_rows
         from metis_agent.evaluation.benchmarks.run import BenchmarkRun, Runs, chosen_items
 
         scoring = _scoring(name, extractor, judge)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from metis_agent.cli.outcome_options import Records, SeedOption, runs_of, takes_records
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.training_options import Records, SeedOption, runs_of, takes_records
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def calibrate_command(
 
     gate = PolicyGate(folder)
     table = records.load(console, tools=gate.artefact.tools)
-    from metis_agent.evaluation.calibration import Promise, choose_threshold
-    from metis_agent.evaluation.drift import reference_note
+    from metis_agent.evaluation.calibration import Promise, choose_threshold, reference_note
     from metis_agent.hdpo.export import set_threshold
 
     delta = round(1 - confidence, 12)
@@ -188,7 +187,7 @@ def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level:
     """Say it in a line, and return it for JSON; `None` where it can't be told: too few
     questions, or a gate that was not calibrated.
     """
-    from metis_agent.evaluation.drift import drift_since_calibration
+    from metis_agent.evaluation.calibration import drift_since_calibration
 
     try:
         found = drift_since_calibration(artefact, scored, level=level)

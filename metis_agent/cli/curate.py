@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools, show_report, work_folder
-from metis_agent.cli.outcome_options import SeedOption
 from metis_agent.cli.output import FreshOption, JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.training_options import SeedOption
 
 if TYPE_CHECKING:
-    from metis_agent.curation.stage import CurationReport, Stage
+    from metis_agent.curation.pipeline import CurationReport, Stage
     from metis_agent.judging.judge import AnswerJudge
     from metis_agent.types import Trajectory
 
@@ -232,15 +232,14 @@ def sft_stages(
     judge: str | None, rubric: str, unverified: Literal["keep", "drop"], test: str | None, concurrency: int, seed: int,
 ) -> tuple[list[Stage[Trajectory]], list[str]]:  # fmt: skip
     """The stages, and what was left out for want of an option."""
-    from metis_agent.curation.direct import DirectStage, GraphProbe
     from metis_agent.curation.leaks import LeaksStage
     from metis_agent.curation.prompts import read_questions
     from metis_agent.curation.replay import ReplayStage
     from metis_agent.curation.sft import AnswersStage, SoundStage, UniqueStage
-    from metis_agent.curation.strategy import StrategyStage
-    from metis_agent.judging.cache import DiskCache
+    from metis_agent.curation.strategy import DirectStage, GraphProbe, StrategyStage
     from metis_agent.judging.rubric import Asking
     from metis_agent.judging.verifiers import VERIFIERS, verify
+    from metis_agent.sqlite import DiskCache
 
     cache, asking = DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency)
     judging = _answer_judge(judge, "answer", cache, asking)
@@ -279,9 +278,9 @@ def rl_stages(
     from metis_agent.curation.leaks import LeaksStage
     from metis_agent.curation.prompts import read_questions
     from metis_agent.curation.rl import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage
-    from metis_agent.judging.cache import DiskCache
     from metis_agent.judging.rubric import Asking
     from metis_agent.recording.images import ImageStore
+    from metis_agent.sqlite import DiskCache
 
     least_rollouts, lowest, highest = mix
     stages: list[Any] = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
     from metis_agent.agent import MetisAgent
-    from metis_agent.curation.stage import CurationReport
+    from metis_agent.curation.pipeline import CurationReport
     from metis_agent.gates.base import Gate
 
 __all__ = ["agent_builder", "open_base", "open_model", "open_tools", "show_report", "work_folder"]

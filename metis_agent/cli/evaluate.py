@@ -13,9 +13,9 @@ from typer.core import TyperGroup
 
 from metis_agent.cli.benchmark import evaluate_benchmark_command
 from metis_agent.cli.calibrate import DropSeenOption, ask_gate, report_drift
-from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
 from metis_agent.cli.output import JsonOption, screen, write_json
 from metis_agent.cli.train import show_figures
+from metis_agent.cli.training_options import Records, SeedOption, takes_records
 from metis_agent.errors import MissingDependencyError
 
 if TYPE_CHECKING:

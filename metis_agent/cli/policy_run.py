@@ -176,8 +176,8 @@ def _verify(run: PolicyRun, out: Path) -> Any:
 
     if run.judge is None:
         return verify
-    from metis_agent.judging.cache import DiskCache
     from metis_agent.judging.judge import AnswerJudge
+    from metis_agent.sqlite import DiskCache
 
     judge = AnswerJudge(run.judge, cache=DiskCache(out / "judge"))
     return partial(verify, verifiers={**VERIFIERS, "judge": judge})

@@ -13,16 +13,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from metis_agent.cli.agent_options import AgentOption, Choice, ModelOption, ToolsOption, choose_agent
-from metis_agent.cli.judging_options import (
+from metis_agent.cli.agent_options import (
+    AgentOption,
+    Choice,
     JudgeOption,
+    ModelOption,
     RubricOption,
+    ToolsOption,
     VerifierOption,
     check_verifiers,
+    choose_agent,
     verify_with,
 )
-from metis_agent.cli.outcome_options import VERDICTS, runs_of
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.training_options import VERDICTS, runs_of
 from metis_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:

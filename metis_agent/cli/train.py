@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.curate_parts import open_tools
-from metis_agent.cli.outcome_options import Records, SeedOption, takes_records
 from metis_agent.cli.output import (
     FreshOption,
     JsonOption,
@@ -24,7 +23,8 @@ from metis_agent.cli.output import (
     training_libraries,
     write_json,
 )
-from metis_agent.cli.policy_options import (
+from metis_agent.cli.train_policy import train_policy_command
+from metis_agent.cli.training_options import (
     BatchSizeOption,
     DeviceOption,
     EpochsOption,
@@ -33,9 +33,11 @@ from metis_agent.cli.policy_options import (
     ModelOption,
     PolicyChoice,
     PolicyOption,
+    Records,
+    SeedOption,
     forget_training,
+    takes_records,
 )
-from metis_agent.cli.train_policy import train_policy_command
 
 if TYPE_CHECKING:
     from metis_agent.rollouts.outcomes import OutcomeTable

@@ -18,12 +18,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from metis_agent import formats
-from metis_agent.curation.similarity import fingerprint, utf8
+from metis_agent.curation.leaks import fingerprint, utf8
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
-from metis_agent.judging.cache import check_database, content_key
-from metis_agent.recording.storage import Storage
+from metis_agent.recording.shards import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts import questions
+from metis_agent.sqlite import check_database, content_key
 from metis_agent.types import Question, Trajectory
 
 __all__ = ["Prompt", "PromptCounts", "question_line", "read_questions"]

@@ -20,9 +20,9 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
-from metis_agent.curation.stage import KEEP, Row, Verdict, drop, keep, undecided
+from metis_agent.curation.pipeline import KEEP, Row, Verdict, drop, keep, undecided
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.judging.cache import DiskCache, content_key
+from metis_agent.sqlite import DiskCache, content_key
 from metis_agent.types import ToolOutcome, Trajectory
 
 __all__ = ["ReplayStage", "same_result"]

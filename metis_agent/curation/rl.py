@@ -21,11 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metis_agent.curation.pipeline import Chunking, Mark, Pipeline
+from metis_agent.curation.leaks import SimilarityIndex, fingerprint, images_of
+from metis_agent.curation.pipeline import (
+    KEEP,
+    Chunking,
+    CurationReport,
+    Mark,
+    Pipeline,
+    Row,
+    Stage,
+    Verdict,
+    drop,
+    undecided,
+)
 from metis_agent.curation.prompts import Prompt, PromptCounts, question_line
 from metis_agent.curation.sft import MARK, source_identity
-from metis_agent.curation.similarity import SimilarityIndex, fingerprint, images_of
-from metis_agent.curation.stage import KEEP, CurationReport, Row, Stage, Verdict, drop, undecided
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.formats import is_image
 from metis_agent.judging.judge import AnswerJudge

@@ -23,14 +23,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from metis_agent.curation.pipeline import Chunking, Mark, Pipeline
-from metis_agent.curation.stage import KEEP, CurationReport, Row, Stage, Verdict, drop, keep, undecided
+from metis_agent.curation.pipeline import (
+    KEEP,
+    Chunking,
+    CurationReport,
+    Mark,
+    Pipeline,
+    Row,
+    Stage,
+    Verdict,
+    drop,
+    keep,
+    undecided,
+)
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording import schema
-from metis_agent.recording.shards import is_shard
-from metis_agent.recording.storage import Storage
+from metis_agent.recording.shards import Storage, is_shard
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import ModelCall, Question, ToolOutcome, Trajectory
 

@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import MissingDependencyError
-from metis_agent.evaluation.bootstrap import Resamples, interval_of
-from metis_agent.evaluation.gates import Scored, accuracy_at_rate, area_under_curve
+from metis_agent.evaluation.gates import Resamples, Scored, accuracy_at_rate, area_under_curve, interval_of
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FIGURES", "compare_rankings", "feature_baselines", "ranking_figures", "supervised_baselines"]

@@ -1,4 +1,10 @@
-"""How good is a gate: its frontier, its calibration, and what it does at its threshold, beside baselines.
+"""How good a gate is, with intervals by bootstrap over groups, beside baselines.
+
+Bootstrap resamples of whole groups: of a document's questions, of a conversation's turns.
+
+Under the evaluation of gates, their comparison, and the audit, which measure on each resample.
+
+How good is a gate: its frontier, its calibration, and what it does at its threshold, beside baselines.
 
 Where it stands: last, on questions that the gate was not trained on. For each question all branches' outcomes
 are known, so what any gate would have got is read off, not sampled.
@@ -6,6 +12,7 @@ are known, so what any gate would have got is read off, not sampled.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
-from metis_agent.evaluation.bootstrap import Resamples
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "RATES",
+    "Resamples",
     "Scored",
     "accuracy_at_rate",
     "area_under_curve",
@@ -29,11 +36,60 @@ __all__ = [
     "evaluate_gate",
     "expected_calibration_error",
     "frontier",
+    "interval_of",
     "merge_folds",
     "score_table",
 ]
 
 Float = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+class Resamples:
+    """Bootstrap resamples of whole groups of rows, the same ones whenever they are asked for.
+
+    Args:
+        groups: The group of each row; at least one.
+        count: How many resamples, at most.
+        seed: Of the drawing.
+    """
+
+    def __init__(self, groups: Sequence[str], count: int, seed: int) -> None:
+        _, place = np.unique(groups, return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        starts = np.searchsorted(place[order], np.arange(place.max() + 2))
+        self._members = [order[a:b] for a, b in itertools.pairwise(starts)]
+        # Large sets have narrow intervals that need fewer resamples to be seen.
+        self._count = min(count, max(50, 5_000_000 // len(place)))
+        self._seed = seed
+
+    def values(self, measure: Callable[[Index], Any]) -> Float:
+        """[B, ...]: `measure` of the rows of each resample."""
+        rng, groups = np.random.default_rng(self._seed), len(self._members)
+        alone = groups == sum(map(len, self._members))
+        rows = np.concatenate(self._members) if alone else None
+        found = []
+        for _ in range(self._count):
+            drawn = rng.integers(0, groups, groups)
+            found.append(
+                measure(np.concatenate([self._members[group] for group in drawn]) if rows is None else rows[drawn])
+            )
+        return np.asarray(found, dtype=np.float64)
+
+    def interval(self, measure: Callable[[Index], float]) -> list[float]:
+        """95%, by percentiles."""
+        return interval_of(self.values(measure))
+
+
+def interval_of(values: Float) -> list[float]:
+    """[low, high]: 95% of the values, by percentiles."""
+    if np.isnan(values).all():
+        # Nothing to measure, such as a ranking where the tool never does worse.
+        return [float("nan"), float("nan")]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
 RATES = tuple(round(0.05 * step, 2) for step in range(21))
 
 

@@ -26,7 +26,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ConfigurationError, GateError, MissingDependencyError
 from metis_agent.gates.base import Gate, allows
-from metis_agent.turns import is_first_step, turn_of
+from metis_agent.messages import is_first_step, turn_of
 from metis_agent.types import GateDecision, GateRequest, ToolSpec
 
 __all__ = [

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from metis_agent.errors import CheckpointError, GateError
 from metis_agent.gates.artefact import Artefact
-from metis_agent.gates.scorers.base import Asked
+from metis_agent.gates.scorers import Asked
 
 __all__ = [
     "AGREEMENT_FEATURES",
@@ -345,7 +345,7 @@ class FeaturesScorer:
         return self._draft
 
     def logits(self, asked: Asked) -> list[float]:
-        """See `metis_agent.gates.scorers.base.Scorer`."""
+        """See `metis_agent.gates.scorers.Scorer`."""
         vector = weighed(asked.question, self._idf)
         numbers = self._inputs(asked.question, asked.context, asked.draft)
         return [

@@ -1,4 +1,15 @@
-"""`PolicyGate`: a gate that was trained on recorded outcomes, loaded from its artefact folder.
+"""A trained gate in service: one turn, one forward pass; and whether a question is like those that it was trained on.
+
+Is a question like those that a gate was trained on? Where it isn't, the gate knows nothing of it.
+
+Where it stands: training counts which n-grams it has seen and calibrates a score on questions that it held out, and on
+other people's (`metis_agent.hdpo.gate_trainer`); `PolicyGate` leaves a question above the threshold to the model. The
+text alone is read, whatever the policy reads: with w and s the shares of the question's word and skeleton n-grams that
+no training question had, and l how far its length is from theirs, in standard deviations, the score is
+
+    sigmoid(b0 + b1 w + b2 s + b3 min(l, 6)),    b1, b2, b3 >= 0
+
+`PolicyGate`: a gate that was trained on recorded outcomes, loaded from its artefact folder.
 
 Where it stands: `metis train gate` writes the folder, this serves it, whatever kind of policy reads the question
 (`metis_agent.gates.scorers`). Kind `features` is plain Python, well under a millisecond a decision, no torch and no
@@ -12,23 +23,101 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
 
 from metis_agent.deadline import arun_in_thread
-from metis_agent.errors import ConfigurationError, GateError
-from metis_agent.gates.artefact import fetch_gate, load_artefact
+from metis_agent.errors import CheckpointError, ConfigurationError, GateError
+from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact
 from metis_agent.gates.base import Gate
-from metis_agent.gates.familiarity import UNFAMILIAR, load_familiarity
-from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.gates.scorers.base import Asked, load_scorer
-from metis_agent.turns import is_first_step, turn_of
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features, hashed_ngrams
+from metis_agent.gates.scorers import Asked, load_scorer
+from metis_agent.messages import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
-__all__ = ["PolicyGate", "decision_probabilities", "read_images", "read_request"]
+__all__ = [
+    "PLACES",
+    "SEEN",
+    "UNFAMILIAR",
+    "Familiarity",
+    "PolicyGate",
+    "decision_probabilities",
+    "load_familiarity",
+    "read_images",
+    "read_request",
+    "strangeness",
+]
+
+UNFAMILIAR = "unlike the gate's training"
+"""How the reason of a decision begins that was left to the model."""
+SEEN = "seen_ngrams"
+"""Name of the tensor: one bit for each place of the hashed space, in words of 64."""
+PLACES = 2**20
+FURTHEST = 6.0
+"""Standard deviations of length beyond which a question is not stranger still."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiarity:
+    """What a gate has seen, and from when on a question is unlike it."""
+
+    seen: Sequence[int]
+    """[PLACES / 64]"""
+    weights: tuple[float, float, float, float]
+    """b0 to b3."""
+    length: tuple[float, float]
+    """Mean and standard deviation of log(1 + characters)."""
+    threshold: float
+
+    def score(self, question: str) -> float:
+        """How unlike training a question is, in [0, 1]."""
+        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES))
+        return strangeness(self.weights, words, skeleton, length_surprise(question, self.length))
+
+    def _unseen(self, counts: Mapping[int, int]) -> float:
+        new = sum(not self.seen[place >> 6] >> (place & 63) & 1 for place in counts)
+        return new / len(counts) if counts else 1.0
+
+
+def strangeness(weights: Sequence[float], words: float, skeleton: float, length: float) -> float:
+    """The score of a question from what is new in it."""
+    z = weights[0] + weights[1] * words + weights[2] * skeleton + weights[3] * length
+    return 1 / (1 + math.exp(-max(-500.0, min(500.0, z))))
+
+
+def length_surprise(question: str, length: tuple[float, float]) -> float:
+    """Standard deviations between the question's length and the usual one, at most `FURTHEST`."""
+    return min(FURTHEST, abs(math.log1p(len(question)) - length[0]) / length[1])
+
+
+def load_familiarity(artefact: Artefact) -> Familiarity | None:
+    """That of a gate; `None` where it was trained without, by an earlier version or on too few questions.
+
+    Raises:
+        CheckpointError: a part of it is missing or no finite number.
+    """
+    told: Any = artefact.description.get("familiarity")
+    if told is None:
+        return None
+    try:
+        found = Familiarity(
+            seen=artefact.tensors[SEEN].values,
+            weights=tuple(float(weight) for weight in told["weights"]),  # type: ignore[arg-type]
+            length=(float(told["length"]["mean"]), float(told["length"]["deviation"])),
+            threshold=float(told["threshold"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
+    numbers = (*found.weights, *found.length, found.threshold)
+    whole = len(found.seen) == PLACES // 64 and artefact.tensors[SEEN].values.typecode == "Q" and len(numbers) == 7
+    if not (whole and all(map(math.isfinite, numbers)) and found.length[1] > 0):
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} has a familiarity that fits no gate: {told!r}; export it again."
+        )
+    return found
 
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
@@ -75,7 +164,7 @@ class PolicyGate(Gate):
             trained without reads the whole text of the question by default.
         read_draft: Numbers from a draft, by the names of the training columns, added to those that its text and
             log-probabilities give.
-        unfamiliar: Who decides on a question unlike the gate's training, as `metis_agent.gates.familiarity` scores it:
+        unfamiliar: Who decides on a question unlike the gate's training, as `metis_agent.gates.policy` scores it:
             by default the "model", all tools allowed; or the "gate" all the same. `unfamiliar_turns` counts them.
         new_tools: Let a gate of kind `decision_lm` decide on tools that it was not trained for, by their
             descriptions. Its figures and the promise of its threshold don't cover them.

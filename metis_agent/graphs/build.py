@@ -1,17 +1,97 @@
-"""Wiring, and nothing else: START -> gate -> (answer | act); act -> one node per tool -> gate; then END."""
+"""The graph's state, and the graph itself.
+
+The agent's state: what comes in, what goes out, and what the nodes keep between them.
+
+`decisions`, `outcomes` and `calls` describe the latest turn; the gate node clears them when a new turn begins.
+History is the trajectory store's business.
+
+Wiring, and nothing else: START -> gate -> (answer | act); act -> one node per tool -> gate; then END.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Required, get_type_hints
 
+from langchain_core.messages import AnyMessage
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+from typing_extensions import TypedDict, is_typeddict
 
+from metis_agent.errors import ConfigurationError
 from metis_agent.graphs.models import Setup
-from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode
-from metis_agent.graphs.state import MetisState, schemas_with
-from metis_agent.graphs.tool_nodes import tool_nodes
+from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, tool_nodes
+from metis_agent.rules.state import Notes, RunMarker
+from metis_agent.rules.turn import Records
+from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
-__all__ = ["NODES", "build_graph"]
+__all__ = ["NODES", "MetisInput", "MetisOutput", "MetisState", "build_graph", "schemas_with"]
+
+
+class MetisInput(TypedDict):
+    """What a run takes."""
+
+    messages: Required[Annotated[list[AnyMessage], add_messages]]
+
+
+class MetisOutput(TypedDict):
+    """What a run gives."""
+
+    messages: Required[Annotated[list[AnyMessage], add_messages]]
+    decisions: Annotated[list[GateDecision], Records(GateDecision, append=False)]
+    outcomes: Annotated[list[ToolOutcome], Records(ToolOutcome)]
+    calls: Annotated[list[ModelCall], Records(ModelCall)]
+
+
+class MetisState(MetisOutput):
+    """What the nodes share."""
+
+    metis_turn: Notes
+    metis_run: RunMarker
+
+
+def schemas_with(extra: type[Any] | None) -> tuple[type[Any], type[Any], type[Any]]:
+    """State, input and output schema, with the fields of a user's own state schema added to each.
+
+    Raises:
+        ConfigurationError: the schema is no `TypedDict`, or it gives one of the agent's own keys another meaning.
+    """
+    if extra is None:
+        return MetisState, MetisInput, MetisOutput
+    if not is_typeddict(extra):
+        raise ConfigurationError(
+            f"state_schema is {extra!r}; it must be a TypedDict, such as a subclass of "
+            "metis_agent.graphs.build.MetisState."
+        )
+    own = get_type_hints(MetisState, include_extras=True)
+    added = {}
+    for key, annotation in get_type_hints(extra, include_extras=True).items():
+        if key not in own:
+            added[key] = annotation
+        elif key != "messages" and annotation != own[key]:
+            raise ConfigurationError(
+                f"state_schema defines {key!r} as {annotation!r}; that key belongs to the agent. Rename it."
+            )
+    return (
+        _extended(MetisState, added),
+        _extended(MetisInput, {key: hint for key, hint in added.items() if not _omitted(hint, "input")}),
+        _extended(MetisOutput, {key: hint for key, hint in added.items() if not _omitted(hint, "output")}),
+    )
+
+
+def _extended(base: type[Any], added: dict[str, Any]) -> type[Any]:
+    hints = {**get_type_hints(base, include_extras=True), **added}
+    return TypedDict(base.__name__, hints, total=False)  # type: ignore[operator, no-any-return]
+
+
+def _omitted(hint: Any, side: str) -> bool:
+    """True where langchain's `OmitFromSchema` annotation hides the key; read without needing langchain."""
+    while hasattr(hint, "__origin__") and not hasattr(hint, "__metadata__"):
+        hint = hint.__args__[0] if hint.__args__ else None
+    return any(
+        type(mark).__name__ == "OmitFromSchema" and getattr(mark, side, False)
+        for mark in getattr(hint, "__metadata__", ())
+    )
+
 
 NODES = ("gate", "act", "answer", "record")
 """Names that no tool can have."""

@@ -14,7 +14,7 @@ from functools import cache
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import ModelGate
+from metis_agent.gates.reference import ModelGate
 
 __all__ = ["graph"]
 

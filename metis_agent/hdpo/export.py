@@ -30,7 +30,7 @@ from metis_agent.gates.artefact import (
     load_artefact,
 )
 from metis_agent.hdpo.gate_trainer import TrainedGate
-from metis_agent.hdpo.policies.base import SavesFiles
+from metis_agent.hdpo.policies import SavesFiles
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["set_threshold", "trained_keys", "write_artefact"]

@@ -14,6 +14,12 @@ where nothing is left to learn from, or nothing can be saved, training ends with
 The rollouts of one step in one process, as TRL takes them: rows of tokens, and an advantage for each row.
 
 Between `policy_rows`, `rewards` and `advantages`, which make the parts, and the trainer, which hands them to TRL.
+
+The whole model to sample rollouts from, where FSDP or DeepSpeed has spread its weights over the processes.
+
+Stands between the policy trainer and its rollouts. DeepSpeed and FSDP 1 gather the weights for as long as the rollouts
+take. FSDP 2 gathers layer by layer, in step with the other processes, and processes whose rollouts differ in length
+are not in step: there a second, whole copy of the model is sampled from, and gets the weights before each time.
 """
 
 from __future__ import annotations
@@ -21,19 +27,22 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.hdpo.advantages import Channels, Objective, advantages
@@ -50,13 +59,12 @@ from metis_agent.hdpo.policy_metrics import (
 )
 from metis_agent.hdpo.rewards import Scores, score
 from metis_agent.hdpo.token_sequences import PIXELS, Row, RowImages, Rows, SeesImages, Segment, images_of, rows_of
-from metis_agent.hdpo.unsharded_model import check_sampler, unsharded_model
 from metis_agent.judging.verifiers import Verify
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["HDPOConfig", "HDPOTrainer", "StepBatch", "Validation"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "StepBatch", "Validation", "check_sampler", "copy_weights", "unsharded_model"]
 
 
 class HDPOTrainer(GRPOTrainer):
@@ -381,3 +389,58 @@ class StepBatch:
         weighted = advantages_P_G.flatten() * torch.as_tensor(self.weights, dtype=advantages_P_G.dtype).flatten()
         rollouts = torch.tensor([max(row.rollout, 0) for row in self.layout])
         return weighted[rollouts] * torch.tensor([row.weight for row in self.layout])
+
+
+def check_sampler(trainer: Any, sampler: nn.Module | None) -> None:
+    """Whether the rollouts have a model to sample from.
+
+    Raises:
+        ConfigurationError: FSDP 2 has spread the weights and there is no copy, or the copy is another model.
+    """
+    if sampler is None:
+        if trainer._dist.fsdp_version == 2 and not trainer.use_vllm:
+            raise ConfigurationError(
+                "FSDP 2 spreads the weights, and processes that sample different numbers of tokens from them would "
+                "wait for each other for ever. Sample from vLLM (use_vllm=True), or give the trainer sampler=, a "
+                "second copy of the model that the agent's chat model samples from."
+            )
+        return
+    ours, theirs = (sorted(name for name, _ in model.named_parameters()) for model in (trainer.model, sampler))
+    if ours != theirs:
+        first = next(iter(set(ours) ^ set(theirs)))
+        raise ConfigurationError(
+            f"sampler has other weights than the model that is trained ({first!r} is in one only): load both from the "
+            "same checkpoint; adapters (LoRA) can't be sampled from a copy."
+        )
+    sampler.to(trainer.accelerator.device)
+
+
+@torch.no_grad()
+def copy_weights(model: nn.Module, sampler: nn.Module) -> None:
+    """Give a whole copy the weights of a model that may be spread; every process must call it."""
+    # By their order: wrapping changes the names.
+    for theirs, parameter in zip(sampler.parameters(), model.parameters(), strict=True):
+        weight = parameter.detach()
+        theirs.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+
+
+@contextmanager
+def unsharded_model(trainer: Any, sampler: nn.Module | None) -> Iterator[None]:
+    """While it lasts, the model that rollouts sample from is whole and has the trained weights."""
+    spread = trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sampler is not None:
+        copy_weights(trainer.model, sampler)
+        yield
+    elif not spread or trainer.use_vllm:
+        yield
+    else:
+        with (
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+            ),
+            torch.no_grad(),
+            trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        ):
+            yield

@@ -19,8 +19,8 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel, Field
 
 from metis_agent.errors import JudgeUnavailableError
-from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.rubric import Asking, RubricJudge
+from metis_agent.sqlite import DiskCache
 from metis_agent.types import Question
 
 __all__ = ["AnswerJudge", "AnswerVerdict", "Judged"]

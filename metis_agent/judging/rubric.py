@@ -36,7 +36,7 @@ from pydantic import BaseModel, ValidationError
 
 from metis_agent.deadline import DeadlineError, run_within
 from metis_agent.errors import ConfigurationError, MissingDependencyError
-from metis_agent.judging.cache import DiskCache, content_key
+from metis_agent.sqlite import DiskCache, content_key
 
 __all__ = ["Asking", "Delimited", "RubricJudge", "Ruling", "delimit", "load_rubric", "open_chat_model", "shorten"]
 

@@ -30,8 +30,7 @@ from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
-from metis_agent.middleware.calls import GatedCall
-from metis_agent.middleware.requests import RuleCache, asking, replaced, reply_of
+from metis_agent.middleware.requests import GatedCall, RuleCache, asking, replaced, reply_of
 from metis_agent.middleware.shadow import Shadow, ended, failed
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import sendable

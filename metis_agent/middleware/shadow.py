@@ -17,8 +17,8 @@ from langchain_core.messages import ToolMessage
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Overwrite
 
-from metis_agent.middleware.calls import GatedCall
-from metis_agent.middleware.requests import RuleCache, asking, reply_of
+from metis_agent.messages import turn_of
+from metis_agent.middleware.requests import GatedCall, RuleCache, asking, reply_of
 from metis_agent.recording.recorder import as_told
 from metis_agent.rules.asking import Ask, Reply, Step
 from metis_agent.rules.outcomes import OutcomeBuffer
@@ -26,7 +26,6 @@ from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import open_calls
 from metis_agent.rules.state import PendingCall
 from metis_agent.rules.turn import Turn, adrive, decide, drive
-from metis_agent.turns import turn_of
 
 __all__ = ["Shadow", "ended", "failed"]
 

@@ -18,7 +18,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from torch import Tensor
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.image_blocks import image_source
+from metis_agent.messages import image_source
 from metis_agent.models.chat_tokenizer import Recent
 from metis_agent.tools.images import load_image
 

@@ -3,7 +3,6 @@
 The card says what was measured, on which data, what is promised, and how to load it.
 """
 
-from metis_agent.publish.card import CardFacts, model_card
-from metis_agent.publish.push import Publication, push_to_hub, save_pretrained
+from metis_agent.publish.push import CardFacts, Publication, model_card, push_to_hub, save_pretrained
 
 __all__ = ["CardFacts", "Publication", "model_card", "push_to_hub", "save_pretrained"]

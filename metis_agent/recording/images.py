@@ -20,7 +20,7 @@ from typing import Any
 
 from metis_agent.errors import InputError, StorageError
 from metis_agent.formats import is_image
-from metis_agent.recording.storage import Storage
+from metis_agent.recording.shards import Storage
 
 __all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "externalise_images", "may_hold_references"]
 

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, message_to_dict
 
 from metis_agent.errors import InputError
+from metis_agent.messages import seconds_of, turn_of
 from metis_agent.recording.schema import plain
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.redaction import Redactor
-from metis_agent.turns import seconds_of, turn_of
 from metis_agent.types import (
     TOKEN_RECORD,
     Branch,

@@ -26,8 +26,7 @@ from metis_agent.recording.images import (
     externalise_images,
     may_hold_references,
 )
-from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, is_shard
-from metis_agent.recording.storage import Storage
+from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, Storage, is_shard
 from metis_agent.types import Trajectory
 
 __all__ = ["BadLine", "StoreReport", "TrajectoryStore"]

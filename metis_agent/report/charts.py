@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from metis_agent.evaluation.agents import Estimate
-from metis_agent.report.words import visible
+from metis_agent.report.document import visible
 
 __all__ = ["Axis", "Mark", "Series", "chart", "legend", "percent", "range_chart"]
 

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from metis_agent.evaluation.agents import Estimate
 from metis_agent.report.charts import Axis, Mark, Series, chart, legend, range_chart
-from metis_agent.report.facts import Facts
-from metis_agent.report.figures import SHARES, Agent, Change, agent_of, branch_figures, changes, wilson
-from metis_agent.report.inputs import CURVES, AtThreshold, Gate, GateFigures
-from metis_agent.report.runs import ToolUse
-from metis_agent.report.words import HEADINGS, amount, cell, html, plural, share
+from metis_agent.report.document import HEADINGS, amount, cell, html, plural, share
+from metis_agent.report.facts import CURVES, AtThreshold, Facts, Gate, GateFigures
+from metis_agent.report.figures import SHARES, Agent, Change, ToolUse, agent_of, branch_figures, changes, wilson
 
 __all__ = ["branches", "by_kind", "by_tool", "calibration", "frontier", "shadow", "table", "training"]
 

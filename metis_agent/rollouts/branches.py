@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import BranchGate
+from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.recorded import branch_taken
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async

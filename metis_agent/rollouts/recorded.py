@@ -22,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
-from metis_agent.gates.confidence import read_log_probs
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.judging.prose import prose
+from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
-from metis_agent.judging.verifiers import Verify, judged
+from metis_agent.judging.verifiers import Verify, judged, prose
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.questions import CONTEXT

@@ -30,7 +30,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from metis_agent.agent import MetisAgent
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import BranchGate
+from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.recorder import keep, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus

@@ -18,8 +18,7 @@ from langgraph.errors import GraphBubbleUp
 
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
-from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
-from metis_agent.gates.confidence import draft_of
+from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_of
 from metis_agent.rules.shapes import has_answer, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 

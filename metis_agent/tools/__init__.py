@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metis_agent.tools.cache import ResultCache
     from metis_agent.tools.image_search import ImageSearchTool
     from metis_agent.tools.images import ImageRules, load_image
     from metis_agent.tools.instrumented import InstrumentedTool
+    from metis_agent.tools.proxy import ResultCache
     from metis_agent.tools.python import PythonTool
     from metis_agent.tools.redaction import Redactor
     from metis_agent.tools.text_search import TextSearchTool

@@ -19,10 +19,9 @@ from pydantic import BaseModel, Field, SkipValidation, model_validator
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within, start_in_thread
 from metis_agent.errors import InputError, ToolError
-from metis_agent.image_blocks import conversation_images, image_block
+from metis_agent.messages import conversation_images, image_block
 from metis_agent.tools.images import ImageRules, load_image, thumbnail
-from metis_agent.tools.search.base import ImageHit, ImageSearchBackend, SimilarImageBackend
-from metis_agent.tools.search.clean import cut, visible, web_link
+from metis_agent.tools.search.base import ImageHit, ImageSearchBackend, SimilarImageBackend, cut, visible, web_link
 
 if TYPE_CHECKING:
     from PIL.Image import Image

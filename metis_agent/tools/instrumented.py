@@ -28,8 +28,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_
 
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.tools.cache import ResultCache
-from metis_agent.tools.proxy import ProxyTool, injected
+from metis_agent.tools.proxy import ProxyTool, ResultCache, injected
 from metis_agent.tools.redaction import Redactor
 
 __all__ = ["CallEnd", "InstrumentedTool", "ToolUsage", "UsageMeter"]

@@ -24,10 +24,10 @@ from langgraph.runtime import get_runtime
 from pydantic import BaseModel, Field, PrivateAttr
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.image_blocks import conversation_images
+from metis_agent.messages import conversation_images
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Execution, InputImage, Sandbox, SandboxLimits, ShownImage
 from metis_agent.tools.sandboxes.choose import Backend, LazySandbox
-from metis_agent.tools.sandboxes.pool import SessionPool
+from metis_agent.tools.sandboxes.session import SessionPool
 
 if TYPE_CHECKING:
     from metis_agent.tools.images import ImageRules

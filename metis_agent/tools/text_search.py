@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_valida
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ToolError
 from metis_agent.tools.search import AsyncSearchBackend, RetrieverSearch, SearchBackend, SearchHit
-from metis_agent.tools.search.clean import cut, visible
+from metis_agent.tools.search.base import cut, visible
 
 __all__ = ["TextSearchInput", "TextSearchTool"]
 

@@ -2,9 +2,8 @@
 
 from metis_agent.traces.importing import ImportProgress, ImportReport, import_traces
 from metis_agent.traces.messages import messages_of, reply_of, tool_definitions
-from metis_agent.traces.registry import Importer, importer_names, register_importer
-from metis_agent.traces.steps import Step, ToolRound, steps_of
-from metis_agent.traces.traced import ModelSpan, ToolSpan, Trace
+from metis_agent.traces.registry import Importer, ModelSpan, ToolSpan, Trace, importer_names, register_importer
+from metis_agent.traces.threads import Step, ToolRound, steps_of
 
 __all__ = [
     "ImportProgress",

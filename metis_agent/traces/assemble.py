@@ -1,6 +1,6 @@
 """From a trace to trajectories: its run is cut into turns, each with calls, outcomes, times and tokens.
 
-Each turn that a call of the trace answers becomes one trajectory; `metis_agent.traces.steps` says how a conversation is
+Each turn that a call of the trace answers becomes one trajectory; `traces.threads` says how a conversation is
 kept. Calls of other threads (a retry, a guard, a sub-agent) are kept as model calls, since their tokens were spent.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message
+from metis_agent.traces.registry import ModelSpan, ToolSpan, Trace
 from metis_agent.traces.threads import Thread, plain_text, run_of, threads_of, whole_spans
-from metis_agent.traces.traced import ModelSpan, ToolSpan, Trace
 from metis_agent.traces.values import text_of, usage_of
 from metis_agent.types import ModelCall, OutcomeStatus, Question, ToolOutcome, Trajectory
 

@@ -29,9 +29,8 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.redaction import Redactor
 from metis_agent.traces import reading
 from metis_agent.traces.assemble import trajectories_of
-from metis_agent.traces.reading import BadRecord, Record
+from metis_agent.traces.reading import BadRecord, Record, Spool, shelves_for
 from metis_agent.traces.registry import Importer, importer, importer_names, recognised
-from metis_agent.traces.spool import Spool, shelves_for
 from metis_agent.types import Trajectory
 
 __all__ = ["ImportProgress", "ImportReport", "import_traces"]

@@ -16,14 +16,13 @@ from metis_agent.audit.agreement import Agreement, Verdicts
 from metis_agent.audit.probes import Prober, Probing
 from metis_agent.audit.run import audit
 from metis_agent.audit.turns import ToolEffects, survey
-from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.verifiers import verify
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
-from metis_agent.worlds.almanac.agent import COLD_START
+from metis_agent.sqlite import DiskCache
+from metis_agent.worlds.almanac.agent import COLD_START, almanac_tools
 from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions
-from metis_agent.worlds.almanac.tools import almanac_tools
 
 TIMES = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # tools run in sandboxes, some hundred of them

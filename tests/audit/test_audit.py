@@ -9,17 +9,16 @@ from dataclasses import replace
 
 import pytest
 
+from metis_agent.audit.accounting import ModelPrice, Prices
 from metis_agent.audit.agreement import AgreementJudge, Verdicts
-from metis_agent.audit.checking import check_page, read_checks
-from metis_agent.audit.money import ModelPrice, Prices
 from metis_agent.audit.page import audit_page
 from metis_agent.audit.probes import DONE, Prober, Probing
-from metis_agent.audit.run import audit, plan_probes
+from metis_agent.audit.run import audit, check_page, plan_probes, read_checks
 from metis_agent.audit.summary import duration, headline, money, remarks
 from metis_agent.audit.turns import ToolEffects, survey
 from metis_agent.errors import InputError
-from metis_agent.judging.cache import DiskCache
 from metis_agent.judging.rubric import Asking
+from metis_agent.sqlite import DiskCache
 from tests.audit.recorded import look, run
 from tests.fakes import model
 from tests.judging.judges import SimulatedJudge

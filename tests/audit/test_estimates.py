@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metis_agent.audit.estimates import Resampled, corrected_ratio
+from metis_agent.audit.frontier import Resampled, corrected_ratio
 
 
 def test_a_ratio_is_one_of_sums_and_its_interval_is_by_conversation() -> None:

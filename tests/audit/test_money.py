@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from metis_agent.audit.money import ModelPrice, Prices
+from metis_agent.audit.accounting import ModelPrice, Prices
 from metis_agent.errors import ConfigurationError
 
 MILLION = 1_000_000

@@ -4,11 +4,11 @@ from typing import ClassVar
 import pytest
 from langchain_core.messages import AIMessage, SystemMessage
 
-from metis_agent.audit.money import ModelPrice, Prices
+from metis_agent.audit.accounting import ModelPrice, Prices
 from metis_agent.audit.probes import DONE, ProbePoint, Prober, Probing, TokenBucket
 from metis_agent.audit.turns import ToolEffects, survey
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.judging.cache import DiskCache
+from metis_agent.sqlite import DiskCache
 from tests.audit.recorded import SYSTEM, book, look, run
 from tests.fakes import ScriptedChatModel, call, calling, model
 

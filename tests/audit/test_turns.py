@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 from langchain_core.messages import AIMessage, message_to_dict
 
-from metis_agent.audit.accounting import uses
-from metis_agent.audit.money import ModelPrice, Prices
+from metis_agent.audit.accounting import ModelPrice, Prices, uses
 from metis_agent.audit.turns import ToolEffects, survey
 from metis_agent.errors import ConfigurationError
 from tests.audit.recorded import book, look, run

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from metis_agent.cli import app
 from metis_agent.cli.ask import Conversation, Screen
 from metis_agent.errors import ConfigurationError, InfrastructureError
-from metis_agent.gates.baselines import NeverGate
+from metis_agent.gates.reference import NeverGate
 from tests.fakes import call, calling, model
 
 AGENT = '''

@@ -17,15 +17,14 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.rules.budget import Budget
 from metis_agent.types import Trajectory
-from metis_agent.worlds.almanac.agent import COLD_START, almanac_model
+from metis_agent.worlds.almanac.agent import COLD_START, Noise, almanac_model, almanac_tools
 from metis_agent.worlds.almanac.questions import questions
-from metis_agent.worlds.almanac.tools import Noise, almanac_tools
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 
 TOOLS = """
-from metis_agent.worlds.almanac.tools import Noise
-from metis_agent.worlds.almanac.tools import almanac_tools
+from metis_agent.worlds.almanac.agent import Noise
+from metis_agent.worlds.almanac.agent import almanac_tools
 
 TOOLS = almanac_tools(noise=Noise(wrong=0.0, error=0.0))
 """

@@ -17,8 +17,8 @@ from metis_agent.agent import create_metis_agent
 from metis_agent.cli import app
 from metis_agent.cli.agent_options import choose_agent, load_attribute
 from metis_agent.errors import ConfigurationError, InputError, MetisError
-from metis_agent.gates.baselines import NeverGate
 from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.reference import NeverGate
 from metis_agent.recording.store import TrajectoryStore
 
 MODULE = '''

@@ -16,12 +16,11 @@ from langchain_core.messages import BaseMessage
 from langchain_core.tools import BaseTool, tool
 
 from metis_agent.agent import create_metis_agent
-from metis_agent.curation.direct import DirectStage, GraphProbe
 from metis_agent.curation.leaks import LeaksStage
+from metis_agent.curation.pipeline import Row
 from metis_agent.curation.replay import ReplayStage, same_result
 from metis_agent.curation.sft import MARK, AnswersStage, SoundStage, UniqueStage, curate_sft
-from metis_agent.curation.stage import Row
-from metis_agent.curation.strategy import StrategyStage
+from metis_agent.curation.strategy import DirectStage, GraphProbe, StrategyStage
 from metis_agent.errors import SandboxGoneError
 from metis_agent.judging.rubric import Asking
 from metis_agent.recording.store import TrajectoryStore

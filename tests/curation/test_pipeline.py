@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from metis_agent.curation.pipeline import Chunking
+from metis_agent.curation.pipeline import KEEP, Chunking, CurationReport, Row, Verdict, drop, keep, undecided
 from metis_agent.curation.sft import MARK, UniqueStage, curate_sft
-from metis_agent.curation.stage import KEEP, CurationReport, Row, Verdict, drop, keep, undecided
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import Trajectory
@@ -194,7 +193,7 @@ def test_what_was_set_aside_can_be_curated_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metis_agent.recording.storage import Storage
+    from metis_agent.recording.shards import Storage
 
     store(tmp_path, 40)
     put, puts = Storage.put, []

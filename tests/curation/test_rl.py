@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from metis_agent.curation.leaks import LeaksStage, leak_of
+from metis_agent.curation.leaks import LeaksStage, SimilarityIndex, fingerprint, leak_of
 from metis_agent.curation.pipeline import Chunking
 from metis_agent.curation.prompts import Prompt, PromptCounts, read_questions
 from metis_agent.curation.rl import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage, curate_rl
 from metis_agent.curation.sft import MARK
-from metis_agent.curation.similarity import SimilarityIndex, fingerprint
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.rubric import Asking
 from metis_agent.judging.verifiers import verify
@@ -291,7 +290,7 @@ def test_an_image_of_the_test_set_leaks() -> None:
 def test_a_judge_that_is_the_verifier_has_nobody_to_disagree_with() -> None:
     prompt = Prompt(question=question("q", "?", verifier="judge"), right=1, wrong=1, answers=(("42", True),))
     model = SimulatedJudge()
-    from metis_agent.curation.stage import Row
+    from metis_agent.curation.pipeline import Row
 
     stage = DisagreementStage(AnswerJudge(model, asking=Asking(backoff=0.0)))
     assert stage.rule([Row(number=0, value=prompt)])[0].outcome == "keep"

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from metis_agent.engines.packed import EXCLUDED, MOST_CALLS, pack, unpack
+from metis_agent.engines.verl import EXCLUDED, MOST_CALLS, pack, unpack
 from metis_agent.errors import InputError
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from metis_agent.engines import verl as plugin
-from metis_agent.engines.packed import EXCLUDED, pack
+from metis_agent.engines.verl import EXCLUDED, pack
 from metis_agent.errors import ConfigurationError, InputError, JudgeUnavailableError
 from metis_agent.hdpo.advantages import Objective, advantages
 from metis_agent.hdpo.loss import hdpo_loss

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from metis_agent.evaluation.bootstrap import Resamples
 from metis_agent.evaluation.comparison import FIGURES, compare_rankings, ranking_figures
-from metis_agent.evaluation.gates import Scored
+from metis_agent.evaluation.gates import Resamples, Scored
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from metis_agent.evaluation.drift import drift_since_calibration, reference_note
+from metis_agent.evaluation.calibration import drift_since_calibration, reference_note
 from metis_agent.evaluation.gates import Scored
 
 

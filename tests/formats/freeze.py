@@ -170,7 +170,7 @@ def cache() -> str:
     """The cache of curation, as SQL."""
     import sqlite3
 
-    from metis_agent.judging.cache import DiskCache
+    from metis_agent.sqlite import DiskCache
 
     with tempfile.TemporaryDirectory() as scratch:
         with DiskCache(path := Path(scratch) / "cache.sqlite") as kept:

@@ -136,7 +136,7 @@ def test_a_gate_of_another_version_is_refused(kind: str, tmp_path: Path) -> None
 
 
 def test_figures_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
-    from metis_agent.report.inputs import read_evaluation, read_history
+    from metis_agent.report.facts import read_evaluation, read_history
 
     readers: tuple[tuple[str, Callable[[Path], object]], ...] = (
         ("evaluation", read_evaluation), ("history", read_history),
@@ -213,7 +213,7 @@ def test_curated_questions_load_and_newer_ones_are_refused(tmp_path: Path) -> No
 
 def test_a_cache_is_read_and_a_newer_one_refused(tmp_path: Path) -> None:
     from metis_agent.curation.prompts import PromptCounts
-    from metis_agent.judging.cache import DiskCache
+    from metis_agent.sqlite import DiskCache
 
     for sample in samples("cache-*.sql"):
         path = tmp_path / f"{sample.stem}.sqlite"
@@ -277,7 +277,7 @@ def test_an_index_of_images_of_another_version_is_built_anew(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sample", samples("outcomes.*"), ids=named)
 def test_tables_of_outcomes_are_read(sample: Path) -> None:
-    from metis_agent.rollouts.outcome_files import read_outcomes
+    from metis_agent.rollouts.outcomes import read_outcomes
 
     table = read_outcomes(sample, direct="direct", tools={"text_search": "search"})
     assert table.actions == ("direct", "text_search")

@@ -7,7 +7,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from metis_agent.errors import ConfigurationError, GateError
 from metis_agent.gates import DraftConfidenceGate, Gate, NeverGate
-from metis_agent.gates.confidence import draft_of, log_probs_of
+from metis_agent.gates.reference import draft_of, log_probs_of
 from metis_agent.types import TOKEN_RECORD, Draft, GateDecision, GateRequest, ToolSpec
 
 TOOLS = (ToolSpec(name="a"), ToolSpec(name="b"))

@@ -17,10 +17,10 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError, GateError
+from metis_agent.gates import scorers as base
 from metis_agent.gates.artefact import Artefact
 from metis_agent.gates.policy import PolicyGate, read_images
-from metis_agent.gates.scorers import base
-from metis_agent.gates.scorers.base import Asked, register_scorer
+from metis_agent.gates.scorers import Asked, register_scorer
 from metis_agent.gates.scorers.decision_lm import decision_request, questions_about
 from metis_agent.gates.scorers.pretrained import Batcher
 from metis_agent.hdpo.export import write_artefact

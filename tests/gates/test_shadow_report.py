@@ -1,6 +1,6 @@
 """What a shadow report says in a line."""
 
-from metis_agent.gates.shadow_report import ShadowTally
+from metis_agent.gates.wrappers import ShadowTally
 from metis_agent.types import GateDecision, ToolOutcome
 
 

@@ -19,10 +19,10 @@ from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.types import Branch, ModelCall, Question, Trajectory
+from metis_agent.worlds.almanac.agent import Noise, almanac_tools
 from metis_agent.worlds.almanac.cold_start import build_model, build_tokenizer
 from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
 from metis_agent.worlds.almanac.questions import questions
-from metis_agent.worlds.almanac.tools import Noise, almanac_tools
 from tests.curation.runs import python, run
 
 TOKENIZER = build_tokenizer()

@@ -11,12 +11,10 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import GATE_FILE, TENSOR_FILE, description_hash, load_artefact
-from metis_agent.gates.familiarity import SEEN, UNFAMILIAR, Familiarity, load_familiarity
-from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.policy import SEEN, UNFAMILIAR, Familiarity, PolicyGate, load_familiarity
 from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.familiarity import calibrate, other_questions
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import GateTraining, calibrate, other_questions, train_gate
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import GateRequest, ToolSpec
 from metis_agent.worlds.almanac.questions import questions

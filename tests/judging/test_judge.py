@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from metis_agent.errors import ConfigurationError, JudgeUnavailableError
 from metis_agent.hdpo.rewards import score
 from metis_agent.judging import verifiers
-from metis_agent.judging.cache import DiskCache, content_key
 from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.rubric import Asking, delimit, load_rubric
 from metis_agent.judging.verifiers import VERIFIERS, register_verifier, verify
+from metis_agent.sqlite import DiskCache, content_key
 from metis_agent.types import Question
 from tests.hdpo.reference import group, trajectory
 

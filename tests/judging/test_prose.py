@@ -3,7 +3,7 @@
 import pytest
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.judging.prose import prose
+from metis_agent.judging.verifiers import prose
 from metis_agent.types import Question
 
 STOCK = "How many of part-7 are in stock?"

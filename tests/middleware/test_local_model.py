@@ -3,8 +3,7 @@
 from langchain.agents import create_agent
 
 from metis_agent import DraftConfidenceGate, MetisGateMiddleware, NeverGate, ShadowGate
-from metis_agent.worlds.almanac.agent import almanac_model
-from metis_agent.worlds.almanac.tools import Noise, almanac_tools
+from metis_agent.worlds.almanac.agent import Noise, almanac_model, almanac_tools
 
 TOOLS = list(almanac_tools(noise=Noise(wrong=0.0, error=0.0)))
 ASKED = {"messages": [("user", "What is the capital of France?")]}

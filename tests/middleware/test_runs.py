@@ -237,7 +237,7 @@ def test_model_calls_keep_their_tokens(tools):
 
 def test_the_seconds_of_tools_are_counted_and_limited(ran, tools, monkeypatch):
     ticks = SimpleNamespace(perf_counter=itertools.count(0, 100).__next__)
-    monkeypatch.setattr("metis_agent.middleware.calls.time", ticks)
+    monkeypatch.setattr("metis_agent.middleware.requests.time", ticks)
     chat = model(*(calling(call("look", id=str(n), query=str(n))) for n in range(5)), "ok")
     state = ask(gated(chat, tools, ModelGate(), budget=Budget(seconds=60)))
     assert ran == [("look", "0")]

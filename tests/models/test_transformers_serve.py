@@ -25,7 +25,7 @@ from PIL import Image
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InfrastructureError, InputError
-from metis_agent.gates.baselines import AlwaysGate, ModelGate, NeverGate
+from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate
 from metis_agent.models.served import ServedChatModel
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore

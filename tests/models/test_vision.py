@@ -17,7 +17,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metis_agent.errors import CheckpointError, InputError
-from metis_agent.image_blocks import image_block
+from metis_agent.messages import image_block
 from metis_agent.models.checkpoint import StillsProcessor
 from metis_agent.models.local import LocalChatModel
 from metis_agent.models.vision import ImageReader

@@ -19,7 +19,7 @@ from langchain_core.tools import tool
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InfrastructureError, InputError, UnknownToolError
-from metis_agent.gates.baselines import BranchGate
+from metis_agent.gates.reference import BranchGate
 from metis_agent.hdpo.token_sequences import segments
 from metis_agent.models.vllm import VLLMChatModel
 from metis_agent.rollouts.runner import Rollout, roll_out

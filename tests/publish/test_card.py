@@ -14,7 +14,7 @@ pytest.importorskip("huggingface_hub")
 from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.export import set_threshold
 from metis_agent.publish import CardFacts, model_card
-from metis_agent.publish.card import inert, number, table
+from metis_agent.publish.push import inert, number, table
 from tests.publish.trained import train
 
 EVIL = (

@@ -19,7 +19,7 @@ from metis_agent.errors import InputError, SandboxGoneError, StorageError
 from metis_agent.gates import BranchGate, NeverGate, ShadowGate
 from metis_agent.middleware import MetisGateMiddleware
 from metis_agent.recording.recorder import Recorder, RecorderReport, model_call_of, question_of, trajectory_of
-from metis_agent.recording.storage import Storage
+from metis_agent.recording.shards import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
 from metis_agent.tools.redaction import Redactor

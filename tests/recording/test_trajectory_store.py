@@ -233,7 +233,7 @@ def test_a_wrong_address_is_a_configuration_error(monkeypatch):
     def missing(*_, **__):
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr("metis_agent.recording.storage.url_to_fs", missing)
+    monkeypatch.setattr("metis_agent.recording.shards.url_to_fs", missing)
     with pytest.raises(MissingDependencyError, match="s3fs"):
         TrajectoryStore("s3://bucket/runs")
 

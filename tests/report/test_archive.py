@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metis_agent.report.archive import Archive, choose
 from metis_agent.report.facts import ReportInputs, gather
-from metis_agent.report.runs import RunTable
+from metis_agent.report.figures import RunTable
+from metis_agent.report.transcript import Archive, choose
 from metis_agent.types import Question, Trajectory
 from tests.report.stores import AFTER, BEFORE, run, store
 

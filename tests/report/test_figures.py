@@ -10,8 +10,7 @@ import pytest
 from metis_agent.errors import InputError, StorageError
 from metis_agent.evaluation.agents import evaluate, share_right
 from metis_agent.report.facts import Facts, ReportInputs, gather
-from metis_agent.report.figures import Agent, agent_of, labels
-from metis_agent.report.runs import RunTable
+from metis_agent.report.figures import Agent, RunTable, agent_of, labels
 from metis_agent.types import GateDecision, Question, Trajectory
 from tests.report.stores import AFTER, BEFORE, PROBES, outcome, run, store
 

@@ -11,7 +11,7 @@ from metis_agent.errors import CheckpointError, InputError
 from metis_agent.evaluation.gates import Scored, calibration_bins, evaluate_gate
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
-from metis_agent.report.inputs import read_evaluation, read_gate, read_history
+from metis_agent.report.facts import read_evaluation, read_gate, read_history
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 

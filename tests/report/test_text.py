@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metis_agent.report.words import clipped, visible
+from metis_agent.report.document import clipped, visible
 
 
 @pytest.mark.parametrize(

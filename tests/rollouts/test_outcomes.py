@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.rollouts.outcome_files import read_outcomes
-from metis_agent.rollouts.outcomes import OutcomeTable, check_unseen, held_out
+from metis_agent.rollouts.outcomes import OutcomeTable, check_unseen, held_out, read_outcomes
 from metis_agent.rollouts.recorded import outcomes_from_trajectories
 from metis_agent.types import Question, ToolOutcome, Trajectory
 

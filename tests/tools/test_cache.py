@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.tools.cache import ResultCache
+from metis_agent.tools.proxy import ResultCache
 
 
 class Clock:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metis_agent.errors import InputError
-from metis_agent.image_blocks import image_block, image_source
+from metis_agent.messages import image_block, image_source
 from metis_agent.tools.download import DownloadRules
 from metis_agent.tools.images import ImageRules, aload_image, load_image, thumbnail
 

@@ -19,9 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.rules.budget import terms_of
-from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.instrumented import InstrumentedTool, ToolUsage, UsageMeter
-from metis_agent.tools.proxy import ProxyTool
+from metis_agent.tools.proxy import ProxyTool, ResultCache
 from metis_agent.tools.redaction import REDACTED, Redactor
 from metis_agent.tools.search import SearchHit
 from metis_agent.tools.text_search import TextSearchTool

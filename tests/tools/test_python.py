@@ -261,7 +261,7 @@ def test_check_finds_a_sandbox_that_does_not_hold() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="another message elsewhere")
 async def test_no_sandbox_is_an_infrastructure_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("metis_agent.tools.sandboxes.landlock.supported_abi", lambda: 0)
+    monkeypatch.setattr("metis_agent.tools.sandboxes.local.supported_abi", lambda: 0)
     tool = PythonTool()
     with pytest.raises(SandboxUnavailableError, match="apt-get install bubblewrap"):
         tool.check()

@@ -16,8 +16,8 @@ from langgraph.prebuilt import ToolNode
 from PIL import Image
 
 from metis_agent import create_metis_agent
-from metis_agent.gates.baselines import ModelGate
-from metis_agent.image_blocks import conversation_images
+from metis_agent.gates.reference import ModelGate
+from metis_agent.messages import conversation_images
 from metis_agent.tools.images import ImageRules, load_image
 from metis_agent.tools.instrumented import InstrumentedTool
 from metis_agent.tools.python import PythonTool

@@ -28,9 +28,9 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from PIL import Image
 
 from metis_agent.errors import InfrastructureError, ToolError
-from metis_agent.tools.cache import ResultCache
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.instrumented import InstrumentedTool
+from metis_agent.tools.proxy import ResultCache
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.redaction import Redactor
 from metis_agent.tools.search import CorpusSearch, Document, ImageHit, SearchHit, SearchUnavailableError, resilient

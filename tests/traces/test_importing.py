@@ -83,7 +83,7 @@ KILLED = """
 import os, sys
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.traces import importing, import_traces
-from metis_agent.traces.spool import Spool
+from metis_agent.traces.reading import Spool
 importing._EVERY_SECONDS = 0
 importing.shelves_for = lambda size: 3
 source, store, where, count = *sys.argv[1:4], int(sys.argv[4])

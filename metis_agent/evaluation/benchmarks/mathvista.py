@@ -41,7 +41,7 @@ from metis_agent.evaluation.benchmarks.base import (
     item_id,
     spread,
 )
-from metis_agent.judging.cache import DiskCache, content_key
+from metis_agent.sqlite import DiskCache, content_key
 from metis_agent.types import Question
 
 __all__ = ["Extract", "MathVista", "ModelExtractor", "edits", "extract_at_once", "extract_by_rule", "normalised"]

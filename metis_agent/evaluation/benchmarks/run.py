@@ -15,10 +15,9 @@ from langchain_core.runnables import Runnable
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.evaluation.agents import Estimate, Evaluation, evaluate, share_right
-from metis_agent.evaluation.benchmarks.base import Benchmark, Item, estimates
-from metis_agent.evaluation.benchmarks.rows import Rows
+from metis_agent.evaluation.benchmarks.base import Benchmark, Item, Rows, estimates
 from metis_agent.gates.base import Gate
-from metis_agent.gates.baselines import BranchGate, ModelGate
+from metis_agent.gates.reference import BranchGate, ModelGate
 from metis_agent.judging.verifiers import Verify, judge
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchRecorder, RecordingReport

@@ -2,7 +2,7 @@
 
 Where it stands: `metis_agent.gates.policy.PolicyGate` -> **scorer**. The gate turns the logits into
 probabilities in the same way for every kind. A kind of your own is a policy that is trained
-(`metis_agent.hdpo.policies.base.Policy`) and a scorer of the same kind: call `register_scorer` where your package is
+(`metis_agent.hdpo.policies.Policy`) and a scorer of the same kind: call `register_scorer` where your package is
 imported, or name it under the entry point group `metis_agent.scorers`.
 """
 
@@ -66,7 +66,7 @@ ScorerLoader = Callable[[Artefact, str | None], Scorer]
 # By name, so that a gate of one kind is served without what the others need.
 _OWN = {
     "features": "metis_agent.gates.features:FeaturesScorer",
-    "encoder": "metis_agent.gates.scorers.encoder:EncoderScorer",
+    "encoder": "metis_agent.gates.scorers.pretrained:EncoderScorer",
     "decision_lm": "metis_agent.gates.scorers.decision_lm:DecisionLMScorer",
 }
 _REGISTERED: dict[str, ScorerLoader] = {}

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from metis_agent.errors import CheckpointError, ConfigurationError, GateError, InputError
 from metis_agent.gates.artefact import Artefact
-from metis_agent.gates.scorers.base import Asked
+from metis_agent.gates.scorers import Asked
 from metis_agent.gates.scorers.pretrained import Batcher, import_transformers, load_part, pick_device
 from metis_agent.types import ToolSpec
 
@@ -372,7 +372,7 @@ class DecisionLMScorer:
         self._batcher: Batcher[Asked, list[float]] = Batcher(self._answer, BATCH)
 
     def logits(self, asked: Asked) -> list[float]:
-        """See `metis_agent.gates.scorers.base.Scorer`."""
+        """See `metis_agent.gates.scorers.Scorer`."""
         return self._batcher.ask(asked)
 
     def _answer(self, batch: Sequence[Asked]) -> list[list[float]]:

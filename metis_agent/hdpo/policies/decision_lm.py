@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError, MissingDependencyError
-from metis_agent.gates.scorers.base import Asked
+from metis_agent.gates.scorers import Asked
 from metis_agent.gates.scorers.decision_lm import (
     DecisionModel,
     Form,
@@ -30,7 +30,7 @@ from metis_agent.gates.scorers.decision_lm import (
     questions_about,
 )
 from metis_agent.gates.scorers.pretrained import check_source, import_transformers, load_part, pick_device, quiet
-from metis_agent.hdpo.policies.base import Traits
+from metis_agent.hdpo.policies import Traits
 from metis_agent.hdpo.policies.gradient import (
     FitProgress,
     GradientTraining,

@@ -16,9 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metis_agent.gates.scorers.encoder import EncoderModel
-from metis_agent.gates.scorers.pretrained import check_source, import_transformers, load_part, pick_device, quiet
-from metis_agent.hdpo.policies.base import Traits
+from metis_agent.gates.scorers.pretrained import (
+    EncoderModel,
+    check_source,
+    import_transformers,
+    load_part,
+    pick_device,
+    quiet,
+)
+from metis_agent.hdpo.policies import Traits
 from metis_agent.hdpo.policies.gradient import (
     FitProgress,
     GradientTraining,

@@ -20,11 +20,9 @@ from metis_agent.tools.sandboxes.base import (
     SandboxSession,
     ShownImage,
 )
-from metis_agent.tools.sandboxes.bubblewrap import BubblewrapSandbox
 from metis_agent.tools.sandboxes.choose import Backend, BackendReport, diagnose, open_sandbox
 from metis_agent.tools.sandboxes.e2b import E2BSandbox, E2BSession
-from metis_agent.tools.sandboxes.landlock import LandlockSandbox
-from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox, UnsafeSandboxWarning
+from metis_agent.tools.sandboxes.local import BubblewrapSandbox, LandlockSandbox, UnsafeSandbox, UnsafeSandboxWarning
 
 __all__ = [
     "Backend",

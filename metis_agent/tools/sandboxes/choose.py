@@ -19,11 +19,9 @@ from typing import Literal, get_args
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, SandboxUnavailableError
 from metis_agent.tools.sandboxes.base import Sandbox, SandboxLimits, SandboxSession
-from metis_agent.tools.sandboxes.bubblewrap import BubblewrapSandbox
 from metis_agent.tools.sandboxes.e2b.sandbox import KEY_VARIABLE, E2BSandbox
 from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter
-from metis_agent.tools.sandboxes.landlock import LandlockSandbox
-from metis_agent.tools.sandboxes.unsafe import UnsafeSandbox
+from metis_agent.tools.sandboxes.local import BubblewrapSandbox, LandlockSandbox, UnsafeSandbox
 
 __all__ = ["NOT_TRIED", "Backend", "BackendReport", "LazySandbox", "diagnose", "failures", "open_sandbox"]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from metis_agent.tools.sandboxes.base import SandboxLimits
 from metis_agent.tools.sandboxes.inside import wire
 from metis_agent.tools.sandboxes.inside.wire import AnswerLimits
-from metis_agent.tools.sandboxes.watch import Watch
+from metis_agent.tools.sandboxes.machine import Watch
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -25,9 +25,11 @@ from metis_agent.tools.sandboxes.base import Closing, SandboxLimits
 from metis_agent.tools.sandboxes.inside.paths import remove_folder
 from metis_agent.tools.sandboxes.inside.wire import HANDLE, screen_size
 from metis_agent.tools.sandboxes.machine import (
+    Watch,
     bare_environment,
     inside_folder,
     interpreter,
+    pid_of,
     readable_paths,
     site_folders,
     spare_uids,
@@ -35,7 +37,6 @@ from metis_agent.tools.sandboxes.machine import (
 )
 from metis_agent.tools.sandboxes.process import PidfdHandle, SessionProcess, answer_limits
 from metis_agent.tools.sandboxes.session import LocalSession
-from metis_agent.tools.sandboxes.watch import Watch, pid_of
 
 __all__ = ["DEFAULT_PACKAGES", "PATIENCE_SECONDS", "Template", "TemplatePlan", "WarmSandbox", "new_screen"]
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from metis_agent.errors import ConfigurationError, InputError, StorageError, ToolError
 from metis_agent.formats import atomic_path
 from metis_agent.tools.images import ImageRules, load_image, thumbnail
-from metis_agent.tools.search.base import ImageEmbedder, ImageHit
-from metis_agent.tools.search.clean import plain_text
+from metis_agent.tools.search.base import ImageEmbedder, ImageHit, plain_text
 from metis_agent.tools.search.corpus import CorpusSearch
 from metis_agent.tools.search.documents import Document
 from metis_agent.tools.search.likeness import Fingerprint, fingerprint

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_afte
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.errors import ConfigurationError
-from metis_agent.tools.cache import ResultCache
+from metis_agent.tools.proxy import ResultCache
 from metis_agent.tools.search.base import SearchUnavailableError
 
 __all__ = ["BreakerSearch", "CachedSearch", "DeadlineSearch", "RetryingSearch", "Searcher"]

@@ -15,8 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, ToolError
-from metis_agent.tools.search.base import AsyncSearchBackend, ImageHit, SearchHit, SearchUnavailableError
-from metis_agent.tools.search.clean import cut, plain_text, web_link
+from metis_agent.tools.search.base import (
+    AsyncSearchBackend,
+    ImageHit,
+    SearchHit,
+    SearchUnavailableError,
+    cut,
+    plain_text,
+    web_link,
+)
 from metis_agent.tools.search.resilient import BreakerSearch, CachedSearch, DeadlineSearch, RetryingSearch, Searcher
 
 __all__ = ["DdgsClient", "DdgsImageSearch", "DdgsSearch", "resilient", "web_image_search", "web_search"]

@@ -22,8 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from metis_agent.errors import InputError, MissingDependencyError, StorageError
 from metis_agent.traces.messages import messages_of
 from metis_agent.traces.reading import BadRecord, Record
-from metis_agent.traces.registry import Importer
-from metis_agent.traces.traced import Trace
+from metis_agent.traces.registry import Importer, Trace
 
 __all__ = ["LangGraph"]
 

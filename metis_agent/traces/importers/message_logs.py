@@ -1,9 +1,21 @@
-"""OpenAI: message logs as JSONL, one conversation a line or one request a line.
+"""Message logs as JSONL: OpenAI's, Anthropic's and LangChain's.
+
+OpenAI: message logs as JSONL, one conversation a line or one request a line.
 
 A conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what was sent
 with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or `choices`
 beside, of Chat Completions or Responses; lines of the batch API too. Requests that go on from each other are joined to
 conversations by their messages.
+
+Anthropic: message logs as JSONL, one conversation a line or one request a line.
+
+As OpenAI's, in the form of the Messages API: `system` beside the messages, calls as `tool_use` blocks, results as
+`tool_result` blocks of a user's message, tools with an `input_schema`.
+
+LangChain: messages as JSONL, one conversation a line, in any of the three forms that LangChain writes.
+
+`message_to_dict` (`type` and `data`), `dumpd` (`lc`, `id`, `kwargs`) and `model_dump` (flat, with `type`); as a list or
+under `messages`, such as the state that a LangGraph agent returns.
 """
 
 from __future__ import annotations
@@ -15,11 +27,10 @@ from typing import Any
 
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message, messages_of, reply_of, tool_definitions
-from metis_agent.traces.registry import Importer
-from metis_agent.traces.traced import ModelSpan, Trace
+from metis_agent.traces.registry import Importer, ModelSpan, Trace
 from metis_agent.traces.values import as_json, time_of, usage_of
 
-__all__ = ["MessageLog", "OpenAI"]
+__all__ = ["Anthropic", "LangChain", "MessageLog", "OpenAI"]
 
 _IDS = ("conversation_id", "session_id", "thread_id", "chat_id", "conversation", "session", "id", "custom_id")
 _USERS = ("user_id", "user", "safety_identifier")
@@ -177,3 +188,55 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _first(values: Mapping[str, Any], keys: Sequence[str]) -> str:
     return next((str(values[key]) for key in keys if isinstance(values.get(key), str | int)), "")
+
+
+_BLOCKS = {"tool_use", "tool_result", "thinking"}
+
+
+class Anthropic(MessageLog):
+    """Logs of Anthropic's Messages API."""
+
+    name = "anthropic"
+    title = "Anthropic messages, one conversation or one request a line"
+    source = "https://docs.anthropic.com/en/api/messages"
+    versions = "anthropic-version 2023-06-01, anthropic 0.40 to 2"
+
+    def recognises(self, record: Mapping[str, Any]) -> bool:
+        """A `system` beside the messages, tools with an `input_schema`, or content blocks that only it has."""
+        for body in (record, record.get("request"), record.get("body"), record.get("params")):
+            if not isinstance(body, Mapping) or not isinstance(body.get("messages"), list):
+                continue
+            tools = body.get("tools") or ()
+            blocks = [
+                block.get("type")
+                for message in body["messages"]
+                if isinstance(message, Mapping) and isinstance(message.get("content"), list) and "role" in message
+                for block in message["content"]
+                if isinstance(block, Mapping)
+            ]
+            if (
+                "system" in body
+                or _BLOCKS & set(blocks)
+                or any("input_schema" in tool for tool in tools if isinstance(tool, Mapping))
+            ):
+                return True
+        response = record.get("response")
+        return isinstance(response, Mapping) and response.get("type") == "message"
+
+
+_TYPES = {"human", "ai", "system", "tool", "AIMessageChunk"}
+
+
+class LangChain(MessageLog):
+    """Conversations of LangChain messages."""
+
+    name = "langchain"
+    title = "LangChain messages, one conversation a line"
+    source = "https://reference.langchain.com/python/langchain_core/messages"
+    versions = "langchain-core 0.3 to 1.8"
+
+    def recognises(self, record: Mapping[str, Any]) -> bool:
+        """Messages that have a type, or are constructors."""
+        said = record.get("messages")
+        first = next((item for item in said if isinstance(item, Mapping)), {}) if isinstance(said, list) else {}
+        return "role" not in first and (first.get("lc") == 1 or first.get("type") in _TYPES)

@@ -15,8 +15,7 @@ from typing import Any
 
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message, messages_of, reply_of, tool_definitions
-from metis_agent.traces.registry import Importer
-from metis_agent.traces.traced import ModelSpan, ToolSpan, Trace
+from metis_agent.traces.registry import Importer, ModelSpan, ToolSpan, Trace
 from metis_agent.traces.values import as_json, text_of, time_of, usage_of
 
 __all__ = ["OpenTelemetry"]

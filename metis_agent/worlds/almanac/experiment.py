@@ -11,9 +11,8 @@ from metis_agent.gates.base import Gate
 from metis_agent.models.local import LocalChatModel
 from metis_agent.rules.budget import Budget
 from metis_agent.types import Question
-from metis_agent.worlds.almanac.agent import COLD_START
+from metis_agent.worlds.almanac.agent import COLD_START, Noise, almanac_tools
 from metis_agent.worlds.almanac.questions import KINDS, Kind, questions
-from metis_agent.worlds.almanac.tools import Noise, almanac_tools
 from metis_agent.worlds.experiment import History, WorldExperiment
 
 __all__ = ["COLD_START", "Experiment", "History"]

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from metis_agent.models.checkpoint import StillsProcessor
-from metis_agent.worlds.chat_template import TRAINED_ON_TOOLS
+from metis_agent.worlds import TRAINED_ON_TOOLS
 from metis_agent.worlds.gallery.pictures import CONTENTS, VIEW, Content
 from metis_agent.worlds.gallery.rows import IGNORE, Lesson, Rows
-from metis_agent.worlds.gallery.sight import SightHead
-from metis_agent.worlds.gallery.tokens import MERGE, PATCH, build_processor
+from metis_agent.worlds.gallery.tokens import MERGE, PATCH, SightHead, build_processor
 
 __all__ = ["Recipe", "SightStage", "Stage", "build_model", "train_cold_start", "train_language", "train_sight"]
 
@@ -257,7 +256,7 @@ def _main() -> None:
     """`make gallery`: train the cold start that the package ships."""
     from rich.progress import Progress, TextColumn
 
-    from metis_agent.worlds.gallery.agent import COLD_START
+    from metis_agent.worlds.gallery.experiment import COLD_START
 
     recipe = Recipe()
     torch.set_num_threads(1)

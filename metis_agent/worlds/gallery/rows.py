@@ -20,8 +20,7 @@ from torch import Tensor
 from metis_agent.models.checkpoint import StillsProcessor
 from metis_agent.worlds.gallery.pictures import CANVAS, CELL, CONTENTS, SIZES, VIEW, Content, Exhibit, Size, draw
 from metis_agent.worlds.gallery.questions import COLLECTION, PAINTING_FORMS, Painting, drawn_from, forms, photograph
-from metis_agent.worlds.gallery.sight import Told, told_of
-from metis_agent.worlds.gallery.tokens import IMAGE, MERGE, PATCH, SEARCH, SHOWN, crop_code, found_text
+from metis_agent.worlds.gallery.tokens import IMAGE, MERGE, PATCH, SEARCH, SHOWN, Told, crop_code, found_text, told_of
 
 __all__ = [
     "IGNORE",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from metis_agent.errors import InfrastructureError, InputError
 from metis_agent.evaluation.benchmarks import benchmark_named
-from metis_agent.evaluation.benchmarks.rows import open_rows
+from metis_agent.evaluation.benchmarks.base import open_rows
 from metis_agent.tools.images import ImageRules, SendableImage, load_image, sendable_image
 from tests.evaluation.benchmarks import copies
 from tests.hostile_images import HOSTILE, ODD

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from metis_agent.errors import ConfigurationError, InputError, JudgeUnavailableError
 from metis_agent.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from metis_agent.evaluation.benchmarks.base import Item, chosen_letter
-from metis_agent.evaluation.benchmarks.hrbench import HRBench
 from metis_agent.evaluation.benchmarks.mathvista import MathVista, ModelExtractor, edits, extract_by_rule, normalised
-from metis_agent.evaluation.benchmarks.vstar import VStar
-from metis_agent.evaluation.benchmarks.wemath import WeMath, four_metrics, read_letter
+from metis_agent.evaluation.benchmarks.options import HRBench, VStar, WeMath, four_metrics, read_letter
 from metis_agent.types import Question
 from tests.fakes import model
 

@@ -9,7 +9,7 @@ import pytest
 
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
-from metis_agent.hdpo.policies.base import Policy
+from metis_agent.hdpo.policies import Policy
 from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy
 from metis_agent.hdpo.policies.encoder import EncoderPolicy
 from metis_agent.hdpo.policies.gradient import GradientTraining

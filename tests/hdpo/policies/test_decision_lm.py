@@ -19,7 +19,7 @@ from transformers import pipeline
 from metis_agent.errors import ConfigurationError
 from metis_agent.evaluation.gates import evaluate_gate, score_table
 from metis_agent.gates.policy import PolicyGate
-from metis_agent.gates.scorers.base import Asked
+from metis_agent.gates.scorers import Asked
 from metis_agent.gates.scorers.decision_lm import decision_request, questions_about
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate

@@ -1,7 +1,7 @@
 """The faster index finds its document."""
 
+from metis_agent.tools.search.corpus import TantivySearch
 from metis_agent.tools.search.documents import Document
-from metis_agent.tools.search.tantivy import TantivySearch
 
 texts = {"paris": "Paris is the capital of France.", "tokyo": "東京は日本の首都である。"}
 search = TantivySearch.build([Document(id=id_, title=id_, text=text) for id_, text in texts.items()])

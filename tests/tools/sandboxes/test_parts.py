@@ -21,9 +21,8 @@ from metis_agent.tools.sandboxes.base import Closing
 from metis_agent.tools.sandboxes.inside import wire
 from metis_agent.tools.sandboxes.inside.paths import everyone_may_enter, remove_folder
 from metis_agent.tools.sandboxes.inside.wire import Screen, read_screen, screen_size
-from metis_agent.tools.sandboxes.machine import spare_uids
-from metis_agent.tools.sandboxes.pool import SessionPool
-from metis_agent.tools.sandboxes.watch import LimitExceededError, folder_bytes
+from metis_agent.tools.sandboxes.machine import LimitExceededError, folder_bytes, spare_uids
+from metis_agent.tools.sandboxes.session import SessionPool
 
 
 def receiver(data: bytes, most: int = 3) -> Callable[[int], bytes]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metis_agent.tools.search.clean import plain_text, web_link
+from metis_agent.tools.search.base import plain_text, web_link
 
 
 @pytest.mark.parametrize(

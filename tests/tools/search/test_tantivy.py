@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.tools.search import AsyncSearchBackend, CorpusSearch, Document
-from metis_agent.tools.search.tantivy import TantivySearch
+from metis_agent.tools.search.corpus import TantivySearch
 
 pytest.importorskip("tantivy")
 

@@ -5,10 +5,10 @@ import pytest
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.judging.verifiers import verify
+from metis_agent.worlds.almanac.agent import ERROR, Noise
 from metis_agent.worlds.almanac.cold_start import natural_call, observe, read
 from metis_agent.worlds.almanac.facts import PLACES, place
 from metis_agent.worlds.almanac.questions import KINDS, Kind, Split, draw, questions
-from metis_agent.worlds.almanac.tools import ERROR, Noise
 
 EVERY_KIND = get_args(Kind)
 

@@ -14,7 +14,7 @@ from metis_agent.rollouts.runner import Rollouts, group_rollouts, question_messa
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import Branch, Trajectory
-from metis_agent.worlds.gallery.agent import COLD_START, CachedPython, gallery_agent, gallery_model
+from metis_agent.worlds.gallery.experiment import COLD_START, CachedPython, gallery_agent, gallery_model
 from metis_agent.worlds.gallery.questions import KINDS, PAINTING, questions, write_collection
 from metis_agent.worlds.gallery.tokens import crop_code
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from langchain_core.messages import ToolMessage
 
-from metis_agent.gates.baselines import BranchGate
-from metis_agent.image_blocks import image_source
+from metis_agent.gates.reference import BranchGate
+from metis_agent.messages import image_source
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, question_message
@@ -20,8 +20,8 @@ from metis_agent.tools.images import load_image
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search.image_folder import ImageFolder
 from metis_agent.types import TOKEN_RECORD, Question, Trajectory
-from metis_agent.worlds.gallery.agent import REPLY, gallery_agent
 from metis_agent.worlds.gallery.cold_start import build_model
+from metis_agent.worlds.gallery.experiment import REPLY, gallery_agent
 from metis_agent.worlds.gallery.pictures import CANVAS, CONTENTS, GRID, SIZES, WORDS, Content, Exhibit, Size
 from metis_agent.worlds.gallery.questions import Painting, ask, ask_painter, drawn_from, photograph, write_collection
 from metis_agent.worlds.gallery.rows import Row, Rows, call_pieces, patches_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metis_agent.worlds.gallery.pictures import COLOURS, CONTENTS, SIZES, WORDS, exhibit
-from metis_agent.worlds.gallery.sight import _OUTPUTS, _SIZES, SightHead, told_of
+from metis_agent.worlds.gallery.tokens import _OUTPUTS, _SIZES, SightHead, told_of
 
 
 def test_outputs_are_apart_and_cover_all() -> None:

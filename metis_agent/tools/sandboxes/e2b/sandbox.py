@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from metis_agent.deadline import DeadlineError, arun_within
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Closing, Execution, InputImage, SandboxLimits
-from metis_agent.tools.sandboxes.e2b.call import Call
+from metis_agent.tools.sandboxes.e2b.client import Call
 from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES
 
 if TYPE_CHECKING:

@@ -24,8 +24,16 @@ from e2b import SandboxNotFoundException, SandboxNotRunningException
 from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within
 from metis_agent.errors import SandboxGoneError
 from metis_agent.tools.sandboxes.base import InputImage, SandboxLimits
-from metis_agent.tools.sandboxes.e2b.call import Call, binding, image_file, shown_images
-from metis_agent.tools.sandboxes.e2b.client import NotRunningError, RemoteSandbox, UnreachableError, translated
+from metis_agent.tools.sandboxes.e2b.client import (
+    Call,
+    NotRunningError,
+    RemoteSandbox,
+    UnreachableError,
+    binding,
+    image_file,
+    shown_images,
+    translated,
+)
 
 __all__ = ["Attempt", "LoopThread", "ProcessEndedError", "Remote", "Service", "Settings", "Slot"]
 
