@@ -20,8 +20,7 @@ from typing_extensions import TypedDict, is_typeddict
 from metis_agent.errors import ConfigurationError
 from metis_agent.graphs.models import Setup
 from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, tool_nodes
-from metis_agent.rules.state import Notes, RunMarker
-from metis_agent.rules.turn import Records
+from metis_agent.rules.state import Notes, Records, RunMarker
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = ["NODES", "MetisInput", "MetisOutput", "MetisState", "build_graph", "schemas_with"]

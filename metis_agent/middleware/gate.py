@@ -38,8 +38,8 @@ from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
 from metis_agent.rules.outcomes import InThread, OutcomeBuffer, is_sync_only
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
-from metis_agent.rules.state import Notes, PendingCall
-from metis_agent.rules.turn import Records, Turn, adrive, decide, drive, respond
+from metis_agent.rules.state import Notes, PendingCall, Records
+from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = ["GateState", "MetisGateMiddleware"]

@@ -10,12 +10,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import GenericAlias
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from langchain_core.messages import AIMessage, AnyMessage
-from langgraph.channels.base import BaseChannel
-from langgraph.errors import GraphBubbleUp, InvalidUpdateError
+from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import get_runtime
 from langgraph.types import Overwrite
 
@@ -47,7 +45,7 @@ from metis_agent.types import (
     ToolOutcome,
 )  # fmt: skip
 
-__all__ = ["Records", "Turn", "adrive", "as_dict", "decide", "drive", "respond", "spending_of", "with_question"]
+__all__ = ["Turn", "adrive", "decide", "drive", "respond", "spending_of", "with_question"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,91 +53,6 @@ _T = TypeVar("_T")
 _NOTABLE_SECONDS = 1e-3
 _NOTHING_SPENT = Spending()
 _EXECUTED = ("ok", "error", "timeout")
-RecordT = TypeVar("RecordT", bound=GateDecision | ToolOutcome | ModelCall)
-
-
-def as_dict(record: GateDecision | ToolOutcome | ModelCall) -> dict[str, Any]:
-    """The record's fields, as nodes write them to state."""
-    return dict(vars(record))
-
-
-class Records(BaseChannel[list[RecordT], list[RecordT | dict[str, Any]], list[dict[str, Any]]], Generic[RecordT]):
-    """A list of records of one class, empty at first.
-
-    Args:
-        record: the dataclass.
-        key: the channel's name; LangGraph fills it in.
-        append: a write adds to the list (an `Overwrite` still replaces it); otherwise each write replaces it.
-    """
-
-    __slots__ = ("append", "records")
-
-    def __init__(self, record: type[RecordT], key: str = "", *, append: bool = True) -> None:
-        super().__init__(record, key)
-        self.append = append
-        self.records: list[RecordT] = []
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Records) and (other.typ, other.append) == (self.typ, self.append)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def ValueType(self) -> Any:
-        """What reading gives."""
-        return GenericAlias(list, (self.typ,))
-
-    @property
-    def UpdateType(self) -> Any:
-        """What writing takes."""
-        return GenericAlias(list, (self.typ,))
-
-    def copy(self) -> Self:
-        """The same channel with the same records."""
-        twin = type(self)(self.typ, self.key, append=self.append)
-        twin.records = self.records
-        return twin
-
-    def from_checkpoint(self, checkpoint: Any) -> Self:
-        """This channel as it was stored; anything but a list stands for a channel never stored."""
-        twin = type(self)(self.typ, self.key, append=self.append)
-        if isinstance(checkpoint, list):
-            twin.records = self._revive(checkpoint)
-        return twin
-
-    def checkpoint(self) -> list[dict[str, Any]]:
-        """Plain values only."""
-        return [as_dict(record) for record in self.records]
-
-    def get(self) -> list[RecordT]:
-        """The records."""
-        return self.records
-
-    def is_available(self) -> bool:
-        """Always: a list may be empty."""
-        return True
-
-    def update(self, values: Sequence[Any]) -> bool:
-        """Take in the writes of one step.
-
-        Raises:
-            InvalidUpdateError: a write is no list of records.
-        """
-        for value in values:
-            replaces = not self.append
-            if isinstance(value, Overwrite):
-                replaces, value = True, value.value
-            records = self._revive(value)
-            # A new list: earlier readers keep the one that they got.
-            self.records = records if replaces else [*self.records, *records]
-        return bool(values)
-
-    def _revive(self, values: Any) -> list[RecordT]:
-        if not isinstance(values, list | tuple):
-            raise InvalidUpdateError(
-                f"At key {self.key!r}: got {values!r}; write a list of {self.typ.__name__} or of their fields."
-            )
-        return [value if isinstance(value, self.typ) else self.typ(**_with_tuples(value)) for value in values]
 
 
 class Turn:
@@ -487,8 +400,3 @@ def _answer(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, stru
         else:
             message = fallback_answer(message, "" if decision.allowed else decision.reason, turn.outcomes)
     return Settled(reply=reply, message=message)
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """All sequences in our records are tuples; stores and JSON give them back as lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

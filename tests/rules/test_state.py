@@ -6,7 +6,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import Overwrite
 
-from metis_agent.rules.turn import Records, as_dict
+from metis_agent.rules.state import Records, as_dict
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 DECISION = GateDecision(allowed=("a", "b"), required=True, probabilities={"a": 0.7, "b": 0.6}, threshold=0.5)
