@@ -63,10 +63,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AlwaysGate": "gates.baselines",
+    "AlwaysGate": "gates.reference",
     "Budget": "rules.budget",
     "DecisionModelGate": "gates.decision",
-    "DraftConfidenceGate": "gates.confidence",
+    "DraftConfidenceGate": "gates.reference",
     "ExploringGate": "gates.wrappers",
     "Gate": "gates.base",
     "GateDecision": "types",
@@ -75,8 +75,8 @@ _HOMES = {
     "HDPOTrainer": "hdpo.policy_trainer",
     "MetisAgent": "agent",
     "MetisGateMiddleware": "middleware",
-    "ModelGate": "gates.baselines",
-    "NeverGate": "gates.baselines",
+    "ModelGate": "gates.reference",
+    "NeverGate": "gates.reference",
     "PolicyGate": "gates.policy",
     "PythonTool": "tools.python",
     "Question": "types",

@@ -97,7 +97,7 @@ with TrajectoryStore("runs") as store:
 (run,) = TrajectoryStore("runs", read_only=True).read()
 def allowed(text):
     request = GateRequest(messages=[HumanMessage(text)], tools=(ToolSpec(name="search"),))
-    return PolicyGate("gate").decide(request).allowed
+    return PolicyGate("gate", unfamiliar="gate").decide(request).allowed
 
 print(json.dumps([run.question.verifier, judge(run)[0], benchmark_named("capitals", count=3).count,
                   allowed("Hi there"), allowed("How many people live in the second largest city?")]))

@@ -13,26 +13,26 @@ PACKAGE = Path(metis_agent.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "datasets", "numpy", "matplotlib"}
 
 # Everybody's: they import nothing but each other.
-LEAVES = {"types", "errors", "formats", "image_blocks", "sqlite"}
+LEAVES = {"types", "errors", "formats", "messages", "sqlite"}
 
 # What each room may import of the others.
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "formats": set(),
-    "image_blocks": set(),
+    "messages": set(),
     "sqlite": set(),
     "turns": set(),
     "deadline": set(),
-    "gates": {"deadline", "tools", "turns"},  # `tools` for loading images safely
+    "gates": {"deadline", "tools"},  # `tools` for loading images safely
     "tools": {"deadline"},
     "models": {"tools"},
-    "recording": {"tools", "turns"},
-    "traces": {"recording", "tools", "turns"},
+    "recording": {"tools"},
+    "traces": {"recording", "tools"},
     # What holds in every turn; its two hosts only translate, and know nothing of each other.
     "rules": {"deadline", "gates", "recording"},
     "graphs": {"deadline", "rules"},
-    "middleware": {"deadline", "gates", "recording", "rules", "turns"},
+    "middleware": {"deadline", "gates", "recording", "rules"},
     "agent": {"gates", "graphs", "recording", "rules"},
     "judging": {"deadline", "recording"},
     "rollouts": {"agent", "gates", "judging", "recording", "tools"},

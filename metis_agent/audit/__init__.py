@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AgreementJudge": "agreement", "Findings": "run", "Prices": "money", "Prober": "probes", "Probing": "probes",
+    "AgreementJudge": "agreement", "Findings": "run", "Prices": "accounting", "Prober": "probes", "Probing": "probes",
     "Survey": "turns", "ToolEffects": "turns", "Verdicts": "agreement", "audit": "run", "audit_page": "page",
     "headline": "summary", "plan_probes": "run", "survey": "turns",
 }  # fmt: skip

@@ -11,7 +11,7 @@ imports this module by itself (an entry point of the group `verl.plugins`), and 
 `reward.custom_reward_function.path=pkg://metis_agent.engines.verl`. Read from verl 0.9.1.
 
 verl hands an estimator one number for each rollout, so the reward function packs what HDPO needs into one
-(`engines.packed`). The estimator unpacks it, does what `hdpo.advantages` does, and returns w_acc A_acc + w_tool A_tool:
+(`pack`). The estimator unpacks it, does what `hdpo.advantages` does, and returns w_acc A_acc + w_tool A_tool:
 verl clips the sum once. That is HDPO's gradient as long as the ratios are 1 (one update for each batch of rollouts);
 after that it differs where the channels disagree on the sign and a clip takes hold.
 """

@@ -1,8 +1,8 @@
 """The tools that Metis brings: `python`, `text_search`, `image_search`. Any other LangChain tool works as well.
 
 - `python`, `text_search`, `image_search`: the tools
-- `instrumented`: any tool with a time limit, retries, accounting, a result `cache`, secrets out (`redaction`); it
-  is a `proxy` of the tool
+- `instrumented`: any tool with a time limit, retries, accounting, a result cache, secrets out (`redaction`); it
+  is a `proxy` of the tool, which has the result cache too
 - `images`: safe loading of images; `download`: safe fetching, from the public internet only
 - `sandboxes` and `search`: what the tools stand on
 
@@ -38,7 +38,7 @@ _HOMES = {
     "InstrumentedTool": "instrumented",
     "PythonTool": "python",
     "Redactor": "redaction",
-    "ResultCache": "cache",
+    "ResultCache": "proxy",
     "TextSearchTool": "text_search",
     "load_image": "images",
 }
