@@ -8,8 +8,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from metis_agent.budget import Budget
-
 from metis_agent.agent import create_metis_agent
 from metis_agent.audit.accounting import uses
 from metis_agent.audit.agreement import Agreement, Verdicts
@@ -20,6 +18,7 @@ from metis_agent.judging.verifiers import verify
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
+from metis_agent.rules.budget import Budget
 from metis_agent.sqlite import DiskCache
 from metis_agent.worlds.almanac.agent import COLD_START, almanac_tools
 from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions
