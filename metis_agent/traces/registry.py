@@ -185,10 +185,10 @@ _IMPORTERS: dict[str, str | Callable[[], Importer]] = {
     "langsmith": f"{_PACKAGE}.langsmith:LangSmith",
     "langfuse": f"{_PACKAGE}.langfuse:Langfuse",
     "opentelemetry": f"{_PACKAGE}.opentelemetry:OpenTelemetry",
-    "anthropic": f"{_PACKAGE}.anthropic:Anthropic",
-    "openai": f"{_PACKAGE}.openai:OpenAI",
+    "anthropic": f"{_PACKAGE}.message_logs:Anthropic",
+    "openai": f"{_PACKAGE}.message_logs:OpenAI",
     "langgraph": f"{_PACKAGE}.langgraph:LangGraph",
-    "langchain": f"{_PACKAGE}.langchain:LangChain",
+    "langchain": f"{_PACKAGE}.message_logs:LangChain",
 }
 
 

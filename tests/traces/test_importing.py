@@ -24,7 +24,6 @@ from metis_agent.traces import (
     reading,
     register_importer,
     registry,
-    spool,
 )
 from tests.traces.agents import SECRET
 
@@ -154,7 +153,7 @@ def test_a_gzip_file_that_breaks_off(imported):
 
 def test_lines_and_traces_over_the_limit(imported, monkeypatch):
     monkeypatch.setattr(reading, "LONGEST", 4_000)
-    monkeypatch.setattr(spool, "_LARGEST", 20_000)
+    monkeypatch.setattr(reading, "_LARGEST", 20_000)
     huge = run("t2", 0, "chain", inputs={"text": "x" * 10_000_000}, outputs={})
     many = [run("t3", n, inputs=asked("t3", "y" * 2_000), outputs=said()) for n in range(1, 20)]
     report, runs = imported(lines(huge, *many, *whole("t1")))
