@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, message_to_dict
+from langchain_core.runnables.config import var_child_runnable_config
 
 from metis_agent.errors import InputError
 from metis_agent.messages import seconds_of, turn_of
@@ -214,6 +215,7 @@ class Recorder:
                     status="finished" if error is None else "failed",
                     error="" if error is None else f"{type(error).__name__}: {error}",
                     metadata=self._metadata,
+                    conversation=_thread(),
                 )
             )
             self._append(self.store, trajectory)
@@ -364,15 +366,23 @@ def _question_id(text: str) -> str:
 
 
 def _trajectory_of(turn: Sequence[BaseMessage], state: Mapping[str, Any], **fields: Any) -> Trajectory:
-    told = _Told(turn)
+    told, messages = _Told(turn), state.get("messages", ())
+    before = messages[: len(messages) - len(turn)]
     return Trajectory(
         answer=_answer_of(turn) if fields["status"] == "finished" else "",
         messages=tuple([_message_record(message) for message in turn]),
+        history=tuple([_message_record(message) for message in before]),
         calls=tuple(as_told(turn, state.get("calls", ()))),
         decisions=tuple(state.get("decisions", ())),
         outcomes=tuple([told.outcome(outcome) for outcome in state.get("outcomes", ())]),
         **fields,
     )
+
+
+def _thread() -> str:
+    """The graph run's thread: what its turns have in common."""
+    config = var_child_runnable_config.get() or {}
+    return str((config.get("configurable") or {}).get("thread_id") or "")
 
 
 def _answer_of(turn: Sequence[BaseMessage]) -> str:

@@ -23,6 +23,7 @@ from metis_agent.recording.shards import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
 from metis_agent.tools.redaction import Redactor
+from metis_agent.traces import steps_of
 from metis_agent.types import TOKEN_RECORD, ModelCall, Question, ToolOutcome, Trajectory
 from tests.fakes import call, calling, model
 
@@ -90,6 +91,7 @@ def test_a_trajectory_is_made_of_the_latest_turn():
     state = {"messages": [HumanMessage("old"), AIMessage("old too"), HumanMessage("q"), reply]}
     trajectory = trajectory_of(state, id="1", question=Question(id="q", text="q"), started_at=5.0, seconds=2.0)
     assert [message["type"] for message in trajectory.messages] == ["human", "ai"]
+    assert [message["data"]["content"] for message in trajectory.history] == ["old", "old too"]
     assert trajectory.messages[1]["data"]["response_metadata"] == {"model_name": "m"}
     assert TOKEN_RECORD in reply.response_metadata
     assert (trajectory.answer, trajectory.status, trajectory.seconds) == ("new", "finished", 2.0)
@@ -142,6 +144,10 @@ def test_ids_branches_and_threads(run, kept):
     assert [trajectory.branch for trajectory in kept.trajectories] == ["direct", "direct"]
     assert [len(trajectory.calls) for trajectory in kept.trajectories] == [1, 1]
     assert [trajectory.question.text for trajectory in kept.trajectories] == ["q1", "q2"]
+    assert [trajectory.conversation for trajectory in kept.trajectories] == ["t", "t"]
+    # What the model had read before the turn is there to be asked from again (`metis audit`).
+    assert [len(trajectory.history) for trajectory in kept.trajectories] == [0, 2]
+    assert [message.text for message in steps_of(kept.trajectories[1])[0].messages] == ["q1", "ok", "q2"]
 
 
 def test_two_turns_of_one_outer_run_have_two_ids(run, kept):
