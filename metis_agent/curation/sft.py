@@ -38,6 +38,7 @@ from metis_agent.curation.pipeline import (
 )
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.judging.judge import AnswerJudge
+from metis_agent.judging.verifiers import UnknownVerifierError
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording import schema
 from metis_agent.recording.shards import Storage, is_shard
@@ -295,6 +296,8 @@ class AnswersStage:
             return self._of(self._verify(trajectory.question, trajectory.answer), "")
         except InfrastructureError as error:
             return undecided("judge unavailable", error)
+        except UnknownVerifierError:
+            return self._of(None, "unknown verifier")
 
     def _of(self, right: bool | None, reason: str) -> Verdict:
         if right is None:

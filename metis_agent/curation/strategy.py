@@ -29,6 +29,7 @@ from metis_agent.curation.pipeline import KEEP, Row, Verdict, drop, keep, undeci
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates.base import Gate
 from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
+from metis_agent.judging.verifiers import UnknownVerifierError
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
@@ -229,7 +230,7 @@ class GraphProbe:
             return None
         try:
             return self._verify(run.question, run.answer)
-        except InfrastructureError:
+        except (InfrastructureError, UnknownVerifierError):
             return None
 
 

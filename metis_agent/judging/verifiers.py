@@ -32,7 +32,9 @@ from metis_agent.types import Question, Trajectory
 __all__ = [
     "ALIASES",
     "JUDGE",
+    "UNKNOWN_VERIFIER",
     "VERIFIERS",
+    "UnknownVerifierError",
     "Verifier",
     "Verify",
     "judge",
@@ -197,17 +199,27 @@ def verify(
             remedy = (
                 "Name the model that judges: `--judge MODEL`, or `verifiers={**VERIFIERS, 'judge': AnswerJudge(m)}`."
             )
-        raise ConfigurationError(
+        raise UnknownVerifierError(
             f"Question {question.id!r} asks for the verifier {name!r}; known are {sorted(verifiers)!r}. {remedy}"
         )
     return verifiers[name](question, answer)
+
+
+UNKNOWN_VERIFIER = "by an unknown verifier (name one by --verifier or --judge, or register it)"
+
+
+class UnknownVerifierError(ConfigurationError):
+    """A question names a verifier that is not there."""
 
 
 def judge(trajectory: Trajectory, verify: Verify = verify) -> tuple[bool | None, str]:
     """Judge one trajectory's final message.
 
     Returns:
-        Right, wrong or `None` with the reason: "failed run", "judge unavailable" or "no reference".
+        Right, wrong or `None` with the reason: "failed run", "judge unavailable", or "no reference".
+
+    Raises:
+        ConfigurationError: as `verify`.
     """
     if trajectory.status == "failed":
         return None, "failed run"
@@ -219,18 +231,33 @@ def judge(trajectory: Trajectory, verify: Verify = verify) -> tuple[bool | None,
 
 
 def judged(
-    trajectories: Iterable[Trajectory], verify: Verify = verify
+    trajectories: Iterable[Trajectory], verify: Verify = verify, *, foreign: bool = False
 ) -> Iterator[tuple[Trajectory, bool | None, str]]:
     """Each trajectory with what `judge` says of it, read in batches so that a judge is asked for many at once.
 
     Such a judge has a method `judge(answers: Sequence[tuple[Question, str]])` and keeps its verdicts, as
     `judging.judge.AnswerJudge` does.
+
+    Args:
+        trajectories: Read once.
+        verify: Judges an answer.
+        foreign: They are somebody else's records: one that names a verifier that is not there is not judged, with the
+            reason `UNKNOWN_VERIFIER`.
+
+    Raises:
+        ConfigurationError: as `verify`.
     """
     remaining = iter(trajectories)
     while batch := list(islice(remaining, _BATCH)):
         _ask_ahead(batch, verify)
         for trajectory in batch:
-            yield trajectory, *judge(trajectory, verify)
+            try:
+                right, reason = judge(trajectory, verify)
+            except UnknownVerifierError:
+                if not foreign:
+                    raise
+                right, reason = None, UNKNOWN_VERIFIER
+            yield trajectory, right, reason
 
 
 def _ask_ahead(batch: Sequence[Trajectory], verify: Verify) -> None:

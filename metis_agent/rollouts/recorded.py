@@ -36,6 +36,11 @@ __all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_of", "branch_taken", "outcome
 MAX_QUESTIONS = 200_000
 """Questions that a pool has room for; a gate that reads text learns little from more."""
 
+_MAX_TOOLS = 64
+"""Tools that are found by themselves; of more, those that matter are to be named."""
+_STRAY = 0.05
+"""A tool that was used on fewer of the questions than this, compared with the most used one, is not a branch."""
+
 _RUNS, _RIGHT, _COST, _SECONDS = range(4)
 _DOUBTFUL_RUNS, _DOUBTFUL_SHARE, _ALL_WRONG_RUNS = 3, 0.05, 20
 
@@ -65,7 +70,7 @@ class OutcomePool:
     """Sums over the runs of each question and branch.
 
     Args:
-        tools: names of the tools that the gate may choose; by default all that occur.
+        tools: names of the tools that the gate may choose; by default all that occur, but for strays.
         verify: judges an answer.
         use_cost: take the recorded cost of the calls; by default a run costs its number of calls.
         draft: also keep what a direct run shows of itself, as `draft_*` numbers: one direct run of each question
@@ -129,7 +134,7 @@ class OutcomePool:
         Raises:
             InputError: as `add`.
         """
-        for run, right, reason in judged(filter(self._is_to_count, runs), self._verify):
+        for run, right, reason in judged(filter(self._is_to_count, runs), self._verify, foreign=True):
             self._count(run, right, reason)
         return self
 
@@ -186,13 +191,14 @@ class OutcomePool:
             InputError: there is none, or the verdicts look like the verifier's fault.
         """
         self._check_verdicts()
-        tools = [name for name in self._columns if name != DIRECT]
+        tools, strays = self._tools()
         actions = (DIRECT, *(tools if self._fixed else sorted(tools)))
         columns = [self._columns[name] for name in actions]
         rows = np.array([row for _, row in sorted(self._rows.items())], dtype=np.int64)
         sums = self._sums[rows][:, :, columns]
         whole = (sums[:, _RUNS] > 0).all(axis=1)
         dropped = {**self.dropped, "question without all branches": int((~whole).sum())}
+        dropped["another tool"] = dropped.get("another tool", 0) + strays
         if not whole.any() or not tools:
             raise InputError(
                 f"None of {len(rows)} questions was recorded down every branch; questions by branch: "
@@ -212,6 +218,18 @@ class OutcomePool:
             draft=self._draft_columns(rows),
             dropped={reason: count for reason, count in dropped.items() if count},
         )
+
+    def _tools(self) -> tuple[list[str], int]:
+        """The tools that are branches, and how many runs are of others: a stray call must not cost all questions."""
+        questions = self.coverage()
+        tools = [name for name in questions if name != DIRECT]
+        if self._fixed or not tools:
+            return tools, 0
+        least = _STRAY * max(questions[name] for name in tools)
+        kept = [name for name in tools if questions[name] >= least]
+        rows = list(self._rows.values())
+        runs = self._sums[rows, _RUNS].sum(axis=0)
+        return kept, int(sum(runs[self._columns[name]] for name in tools if name not in kept))
 
     def _is_to_count(self, run: Trajectory) -> bool:
         self.runs += 1
@@ -235,7 +253,7 @@ class OutcomePool:
 
     def _column(self, action: str) -> int | None:
         column = self._columns.get(action)
-        if column is None and not self._fixed:
+        if column is None and not self._fixed and len(self._columns) <= _MAX_TOOLS:
             column = self._columns[action] = len(self._columns)
             if column >= self._sums.shape[2]:
                 self._sums = np.pad(self._sums, ((0, 0), (0, 0), (0, column)))

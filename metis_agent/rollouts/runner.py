@@ -33,6 +33,7 @@ from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.recorder import keep, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.tools.search.base import SearchUnavailableError, noted_outages
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
 
 __all__ = [
@@ -187,6 +188,9 @@ async def roll_out(
 ) -> Trajectory:
     """Run one rollout through the agent of its branch.
 
+    A run in which a search's service gave no answer is `failed` as well: what was answered without it says nothing of
+    the search.
+
     Args:
         agent: Made around that branch's gate.
         rollout: To run.
@@ -201,12 +205,15 @@ async def roll_out(
     status: TrajectoryStatus = "finished"
     error = ""
     try:
-        async with asyncio.timeout(timeout):
-            state = await agent.ainvoke({"messages": [question_message(rollout.question)]}, config)
+        with noted_outages() as outages:
+            async with asyncio.timeout(timeout):
+                state = await agent.ainvoke({"messages": [question_message(rollout.question)]}, config)
     except ConfigurationError:
         raise
     except excused as failure:
         status, error = "failed", f"{type(failure).__name__}: {failure}"
+    if outages and status == "finished":  # the answer was given without what the search would have found
+        status, error = "failed", f"{SearchUnavailableError.__name__}: {outages[0]}"
     return trajectory_of(
         state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
         seconds=time.time() - started, status=status, error=error, metadata=metadata,

@@ -21,7 +21,16 @@ from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run
 from metis_agent.errors import InputError, ToolError
 from metis_agent.messages import conversation_images, image_block
 from metis_agent.tools.images import ImageRules, load_image, thumbnail
-from metis_agent.tools.search.base import ImageHit, ImageSearchBackend, SimilarImageBackend, cut, visible, web_link
+from metis_agent.tools.search.base import (
+    ImageHit,
+    ImageSearchBackend,
+    SearchUnavailableError,
+    SimilarImageBackend,
+    cut,
+    for_the_model,
+    visible,
+    web_link,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,7 +133,7 @@ class ImageSearchTool(BaseTool):
         except DeadlineError:
             raise self._too_late() from None
         except (ToolError, InputError) as error:
-            raise ToolException(str(error)) from error
+            raise for_the_model(error) from error
 
     async def _arun(
         self, query: str = "", image: str = "", messages: Annotated[Any, InjectedState("messages")] = None
@@ -134,7 +143,7 @@ class ImageSearchTool(BaseTool):
         except DeadlineError:
             raise self._too_late() from None
         except (ToolError, InputError) as error:
-            raise ToolException(str(error)) from error
+            raise for_the_model(error) from error
 
     def _answer(self, query: str, image: str, messages: Any) -> _Answer:
         until = time.monotonic() + self.seconds
@@ -215,8 +224,10 @@ class ImageSearchTool(BaseTool):
         return blocks
 
     def _too_late(self) -> ToolException:
-        return ToolException(
-            f"The image search gave no answer within {self.seconds:g} seconds. Answer without it, or try once more."
+        return for_the_model(
+            SearchUnavailableError(
+                f"The image search gave no answer within {self.seconds:g} seconds. Answer without it, or try once more."
+            )
         )
 
 

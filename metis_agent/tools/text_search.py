@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_valida
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ToolError
 from metis_agent.tools.search import AsyncSearchBackend, RetrieverSearch, SearchBackend, SearchHit
-from metis_agent.tools.search.base import cut, visible
+from metis_agent.tools.search.base import cut, for_the_model, visible
 
 __all__ = ["TextSearchInput", "TextSearchTool"]
 
@@ -95,7 +95,7 @@ class TextSearchTool(BaseTool):
         try:
             hits = self._searcher.search(query, self.limit)
         except ToolError as error:
-            raise ToolException(str(error)) from error
+            raise for_the_model(error) from error
         return self._shown(query, hits)
 
     async def _arun(self, query: str) -> tuple[str, list[dict[str, Any]]]:
@@ -107,7 +107,7 @@ class TextSearchTool(BaseTool):
             else:
                 hits = await arun_in_thread(self._searcher.search, query, self.limit)
         except ToolError as error:
-            raise ToolException(str(error)) from error
+            raise for_the_model(error) from error
         return self._shown(query, hits)
 
     def _shown(self, query: str, hits: Sequence[SearchHit]) -> tuple[str, list[dict[str, Any]]]:

@@ -68,6 +68,12 @@ ODD: dict[str, bytes] = {
     "a verifier of their own": text(
         id="odd-verifier", question={"id": "v", "text": "?", "answer": "1", "verifier": "mine"}
     ),
+    "a judge where none is named": text(
+        id="odd-judge", question={"id": "v", "text": "?", "answer": "1", "verifier": "judge"}
+    ),
+    "a tool that the agent does not have": text(
+        id="odd-tool", outcomes=[{"call_id": "1", "tool": "rm -rf", "arguments": {}, "status": "ok"}]
+    ),
     "an image that is gone": text(
         id="odd-image", metadata={"images": ["data:image/png;base64,image:sha256:" + "0" * 64] * 1000}
     ),
@@ -142,10 +148,8 @@ def test_it_is_curated(hostile: Path, tmp_path: Path) -> None:
 
 
 def test_a_gate_is_trained_from_it(hostile: Path, tmp_path: Path) -> None:
-    (shard,) = hostile.glob("segment-*")
-    lines = [line for line in shard.read_bytes().split(b"\n") if b'"mine"' not in line]  # which has its own remedy
-    (store := tmp_path / "store").mkdir()
-    (store / shard.name).write_bytes(b"\n".join(lines))
-    said = metis("train", "gate", "--store", store, "--out", tmp_path / "gate")
+    said = " ".join(metis("train", "gate", "--store", hostile, "--out", tmp_path / "gate").split())
+    assert "2 by an unknown verifier" in said
+    assert "2 another tool" in said
     assert f"{len(BAD)} lines of the store could not be read" in said
     assert (tmp_path / "gate" / "gate.json").exists()

@@ -21,6 +21,8 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
 from metis_agent.rollouts.recorded import OutcomePool
 from metis_agent.rollouts.runner import Rollout
+from metis_agent.tools import InstrumentedTool, TextSearchTool
+from metis_agent.tools.search.base import SearchRefusedError, SearchUnavailableError
 from metis_agent.types import Question
 from tests.fakes import ScriptedChatModel, call, calling, model
 
@@ -193,3 +195,37 @@ def test_a_forced_run_without_its_call_is_counted_apart(tmp_path: Path) -> None:
     pool = OutcomePool().extend(store.read())
     assert pool.coverage() == {"direct": 6}
     assert pool.dropped["no call, though one was required"] == 12
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        SearchUnavailableError("The search service did not answer in time."),
+        SearchRefusedError("No results, or refused."),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_outage_of_a_search_is_no_wrong_answer(tmp_path: Path, fault: Exception, wrapped: bool) -> None:
+    """The model reads of it and answers without; the run is tried again, then counted and left out."""
+
+    class Down:
+        def search(self, query: str, limit: int) -> list[Any]:
+            raise fault
+
+    class Searches(Plain):
+        def _generate(self, messages: list[BaseMessage], *arguments: Any, **keywords: Any) -> Any:
+            reply = calling(call("text_search", query="x")) if messages[-1].type == "human" else AIMessage("No idea.")
+            self.script[:] = [reply if keywords.get("tools") or messages[-1].type == "tool" else AIMessage("No idea.")]
+            return ScriptedChatModel._generate(self, messages, *arguments, **keywords)
+
+    search: Any = TextSearchTool(backend=Down())
+    search = InstrumentedTool(search) if wrapped else search
+    with TrajectoryStore(tmp_path) as store:
+        recorder = BranchRecorder(
+            lambda gate: create_metis_agent(Searches(script=[]), [search], gate=gate), store, concurrency=1, wait=0.0
+        )
+        report = recorder.record(branch_rollouts(QUESTIONS, ["text_search"], BranchPlan(), name="r", seed=0))
+        assert (report.finished, report.failed, report.retried) == (6, 6, 12)
+        assert report.failures == {"SearchUnavailableError": 6}
+        pool = OutcomePool().extend(store.read())
+    assert (pool.coverage(), pool.dropped["failed run"]) == ({"direct": 6, "text_search": 0}, 6)

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.tools import ToolException
 
 from metis_agent.errors import ToolError
 
@@ -34,9 +37,12 @@ __all__ = [
     "RetrieverSearch",
     "SearchBackend",
     "SearchHit",
+    "SearchRefusedError",
     "SearchUnavailableError",
     "SimilarImageBackend",
     "cut",
+    "for_the_model",
+    "noted_outages",
     "plain_text",
     "visible",
     "web_link",
@@ -45,6 +51,36 @@ __all__ = [
 
 class SearchUnavailableError(ToolError):
     """The search gave no answer, for a reason that may pass by itself: another try is worth it."""
+
+
+class SearchRefusedError(ToolError):
+    """The search gave nothing, and does not say whether nothing matches or it refuses to answer for now."""
+
+
+_outages: ContextVar[list[str] | None] = ContextVar("metis_search_outages", default=None)
+
+
+@contextmanager
+def noted_outages() -> Iterator[list[str]]:
+    """Of the searches within the block: what was said of those that a service did not answer.
+
+    A model reads of an outage and goes on, which is right for a user; an answer that it led to says nothing of the
+    search, so rollouts leave it out.
+    """
+    noted: list[str] = []
+    token = _outages.set(noted)
+    try:
+        yield noted
+    finally:
+        _outages.reset(token)
+
+
+def for_the_model(error: Exception) -> ToolException:
+    """The error of a search as LangChain hands it to the model; an outage is noted."""
+    noted = _outages.get()
+    if noted is not None and isinstance(error, SearchUnavailableError | SearchRefusedError):
+        noted.append(str(error))
+    return ToolException(str(error))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from metis_agent.tools.search.base import (
     AsyncSearchBackend,
     ImageHit,
     SearchHit,
+    SearchRefusedError,
     SearchUnavailableError,
     cut,
     plain_text,
@@ -211,7 +212,7 @@ def _in_words(error: Exception, query: str) -> ToolError:
     """What a model reads. `ddgs` raises anything that the answer of a server can lead to."""
     if "No results found" in str(error):
         # For ddgs, a service that refuses and a query that nothing matches are the same.
-        return ToolError(
+        return SearchRefusedError(
             f"No results for {cut(query, 200)!r}: nothing matches, or the search service is refusing requests for "
             "now. Try other words once, or answer without it."
         )
