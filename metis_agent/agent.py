@@ -20,12 +20,12 @@ from langgraph.cache.base import BaseCache
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
-from langgraph.types import All, Checkpointer, GraphOutput
+from langgraph.types import All, Checkpointer, GraphOutput, StateUpdate
 
 from metis_agent.errors import ConfigurationError, MissingDependencyError, UnknownToolError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.reference import ModelGate
-from metis_agent.graphs.build import NODES, MetisState, build_graph
+from metis_agent.graphs.build import NODES, MetisState, build_graph, way_on
 from metis_agent.graphs.models import Bindings, Setup, bound_tools
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
@@ -85,6 +85,36 @@ class MetisAgent(_Graph):
         """Stream the graph, as `CompiledStateGraph.astream` does."""
         return super().astream(input, self._limited(config), **keywords)
 
+    def bulk_update_state(self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]) -> RunnableConfig:
+        """Update the state, as `CompiledStateGraph.bulk_update_state` does; the run goes on from what it then is."""
+        if not supersteps or self._is_of_subgraph(config):
+            return super().bulk_update_state(config, supersteps)
+        for updates in supersteps:
+            if len(updates) == 1:
+                now = self.get_state(config)
+                # As it is stored: without what tools beside one that waits have already brought.
+                updates = [way_on(self._setup, self.get_state(now.config) if now.next else now, updates[0])]
+            config = super().bulk_update_state(config, [updates])
+        return config
+
+    async def abulk_update_state(
+        self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> RunnableConfig:
+        """Update the state, as `CompiledStateGraph.abulk_update_state` does; the run goes on from what it then is."""
+        if not supersteps or self._is_of_subgraph(config):
+            return await super().abulk_update_state(config, supersteps)
+        for updates in supersteps:
+            if len(updates) == 1:
+                now = await self.aget_state(config)
+                updates = [way_on(self._setup, await self.aget_state(now.config) if now.next else now, updates[0])]
+            config = await super().abulk_update_state(config, [updates])
+        return config
+
+    def _is_of_subgraph(self, config: RunnableConfig) -> bool:
+        """Whether the configuration names a graph within this one, which then updates itself."""
+        configurable = config.get("configurable", {})
+        return bool(configurable.get("checkpoint_ns")) and "__pregel_checkpointer" not in configurable
+
     def _limited(self, config: RunnableConfig | None) -> RunnableConfig | None:
         """The configuration with the agent's own limit where LangChain has filled in its default, as a pipe does."""
         own = (self.config or {}).get("recursion_limit")
@@ -100,7 +130,7 @@ class MetisAgent(_Graph):
         own, other = self._setup, as_gate(gate)
         asked = AskedGate(other, own.rules.gate.limit)
         rules = replace(own.rules, gate=asked, recorder=None, record_calls=True)
-        setup = replace(own, rules=rules, offer=Offer(own.offer.specs, own.offer.terms, rules, own.offer.remote))
+        setup = replace(own, rules=rules, offer=Offer(own.offer.every, own.offer.terms, rules, own.offer.remote))
         schemas = self.builder.state_schema, self.builder.context_schema
         graph = build_graph(setup, state_schema=schemas[0], context_schema=schemas[1])
         return _compiled(setup, graph, store=self.store, cache=self.cache, name=self.name)

@@ -5,25 +5,30 @@ The agent's state: what comes in, what goes out, and what the nodes keep between
 `decisions`, `outcomes` and `calls` describe the latest turn; the gate node clears them when a new turn begins.
 History is the trajectory store's business.
 
-Wiring, and nothing else: START -> gate -> (answer | act); act -> one node per tool -> gate; then END.
+Wiring, and nothing else: START -> gate -> (answer | act); act -> one node per tool -> gate; then END. The nodes say
+where a run goes next. Where a person has changed the state of a run that stands still, `way_on` says it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Required, get_type_hints
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.types import Command, Send, StateSnapshot, StateUpdate
 from typing_extensions import TypedDict, is_typeddict
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.graphs.models import Setup
 from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, tool_nodes
-from metis_agent.rules.state import Notes, Records, RunMarker
+from metis_agent.rules.asking import SentCall
+from metis_agent.rules.shapes import open_calls
+from metis_agent.rules.state import Notes, Records, RunMarker, begins_anew
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
-__all__ = ["NODES", "MetisInput", "MetisOutput", "MetisState", "build_graph", "schemas_with"]
+__all__ = ["NODES", "MetisInput", "MetisOutput", "MetisState", "build_graph", "schemas_with", "way_on"]
 
 
 class MetisInput(TypedDict):
@@ -126,3 +131,65 @@ def build_graph(
         graph.add_node("record", RecordNode(setup), input_schema=MetisState)
         graph.add_edge("record", END)
     return graph
+
+
+def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate:
+    """The update of a state that a person makes, as the node that it is made as would have written it.
+
+    Our nodes say where to go in what they return. LangGraph asks no node when a state is updated, so without this the
+    run would end there. Where no node is named, it is the one that the run has just left.
+
+    Args:
+        setup: the agent's.
+        now: the state before the update.
+        update: as `update_state` takes it.
+    """
+    node = update.as_node or _left(setup, now)
+    if node not in ("gate", "act", "answer") or not isinstance(update.values, Mapping):
+        return update
+    values = dict(update.values)
+    messages: Any = now.values.get("messages", [])
+    if values.get("messages"):
+        messages = add_messages(messages, values["messages"])
+    known = {message.id for message in now.values.get("messages", [])}
+    answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
+    goto: Any = setup.finish if answered and node != "act" else _after(node, setup, {**now.values, **values}, messages)
+    return update._replace(values=Command(update=values, goto=goto), as_node=node)
+
+
+def _left(setup: Setup, now: StateSnapshot) -> str | None:
+    """The node that a run which stands still has left last; `None` where LangGraph knows that well enough."""
+    waiting = set(now.next)
+    if waiting & {"act", "answer"}:
+        return "gate"
+    if waiting & set(setup.tools):
+        return "act"
+    if waiting == {"record"}:
+        return "answer"
+    notes: Notes | None = now.values.get("metis_turn")
+    if waiting == {"gate"} and notes is not None and not begins_anew(notes, now.values["messages"]):
+        # The tools have run: where they ran side by side, LangGraph can't tell which was last.
+        return "act"
+    return None
+
+
+def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> Any:
+    """Where a run goes on after this node, by what is in its state."""
+    notes: Notes | None = state.get("metis_turn")
+    last = messages[-1] if messages else None
+    if node == "answer":
+        return setup.finish
+    if node == "gate":
+        if notes is None or begins_anew(notes, messages) or not state.get("decisions"):
+            return "gate"
+        return "act" if state["decisions"][-1].allowed else "answer"
+    asked = next((at for at in range(len(messages) - 1, -1, -1) if isinstance(messages[at], AIMessage)), None)
+    if asked is None:
+        return "gate"
+    answered = {message.tool_call_id for message in messages[asked:] if isinstance(message, ToolMessage)}
+    sent, calls = [], open_calls(messages[asked], answered)
+    for call in calls:
+        if call["name"] in setup.tools and call["name"] not in setup.rules.never and isinstance(call["args"], dict):
+            call = SentCall(name=call["name"], args=call["args"], id=call["id"], type="tool_call")
+            sent.append(Send(call["name"], [call]))
+    return sent or (setup.finish if last is messages[asked] and not calls else "gate")

@@ -40,7 +40,7 @@ class Setup:
     system_message: SystemMessage | None = None
 
     def __post_init__(self) -> None:
-        self.rules.gate.gate.check_tools(self.offer.gated)
+        self.rules.gate.gate.check_tools(self.offer.known)
 
     @cached_property
     def finish(self) -> str:

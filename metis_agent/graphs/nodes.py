@@ -155,7 +155,8 @@ class RecordNode(_Node):
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> None:
         """Record the turn."""
         rules = self._setup.rules
-        rules.record(Turn(rules, input).recorded())
+        # No turn begins here, also where a run was stopped and goes on.
+        rules.record(Turn(rules, {**input, "metis_run": True}).recorded())
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> None:
         """Record the turn in a thread: stores may be slow."""

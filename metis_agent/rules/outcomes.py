@@ -176,6 +176,7 @@ class OutcomeBuffer:
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, dict[tuple[int, str], ToolOutcome]] = OrderedDict()
         self._failed: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def add(self, notes: Notes, outcome: ToolOutcome) -> None:
         """Keep an outcome; where middleware runs a call again, the last one counts."""
@@ -188,6 +189,9 @@ class OutcomeBuffer:
         """The turn has ended."""
         with self._lock:
             self._turns.pop(notes["id"], None)
+            self._ended[notes["id"]] = None
+            while len(self._ended) > _KEPT_TURNS:
+                self._ended.popitem(last=False)
 
     def fails_first(self, notes: Notes) -> bool:
         """True the first time that the turn is said to have failed: parallel calls may fail one by one."""
@@ -231,8 +235,10 @@ class OutcomeBuffer:
     def _unseen(self, notes: Notes, call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
         """The outcome of a call that did not run here."""
         status: OutcomeStatus = "blocked"
-        # Of parallel calls, some may have run before an interrupt, and another process has gone on from there.
-        if notes["maker"] != self.maker and message is not None and message.status == "success":
+        # Of parallel calls, some may have run before an interrupt, and another process has gone on from there; or the
+        # turn has ended, and somebody goes back to a place within it.
+        elsewhere = notes["maker"] != self.maker or notes["id"] in self._ended
+        if elsewhere and message is not None and message.status == "success":
             status = "ok"
         content = str(message.text) if message is not None else ""
         return ToolOutcome(

@@ -46,17 +46,21 @@ class Offer:
         remote: names of those that only run at the model's provider.
     """
 
-    __slots__ = ("all_gated", "gated", "names", "remote", "specs", "terms")
+    __slots__ = ("all_gated", "every", "gated", "known", "names", "remote", "specs", "terms")
 
     def __init__(
         self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], rules: Rules, remote: Collection[str] = ()
     ) -> None:
+        self.every = tuple(specs)
+        """With those that are never to be called."""
         self.specs = tuple([spec for spec in specs if spec.name not in rules.never])
         self.remote = frozenset(remote)
         self.terms = terms
         self.names = tuple([spec.name for spec in self.specs])
         gate, free = rules.gate.gate, rules.ungated
-        self.gated = tuple([spec for spec in self.specs if spec.name not in free and gate.knows(spec)])
+        self.known = tuple([spec for spec in self.every if gate.knows(spec)])
+        """Tools that the gate can decide on, whatever the lists say of them: what it is checked against."""
+        self.gated = tuple([spec for spec in self.known if spec.name not in free and spec.name not in rules.never])
         """Tools that the gate decides on; the others are the model's to decide."""
         self.all_gated = len(self.gated) == len(self.specs) and not rules.always
 
