@@ -37,6 +37,7 @@ __all__ = [
     "UnknownVerifierError",
     "Verifier",
     "Verify",
+    "ask_ahead",
     "judge",
     "judged",
     "prose",
@@ -249,7 +250,7 @@ def judged(
     """
     remaining = iter(trajectories)
     while batch := list(islice(remaining, _BATCH)):
-        _ask_ahead(batch, verify)
+        ask_ahead([(run.question, run.answer) for run in batch if run.status != "failed"], verify)
         for trajectory in batch:
             try:
                 right, reason = judge(trajectory, verify)
@@ -260,14 +261,15 @@ def judged(
             yield trajectory, right, reason
 
 
-def _ask_ahead(batch: Sequence[Trajectory], verify: Verify) -> None:
+def ask_ahead(answers: Sequence[tuple[Question, str]], verify: Verify = verify) -> None:
+    """Ask the judges that `verify` has about many answers at once; they keep their verdicts."""
     bound = getattr(verify, "keywords", {})
     verifiers: Mapping[str, Any] = bound.get("verifiers", VERIFIERS)
     asked: dict[int, tuple[Any, list[tuple[Question, str]]]] = {}
-    for trajectory in batch:
-        name = bound.get("name") or trajectory.question.verifier
+    for question, answer in answers:
+        name = bound.get("name") or question.verifier
         judge_of = verify if hasattr(verify, "judge") else verifiers.get(name)
-        if hasattr(judge_of, "judge") and trajectory.status != "failed":
-            asked.setdefault(id(judge_of), (judge_of, []))[1].append((trajectory.question, trajectory.answer))
-    for judge_of, answers in asked.values():
-        judge_of.judge(answers)
+        if hasattr(judge_of, "judge"):
+            asked.setdefault(id(judge_of), (judge_of, []))[1].append((question, answer))
+    for judge_of, pairs in asked.values():
+        judge_of.judge(pairs)

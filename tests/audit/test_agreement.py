@@ -1,8 +1,9 @@
 import pytest
 
-from metis_agent.audit.agreement import AgreementJudge, Pair, Verdicts, compare, feedback_of
+from metis_agent.audit.agreement import AgreementJudge, Verdicts
 from metis_agent.audit.probes import Probe
 from metis_agent.audit.turns import ToolEffects, survey
+from metis_agent.judging.judge import Pair, compare, feedback_of
 from metis_agent.judging.rubric import Asking
 from tests.audit.recorded import book, look, run
 from tests.judging.judges import SimulatedJudge
