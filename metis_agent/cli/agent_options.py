@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from metis_agent.judging.verifiers import Verify
-    from metis_agent.types import Question
+    from metis_agent.types import Question, Trajectory
 
 __all__ = [
     "AgentOption",
+    "AgreementOption",
     "Choice",
     "JudgeOption",
     "ModelOption",
@@ -339,10 +340,25 @@ RubricOption = Annotated[
         "--judge-rubric", help="A text file that tells the judge when an answer is right.", rich_help_panel=_PANEL
     ),
 ]
+AgreementOption = Annotated[
+    bool,
+    typer.Option(
+        "--agreement",
+        help="Take questions without an 'answer' too: right is what agrees with the answer of the question's own free "
+        "run. Numbers, letters and equal texts are compared, of others the --judge rules. It says how many answers "
+        "change, not how many are right.",
+        rich_help_panel=_PANEL,
+    ),
+]
 
 
 def verify_with(
-    verifier: str | None, judge: str | None, rubric: Path | None = None, *, cache: Path | None = None
+    verifier: str | None,
+    judge: str | None,
+    rubric: Path | None = None,
+    *,
+    cache: Path | None = None,
+    free_runs: Iterable[Trajectory] | None = None,
 ) -> Verify:
     """What judges an answer.
 
@@ -351,6 +367,8 @@ def verify_with(
         judge: see `JudgeOption`.
         rubric: see `RubricOption`.
         cache: file for the judge's verdicts, so that none is paid for twice; in memory by default.
+        free_runs: runs among which are those that answers to questions without a reference are to agree with; see
+            `AgreementOption`.
 
     Raises:
         ConfigurationError: a verifier that is not known, or a judge asked for and none named.
@@ -358,28 +376,27 @@ def verify_with(
     from metis_agent.judging.verifiers import JUDGE, VERIFIERS, Verifier, verify
 
     verifiers: dict[str, Verifier] = dict(VERIFIERS)
+    chat = None
     if judge is not None:
-        from metis_agent.cli.agent_options import load_chat_model
         from metis_agent.judging.judge import AnswerJudge
         from metis_agent.sqlite import DiskCache
 
-        verifiers[JUDGE] = AnswerJudge(
-            load_chat_model(judge, 0.0 if ".py:" not in judge else None),
-            rubric="answer" if rubric is None else rubric,
-            cache=DiskCache(cache),
-        )
+        chat, kept = load_chat_model(judge, 0.0 if ".py:" not in judge else None), DiskCache(cache)
+        verifiers[JUDGE] = AnswerJudge(chat, rubric="answer" if rubric is None else rubric, cache=kept)
     elif rubric is not None:
         raise ConfigurationError(f"--judge-rubric {str(rubric)!r} goes with --judge MODEL.")
-    if verifier is None:
-        return partial(verify, verifiers=verifiers)
-    if ":" in verifier:
-        from metis_agent.cli.agent_options import load_attribute
-
+    if verifier is not None and ":" in verifier:
         verifiers[verifier] = load_attribute(verifier)
-    elif verifier not in verifiers:
+    elif verifier is not None and verifier not in verifiers:
         remedy = "name the model with --judge" if verifier == JUDGE else f"choose of {sorted(verifiers)!r}"
         raise ConfigurationError(f"--verifier {verifier!r} is not known here; {remedy}, or give FILE.py:ATTRIBUTE.")
-    return partial(verify, verifiers=verifiers, name=verifier)
+    by_reference = partial(verify, verifiers=verifiers, **({} if verifier is None else {"name": verifier}))
+    if free_runs is None:
+        return by_reference
+    from metis_agent.judging.judge import Agreeing, AgreementJudge, own_answers
+
+    pair_judge = None if chat is None else AgreementJudge(chat, cache=kept)
+    return Agreeing(own_answers(free_runs), verify=by_reference, pair_judge=pair_judge)
 
 
 def check_verifiers(questions: Iterable[Question], verify: Verify) -> None:

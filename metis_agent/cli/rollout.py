@@ -15,6 +15,7 @@ from rich.table import Table
 
 from metis_agent.cli.agent_options import (
     AgentOption,
+    AgreementOption,
     Choice,
     JudgeOption,
     ModelOption,
@@ -84,6 +85,7 @@ def rollout_command(
     verifier: VerifierOption = None,
     judge: JudgeOption = None,
     judge_rubric: RubricOption = None,
+    agreement: AgreementOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be run.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -103,14 +105,15 @@ def rollout_command(
 
     plan = BranchPlan(direct=direct, tool=forced, free=free)
     asked = read_questions(questions)[:limit]
-    verify = verify_with(
-        verifier, judge, judge_rubric, cache=None if "://" in store or dry_run else Path(store) / VERDICTS
-    )
+    cache = None if "://" in store or dry_run else Path(store) / VERDICTS
+    verify = verify_with(verifier, judge, judge_rubric, cache=cache)
     check_verifiers(asked, verify)
     chosen = choose_agent(
         model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature, label=label
     )
-    _announce(console, asked, chosen, plan)
+    if agreement and not free:
+        raise ConfigurationError("--agreement compares with what a question's free run answered: add --free 1.")
+    _announce(console, asked, chosen, plan, agreement=agreement)
     acting = sorted({*chosen.undeclared} - {*(read_only or ())}) if forced else []
     if acting and not (allow_acting or dry_run):
         _ask_to_act(acting)
@@ -125,8 +128,11 @@ def rollout_command(
         console, asked, chosen, plan, store, name=name, seed=seed, timeout=timeout, retries=retries,
         concurrency=concurrency or chosen.concurrency,
     )  # fmt: skip
-    figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), **asdict(report)}
+    figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), **asdict(report), "agreement": agreement}
     figures["seconds"] = time.perf_counter() - started
+    if agreement:
+        mine = (run for run in runs_of(store, console) if run.metadata.get("rollout") == name)
+        verify = verify_with(verifier, judge, judge_rubric, cache=cache, free_runs=mine)
     with training_libraries():
         figures["branches"] = _figures_by_branch(store, name, verify, console)
     _show(console, figures, store)
@@ -134,14 +140,19 @@ def rollout_command(
         write_json(json, figures)
 
 
-def _announce(console: Console, asked: list[Question], chosen: Choice, plan: BranchPlan) -> None:
+def _announce(console: Console, asked: list[Question], chosen: Choice, plan: BranchPlan, *, agreement: bool) -> None:
     branches = ", ".join([f"{plan.direct} direct", *(f"{plan.tool} with {tool}" for tool in chosen.tools)])
     starts = len(plan.starts(chosen.tools))
     console.print(
         f"{len(asked):,} questions, each {branches}, {plan.free} free: {len(asked) * starts:,} runs of {chosen.model}."
     )
     if unjudged := sum(question.answer is None for question in asked):
-        console.print(f"[bold yellow]{unjudged:,} questions have no 'answer'[/]: their runs can't be judged.")
+        console.print(
+            f"{unjudged:,} questions have no 'answer': their runs are judged by agreement with the free run's."
+            if agreement
+            else f"[bold yellow]{unjudged:,} questions have no 'answer'[/]: their runs can't be judged, but by their "
+            "agreement with the answer of a free run (--free 1 --agreement)."
+        )
 
 
 def _ask_to_act(acting: list[str]) -> None:
@@ -243,4 +254,5 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
         )
     if figures["failed"]:
         console.print("Run the same command again to try those.")
-    console.print(f"Next: metis train gate --store {store} --hold-out 0.4 --out my-gate")
+    more = " --agreement" if figures["agreement"] else ""
+    console.print(f"Next: metis train gate --store {store}{more} --hold-out 0.4 --out my-gate")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from metis_agent.cli.agent_options import JudgeOption, RubricOption, VerifierOption, verify_with
+from metis_agent.cli.agent_options import AgreementOption, JudgeOption, RubricOption, VerifierOption, verify_with
 from metis_agent.cli.output import progress_bars, training_libraries
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
@@ -263,6 +263,7 @@ class Records:
     verifier: VerifierOption = None
     judge: JudgeOption = None
     judge_rubric: RubricOption = None
+    agreement: AgreementOption = False
 
     def load(self, console: Console, *, tools: Sequence[str] | None = None) -> OutcomeTable:
         """Read them.
@@ -314,8 +315,9 @@ class Records:
             raise ConfigurationError(f"--tool {bad[0]!r}: with --store write the tool's name alone, each once.")
         url = str(self.store)
         verify = verify_with(
-            self.verifier, self.judge, self.judge_rubric, cache=None if "://" in url else Path(url) / VERDICTS
-        )
+            self.verifier, self.judge, self.judge_rubric, cache=None if "://" in url else Path(url) / VERDICTS,
+            free_runs=self._of_the_model(console) if self.agreement else None,
+        )  # fmt: skip
         pool = OutcomePool(
             tools=names, verify=verify, use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by,
             model=self.of_model, trust_verdicts=self.verifier is not None,
@@ -328,6 +330,11 @@ class Records:
             + (f" Left out: {left_out}." if left_out else "")
         )
         return table
+
+    def _of_the_model(self, console: Console) -> Iterator[Trajectory]:
+        for run in runs_of(str(self.store), console):
+            if self.of_model is None or run.metadata.get("model") == self.of_model:
+                yield run
 
 
 def takes_records(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from rich.console import Console
 from typer.testing import CliRunner
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.cli import app
 from metis_agent.cli.agent_options import choose_agent, load_attribute
+from metis_agent.cli.training_options import Records
 from metis_agent.errors import ConfigurationError, InputError, MetisError
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.gates.reference import NeverGate
 from metis_agent.recording.store import TrajectoryStore
 
 MODULE = '''
+import json
 import re
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
@@ -71,6 +74,23 @@ def make(gate):
     return create_metis_agent(Model(), TOOLS, gate=gate)
 
 agent = create_metis_agent(Model(), TOOLS)
+
+class Judge(Model):
+    """Calls the same what ends with the same word."""
+
+    def with_structured_output(self, form, **options):
+        from langchain_core.runnables import RunnableLambda
+
+        def rule(messages):
+            data = json.loads(re.search(r"<data-\\w+>(.*)</data-\\w+>", messages[1].content, re.S)[1])
+            if "reference" in data:
+                return form(reason="", right=data["answer"] == data["reference"])
+            first, second = (data[key].rstrip(".").split()[-1] for key in ("first", "second"))
+            return form(reason="", same=first == second)
+
+        return RunnableLambda(rule)
+
+JUDGE = Judge()
 '''
 
 
@@ -180,6 +200,26 @@ def test_from_questions_to_a_gate_that_chooses_among_two_tools(copy: Path) -> No
     assert chosen == {
         "sum": [()] * 5, "greeting": [()] * 5, "stock": [("stock_level",)] * 5, "order": [("order_status",)] * 5,
     }  # fmt: skip
+
+
+def test_questions_without_answers_are_judged_by_agreement_with_the_free_run(folder: Path) -> None:
+    rows = [{"question": row["question"]} for row in questions(8, seed=3) if row["kind"] in ("stock", "order")]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = metis("rollout", "mine.jsonl", *MINE, "--store", "runs", "--dry-run")
+    assert "16 questions have no 'answer'" in output
+    with pytest.raises(ConfigurationError, match="add --free 1"):
+        metis("rollout", "mine.jsonl", *MINE, "--store", "runs", "--agreement")
+    metis("rollout", "mine.jsonl", *MINE, "--store", "runs", "--free", "1", "--agreement", "--json", "said.json")
+    branches = json.loads((folder / "said.json").read_text())["branches"]
+    # The model never guesses; each tool finds what the free run found of its own kind. Words need a judge: "unknown"
+    # is compared with a number by nothing else, so these have no verdict.
+    assert (branches["free"]["judged"], branches["free"]["accuracy"]) == (16, 1.0)
+    assert branches["stock_level"]["judged"] < 16
+    table = Records(store="runs", agreement=True, judge="my_agent.py:JUDGE").load(Console(quiet=True))
+    assert table.actions == ("direct", "order_status", "stock_level")
+    assert table.correct.sum(axis=0).tolist() == [0.0, 8.0, 8.0]
+    with pytest.raises(InputError, match="no reference"):
+        Records(store="runs").load(Console(quiet=True))
 
 
 def test_drift_is_told_from_questions_alone(copy: Path) -> None:

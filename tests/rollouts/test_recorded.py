@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metis_agent.errors import InputError
+from metis_agent.judging.judge import Agreeing, Agreement, Pair, own_answers
 from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.recorded import OutcomePool, branch_taken, outcomes_from_trajectories
@@ -220,3 +221,50 @@ def test_verdicts_that_look_like_the_verifiers_fault_are_refused(answer: str, ve
     assert not outcomes_from_trajectories(runs, trust_verdicts=True).correct.any()
     if "42" in answer:
         assert outcomes_from_trajectories(runs, verify=partial(verify, name="prose")).correct.all()
+
+
+class Words:
+    """A judge of pairs that calls the same what has the same words."""
+
+    name = "words"
+
+    def __init__(self) -> None:
+        self.asked: list[list[Pair]] = []
+
+    def rule(self, pairs: list[Pair]) -> list[Agreement]:
+        self.asked.append(pairs)
+        return [
+            Agreement(agrees=None if "?" in it.probe else set(it.own.split()) == set(it.probe.split())) for it in pairs
+        ]
+
+
+def test_without_a_reference_the_free_runs_own_answer_is_the_measure() -> None:
+    def of(name: str, branch: str, answer: str, **fields: object) -> Trajectory:
+        allowed = {"direct": (), "tool": ("search",), "free": TOOLS}[branch]
+        tools = ("search",) if branch != "direct" else ()
+        asked = Question(id=name, text=f"What is {name}?")
+        return run(name, allowed=allowed, required=branch == "tool", tools=tools, asked=asked, answer=answer,
+                   branch=branch, id=f"{name}/{branch}/{answer}", **fields)  # fmt: skip
+
+    runs = [
+        of("a", "free", "it is red"), of("a", "direct", "red it is"), of("a", "tool", "it is blue"),
+        of("b", "free", "12"), of("b", "direct", "12.0"), of("b", "tool", "12"),
+        of("c", "free", "bad", metadata={"feedback": 0}), of("c", "direct", "bad"), of("c", "tool", "bad"),
+        of("d", "free", "it is red"), of("d", "direct", "red ?"), of("d", "tool", "it is red"),
+        of("e", "free", "later", metadata={"turn": 1}), of("e", "direct", "later"), of("e", "tool", "later"),
+        run("f", True, allowed=()), run("f", False, allowed=("search",), tools=("search",)),
+    ]  # fmt: skip
+    judge = Words()
+    own = own_answers(runs)
+    assert own == {"a": "it is red", "b": "12", "d": "it is red"}
+    pool = OutcomePool(tools=["search"], verify=Agreeing(own, pair_judge=judge))
+    table = pool.extend(runs).table()
+    found = dict(zip(table.questions, table.correct.tolist(), strict=True))
+    # Of a two runs took the tool, the free one, which agrees with itself, and the forced one, which does not.
+    assert found == {"What is a?": [1.0, 0.5], "What is b?": [1.0, 1.0], "What is f?": [1.0, 0.0]}
+    assert pool.dropped == {"no reference": 6, "judge unavailable": 1}
+    # Asked about all at once; what can be compared is not asked about.
+    assert [pair.probe for pair in judge.asked[0]] == ["red it is", "it is blue", "red ?"]
+    # Without a judge what no comparison decides has no verdict.
+    alone = OutcomePool(tools=["search"], verify=Agreeing(own)).extend(runs)
+    assert alone.coverage() == {"direct": 2, "search": 4}
