@@ -9,6 +9,8 @@ import pytest
 
 import metis_agent
 
+from .public_api import MODULES as API_MODULES
+
 PACKAGE = Path(metis_agent.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "datasets", "numpy", "matplotlib"}
 
@@ -111,6 +113,39 @@ def test_what_is_not_used_yet_is_not_imported_yet(code: str, unwanted: set[str])
     code += f"; import sys; print(sorted({HEAVY | unwanted!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+EXTRAS = (
+    "numpy", "scipy", "sklearn", "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "matplotlib",
+    "safetensors", "e2b", "e2b_code_interpreter", "ddgs", "tantivy", "PIL", "langchain", "langchain_openai",
+    "math_verify", "genai_prices", "psycopg", "yaml",
+)  # fmt: skip
+"""What comes with extras only."""
+
+WITHOUT_EXTRAS = """
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+sys.meta_path.insert(0, Absent())
+wrong = []
+for module in modules:
+    found = importlib.import_module(module)
+    for name in found.__all__:
+        try:
+            getattr(found, name)
+        except Exception as error:
+            if type(error).__name__ != "MissingDependencyError" or "pip install 'langgraph-metis[" not in str(error):
+                wrong.append((module, name, repr(error)))
+print(wrong)
+"""
+
+
+def test_without_any_extra_each_public_name_is_there_or_says_what_to_install() -> None:
+    code = f"absent, modules = {EXTRAS!r}, {[name for name in API_MODULES if name != 'metis_agent.traces']!r}"
+    ran = subprocess.run([sys.executable, "-c", code + WITHOUT_EXTRAS], capture_output=True, text=True)
+    assert (ran.stdout.strip(), ran.stderr) == ("[]", "")
 
 
 def test_every_public_name_exists_and_is_listed() -> None:

@@ -8,6 +8,8 @@ it in one call.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from metis_agent.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from metis_agent.audit.accounting import Prices
     from metis_agent.audit.agreement import AgreementJudge, Verdicts
@@ -43,4 +45,11 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ImportError as missing:
+        if (missing.name or "").partition(".")[0] == "metis_agent":
+            raise
+        raise MissingDependencyError(
+            f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[audit]'"
+        ) from missing

@@ -62,6 +62,55 @@ HOARDS = {
         "    socket.send_fds(a, [b'x'], [fd])\n    os.close(fd)\n",
         "held",
     ),
+    "in a thread's own table of descriptors": (
+        "import ctypes, os, threading\nheld = 0\ndef fill():\n    global held\n"
+        "    ctypes.CDLL(None).syscall(436, 1000, 1001, 2)\n    fds, blob = [], b'x' * (1 << 20)\n"
+        "    for n in range(30):\n"
+        "        fds.append(os.open('f', os.O_CREAT | os.O_RDWR)); os.unlink('f'); held += os.write(fds[-1], blob)\n"
+        "    filled.set(); threading.Event().wait()\nfilled = threading.Event()\n"
+        "threading.Thread(target=fill, daemon=True).start()\nfilled.wait(0.3)",
+        "held",
+    ),
+    "in files that never had a name": (
+        "import os\nfds, held = [], 0\nfor n in range(30):\n    fds.append(os.open('.', os.O_TMPFILE | os.O_RDWR))\n"
+        "    held += os.write(fds[-1], b'x' * (1 << 20))\n",
+        "held",
+    ),
+    "through the memory": (
+        "import mmap, os\nmaps, held = [], 0\nfor n in range(30):\n    fd = os.open('f', os.O_CREAT | os.O_RDWR)\n"
+        "    os.ftruncate(fd, 1 << 20)\n    maps.append(mmap.mmap(fd, 1 << 20))\n    os.unlink('f')\n    os.close(fd)\n"
+        "    maps[-1][:] = b'x' * (1 << 20)\n    held += 1 << 20\n",
+        "held",
+    ),
+    "in files with holes": (
+        "import os\nfor n in range(60):\n    with open(f's{n}', 'wb') as file:\n"
+        "        for k in range(0, 4 << 20, 8192):\n            file.seek(k)\n            file.write(b'x')\n",
+        "sum(os.stat(name).st_blocks * 512 for name in os.listdir())",
+    ),
+    "copied by the kernel": (
+        "import os\nopen('a', 'wb').write(b'x' * (1 << 20))\nfor n in range(30):\n"
+        "    with open('a', 'rb') as one, open(f'b{n}', 'wb') as two:\n"
+        "        os.sendfile(two.fileno(), one.fileno(), 0, 1 << 19)\n"
+        "        os.copy_file_range(one.fileno(), two.fileno(), 1 << 19)\n",
+        "sum(os.stat(name).st_blocks * 512 for name in os.listdir())",
+    ),
+    "under odd names": (
+        "import os\nfor n in range(30):\n"
+        "    open(b'\\xff\\n (deleted)' + bytes([65 + n]), 'wb').write(b'x' * (1 << 20))\n",
+        "sum(os.stat(name).st_blocks * 512 for name in os.listdir(b'.'))",
+    ),
+    "mapped, in folders that are gone": (
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\nheld = 0\n"
+        "for n in range(30):\n    os.mkdir('d\\n')\n    fd = os.open('d\\n/a', os.O_CREAT | os.O_RDWR)\n"
+        "    os.unlink('d\\n/a')\n    os.rmdir('d\\n')\n"
+        "    held += os.write(fd, b'x' * (1 << 20))\n    libc.mmap(None, 4096, 1, 2, fd, 0)\n    os.close(fd)\n",
+        "held",
+    ),
+    "under one name after the other": (
+        "import os\nfor n in range(30):\n    open('a', 'wb').write(b'x' * (1 << 20))\n    os.link('a', f'b{n}')\n"
+        "    os.unlink('a')\n",
+        "sum(os.stat(name).st_blocks * 512 for name in os.listdir())",
+    ),
     "behind the main thread's end": (
         "import ctypes, os, threading, time\ndef fill():\n    time.sleep(0.1)\n"
         + "".join(f"    {line}\n" for line in FILL.splitlines())
@@ -185,7 +234,8 @@ def test_a_flood_of_parts_is_refused_at_once(kind: tuple[type[Sandbox], dict[str
         assert "more than 8 parts" in execution.reason
 
 
-def test_random_programs(kind: tuple[type[Sandbox], dict[str, Any]]) -> None:
+@pytest.mark.parametrize("programs", [4, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_random_programs(kind: tuple[type[Sandbox], dict[str, Any]], programs: int) -> None:
     """Steps drawn at random, each taking something; after all of them no limit is passed by more than a fifth."""
     steps = {
         "write": "open(f'f{draw(9)}', 'ab').write(b'x' * draw(1 << 20))",
@@ -203,7 +253,7 @@ def test_random_programs(kind: tuple[type[Sandbox], dict[str, Any]]) -> None:
     draw = random.Random(5)
     made, options = kind
     with made(LIMITS, **options) as sandbox:
-        for number in range(12):
+        for number in range(programs):
             chosen = draw.choices([*steps.values()], k=60)
             body = "".join(
                 f"try: {step}\nexcept (OSError, MemoryError, RuntimeError, IndexError): pass\n" for step in chosen

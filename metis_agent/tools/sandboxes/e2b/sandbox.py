@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from metis_agent.deadline import DeadlineError, arun_within
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError, SandboxGoneError
 from metis_agent.tools.sandboxes.base import NO_IMAGES, Closing, Execution, InputImage, SandboxLimits
-from metis_agent.tools.sandboxes.e2b.client import Call
 from metis_agent.tools.sandboxes.inside.wire import MAX_CODE_BYTES
 
 if TYPE_CHECKING:
+    from metis_agent.tools.sandboxes.e2b.client import Call
     from metis_agent.tools.sandboxes.e2b.service import Service
 
 __all__ = ["KEY_VARIABLE", "E2BSandbox", "E2BSession"]
@@ -257,7 +257,7 @@ class E2BSession(Closing):
         """Run within the time, and sort what became of it."""
         from metis_agent.tools.sandboxes.e2b import client, service
 
-        call = Call(self._limits)
+        call = client.Call(self._limits)
         try:
             await arun_within(seconds, self._attempt(code, seconds, images, call))
             return call.execution()
