@@ -109,7 +109,7 @@ def supervised_baselines(train: OutcomeTable, test: OutcomeTable, *, strength: f
 
     found: dict[str, Scored] = {}
     for suffix, context in (("", False), (", question and context", True)):
-        if context and not train.contexts:
+        if context and not (train.contexts or train.histories):
             continue
         vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         x = vectoriser.fit_transform(_texts(train, context))
@@ -181,7 +181,7 @@ def _label(outcome: NDArray[np.float64]) -> NDArray[np.int64]:
 def _texts(table: OutcomeTable, context: bool) -> list[str]:
     if not context:
         return list(table.questions)
-    return [f"{question}\n{given}" for question, given in zip(table.questions, table.contexts, strict=True)]
+    return [f"{question}\n{table.background(row)}" for row, question in enumerate(table.questions)]
 
 
 def _matrix(values: Any) -> NDArray[np.float64]:

@@ -127,11 +127,12 @@ def score_table(gate: PolicyGate, table: OutcomeTable, progress: Callable[[int],
     wanted = gate.artefact.description["policy"].get("draft", [])
     if missing := [name for name in wanted if name not in table.draft and not _may_be_missing(gate, name)]:
         raise InputError(f"The gate reads {missing!r} of a direct draft, and the table has no such columns.")
-    contexts = table.contexts or ("",) * len(table)
+    nothing = ("",) * len(table)
+    asked = zip(table.questions, table.contexts or nothing, table.histories or nothing, strict=True)
     direct, tools = np.empty(len(table)), np.empty((len(table), len(table.tools)))
-    for row, (question, context) in enumerate(zip(table.questions, contexts, strict=True)):
+    for row, (question, context, history) in enumerate(asked):
         draft = {name: float(column[row]) for name, column in table.draft.items()}
-        accuracy, probabilities = gate.score(question, context, draft)
+        accuracy, probabilities = gate.score(question, context, draft, history=history)
         direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
         progress(1)
     return Scored(direct_right=direct, probabilities=tools)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from metis_agent.errors import CheckpointError, ConfigurationError, MissingDependencyError, SchemaVersionError
+from metis_agent.gates.reading import READINGS
 
 __all__ = [
     "FORMAT",
@@ -30,11 +31,12 @@ __all__ = [
     "fetch_gate",
     "file_hash",
     "load_artefact",
+    "reading_of",
 ]
 
 
-FORMAT = 1
-"""Version of the format of `gate.json`; a newer one is refused."""
+FORMAT = 2
+"""Version of the format of `gate.json`; a newer one is refused. From 2 on it says how text is read."""
 GATE_FILE = "gate.json"
 TENSOR_FILE = "gate.safetensors"
 
@@ -102,6 +104,20 @@ def load_artefact(folder: str | Path) -> Artefact:
     if TENSOR_FILE not in description["files"]:
         raise CheckpointError(f"{str(folder)!r} lists no {TENSOR_FILE!r} among its files; export it again.")
     return Artefact(folder=folder, description=description, tensors=_read_tensors(folder / TENSOR_FILE))
+
+
+def reading_of(artefact: Artefact) -> int:
+    """How the gate's training read text, see `metis_agent.gates.reading.READING`.
+
+    Raises:
+        CheckpointError: in a way that is not known here.
+    """
+    found = artefact.description.get("reading", 1)
+    if found not in READINGS or isinstance(found, bool):
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} has the reading {found!r}, and known are {READINGS!r}: export the gate again."
+        )
+    return int(found)
 
 
 def _refuse_strangers(folder: Path, known: Mapping[str, str]) -> None:

@@ -1,43 +1,48 @@
 """The `features` policy at run time: what it reads of a question, and the sparse dot product that it makes of it.
 
-Hashed n-grams, the shape of the question's numbers, what a draft says of itself. Trainer and deployed gate both call
-this module, so what was trained is what is served. Plain Python on purpose: a decision has to cost less than a
-millisecond without numpy. Two text spaces, words and *skeleton* (function words kept, names, numbers and other words
-replaced by their shape), because how a question is put says more about whether it will be answered rightly than the
-rare words in it.
+Hashed n-grams (`metis_agent.gates.reading`), the shape of the question's numbers, the conversation before it, what a
+draft says of itself. Trainer and deployed gate both call this module, so what was trained is what is served. Plain
+Python on purpose: a decision has to cost less than a millisecond without numpy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from metis_agent.errors import CheckpointError, GateError
-from metis_agent.gates.artefact import Artefact
+from metis_agent.gates.artefact import Artefact, reading_of
+from metis_agent.gates.reading import (
+    BUCKETS,
+    LONGEST,
+    READING,
+    canonical,
+    hashed_conversation,
+    hashed_ngrams,
+    is_year,
+    spoken,
+    words_and_numbers,
+)
 from metis_agent.gates.scorers import Asked
 
 __all__ = [
     "AGREEMENT_FEATURES",
-    "BUCKETS",
     "CONTEXT_FEATURES",
     "DRAFT_TEXT_FEATURES",
+    "HISTORY_FEATURES",
     "QUESTION_FEATURES",
+    "SPACES",
     "FeaturesScorer",
     "agreement",
     "context_features",
     "draft_log_prob_features",
     "draft_text_features",
-    "hashed_ngrams",
+    "history_features",
     "question_features",
     "weighed",
 ]
 
-
-BUCKETS = 2**17
-"""Size of the hashed space that words and skeletons share."""
 
 QUESTION_FEATURES = (
     "words",
@@ -72,21 +77,11 @@ AGREEMENT_FEATURES = ("draft_agreement", "draft_containment")
 """Of two direct attempts; the graph makes one."""
 DRAFT_TEXT_FEATURES = ("draft_words", "draft_digits", "draft_overlap", "draft_stop")
 
-_WORDS, _SKELETON = 1, 0.5
-_LONGEST = 20_000
-_TOKEN = re.compile(r"[A-Za-z]+|\d[\d,.]*|[^\sA-Za-z\d]")
-_LETTERS = re.compile(r"[a-z]+|\d[\d,.]*")
+HISTORY_FEATURES = ("turns", "words", "numbers", "longest_number", "words_found")
+
+SPACES = (1.0, 0.5, 1.0)
+"""Lengths of the text's parts: words, skeleton, and the conversation where a gate reads it."""
 _ANSWER_WORD = re.compile(r"[^\W\d_]+|\d[\d,.]*")
-_FUNCTION_WORDS = frozenset(
-    """
-    a about after all also am an and any are as at be been before being between both but by can could did
-    do does during each for from had has have he her his how if in into is it its last many may more most
-    much name named new no not of on one only or other out over people same she should since so some than
-    that the their them then there these they this those three to two type under until up use used using
-    was we were what when where which while who whom whose why will with within without would year years
-    first second total average percentage change difference respective respectively
-    """.split()  # noqa: SIM905
-)
 _STOP = frozenset(
     """
     the of in and to a for is was were are what which who how when where why did does do on by with at
@@ -95,47 +90,36 @@ _STOP = frozenset(
 )
 
 
-def hashed_ngrams(question: str, buckets: int = BUCKETS) -> tuple[dict[int, int], dict[int, int]]:
-    """Counts by bucket, for the words (1 to 3 in a row, and how the question begins and ends) and the skeleton.
-
-    Example:
-        >>> words, skeleton = hashed_ngrams("Who wrote Emma?")
-        >>> all(0 <= bucket < BUCKETS for bucket in (*words, *skeleton))
-        True
-    """
-    tokens = _TOKEN.findall(question[:_LONGEST])
-    return _counts("w", _word_ngrams(tokens), buckets), _counts("s", _skeleton_ngrams(tokens), buckets)
-
-
-def question_features(question: str) -> list[float]:
+def question_features(question: str, reading: int = READING) -> list[float]:
     """One number for each of `QUESTION_FEATURES`."""
-    question = question[:_LONGEST]
-    parts = _LETTERS.findall(question.lower())
+    question = question[:LONGEST]
+    parts = words_and_numbers(question, reading)
     words = [part for part in parts if part[0].isalpha()]
     numbers = [part for part in parts if not part[0].isalpha()]
+    text = question if reading == 1 else canonical(question)
     return [
         len(words),
         math.log1p(len(question)),
         len(numbers),
-        sum(map(_is_year, numbers)),
+        sum(map(is_year, numbers)),
         sum(part[:1].isupper() for part in question.split()[1:]),
-        question.count(","),
-        question.count('"') + question.count("'"),
+        text.count(","),
+        text.count('"') + text.count("'"),
         sum(map(len, words)) / len(words) if words else 0.0,
-        question.rstrip().endswith("?"),
+        text.rstrip().endswith("?"),
         question.islower(),
         max(map(len, numbers), default=0),
     ]
 
 
-def context_features(question: str, context: str) -> list[float]:
+def context_features(question: str, context: str, reading: int = READING) -> list[float]:
     """One number for each of `CONTEXT_FEATURES`: how the question matches the text or table that comes with it."""
-    context = context[:_LONGEST]
-    lowered = context.lower()
-    asked = _LETTERS.findall(question[:_LONGEST].lower())
+    context = context[:LONGEST]
+    lowered = (context if reading == 1 else canonical(context)).lower()
+    asked = words_and_numbers(question, reading)
     words = [part for part in asked if part[0].isalpha()]
     numbers = [part for part in asked if not part[0].isalpha()]
-    given = _LETTERS.findall(lowered)
+    given = words_and_numbers(lowered, reading)
     content = [word for word in words if word not in _STOP]
     vocabulary = set(given)
     found = sum(word in vocabulary for word in content)
@@ -161,15 +145,32 @@ def context_features(question: str, context: str) -> list[float]:
     ]
 
 
-def draft_text_features(question: str, draft: str) -> dict[str, float]:
+def history_features(question: str, history: str) -> list[float]:
+    """One number for each of `HISTORY_FEATURES`: how long the conversation is, and what was asked in it last."""
+    lines = history.split("\n") if history else []
+    last = next((line for line in reversed(lines) if line.startswith("user: ")), "").removeprefix("user: ")
+    parts = words_and_numbers(last)
+    numbers = [part for part in parts if not part[0].isalpha()]
+    content = [part for part in words_and_numbers(question) if part not in _STOP]
+    said = set(words_and_numbers(history))
+    return [
+        math.log1p(len(lines)),
+        len(parts) - len(numbers),
+        len(numbers),
+        max(map(len, numbers), default=0),
+        sum(word in said for word in content) / len(content) if content else 0.0,
+    ]
+
+
+def draft_text_features(question: str, draft: str, reading: int = READING) -> dict[str, float]:
     """What the text of a direct draft shows, by the names of `DRAFT_TEXT_FEATURES`."""
-    words = draft.lower().split()
-    asked = set(question.lower().split())
+    words = spoken(draft, reading)
+    asked = set(spoken(question, reading))
     values = (
         math.log1p(len(words)),
         any(character.isdigit() for character in draft),
         sum(word in asked for word in words) / max(1, len(words)),
-        draft.strip().endswith("."),
+        (draft if reading == 1 else canonical(draft)).strip().endswith("."),
     )
     return dict(zip(DRAFT_TEXT_FEATURES, map(float, values), strict=True))
 
@@ -207,15 +208,22 @@ def agreement(one: str, other: str) -> dict[str, float]:
     }
 
 
-def weighed(question: str, idf: Sequence[float]) -> list[tuple[int, float]]:
-    """(bucket, value): sublinear counts times `idf`, each space scaled to its length, words twice the skeleton.
+def weighed(
+    question: str, idf: Sequence[float], *, history: str | None = None, reading: int = READING
+) -> list[tuple[int, float]]:
+    """(bucket, value): sublinear counts times `idf`, each space scaled to its length in `SPACES`.
 
     Args:
         question: Any text.
         idf: [BUCKETS], 0 where the n-gram was too rare in training to count.
+        history: The conversation before the question, for a gate that reads it.
+        reading: Which one the gate was trained with.
     """
+    spaces: tuple[dict[int, int], ...] = hashed_ngrams(question, reading=reading)
+    if history is not None:
+        spaces = (*spaces, hashed_conversation(question, history))
     vector: list[tuple[int, float]] = []
-    for weight, counts in zip((_WORDS, _SKELETON), hashed_ngrams(question), strict=True):
+    for weight, counts in zip(SPACES, spaces, strict=False):
         values = [
             (bucket, (1.0 + math.log(count)) * idf[bucket] if count > 1 else idf[bucket])
             for bucket, count in counts.items()
@@ -227,57 +235,8 @@ def weighed(question: str, idf: Sequence[float]) -> list[tuple[int, float]]:
 
 
 def _answer_words(answer: str) -> set[str]:
-    words = {word.rstrip(".,").replace(",", "") for word in _ANSWER_WORD.findall(answer[:_LONGEST].lower())}
+    words = {word.rstrip(".,").replace(",", "") for word in _ANSWER_WORD.findall(answer[:LONGEST].lower())}
     return words - _STOP or words
-
-
-def _is_year(number: str) -> bool:
-    digits = number.strip(".,")
-    return len(digits) == 4 and digits[:2] in ("19", "20")
-
-
-def _shape(number: str) -> str:
-    digits = number.strip(".,")
-    return "yyyy" if _is_year(digits) else f"#{len(digits)}"
-
-
-def _word_ngrams(tokens: Sequence[str]) -> Iterator[str]:
-    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
-    yield from words
-    yield from map(" ".join, itertools.pairwise(words))
-    yield from map(" ".join, zip(words, words[1:], words[2:], strict=False))
-    for length in (1, 2, 3):
-        yield "^" + " ".join(words[:length])
-    if len(words) > 1:
-        yield words[-2] + "$"
-
-
-def _skeleton_ngrams(tokens: Sequence[str]) -> Iterator[str]:
-    shapes = ["^", *map(_skeleton, tokens), "$"]
-    yield from shapes
-    for length in (2, 3, 4):
-        for start in range(len(shapes) - length + 1):
-            yield " ".join(shapes[start : start + length])
-
-
-def _skeleton(token: str) -> str:
-    lowered = token.lower()
-    if lowered in _FUNCTION_WORDS:
-        return lowered
-    if token[0].isdigit():
-        return _shape(token)
-    if token[0].isalpha():
-        return "X" if token[0].isupper() else "w"
-    return token
-
-
-def _counts(space: str, ngrams: Iterator[str], buckets: int) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    start = zlib.crc32(space.encode())
-    for ngram in ngrams:
-        bucket = zlib.crc32(ngram.encode("utf-8", "surrogatepass"), start) % buckets
-        counts[bucket] = counts.get(bucket, 0) + 1
-    return counts
 
 
 def _longest_match(words: Sequence[str], text: str) -> int:
@@ -303,6 +262,8 @@ class FeaturesScorer:
         try:
             policy, tensors = artefact.description["policy"], artefact.tensors
             self._context = bool(policy["context"])
+            self._history = bool(policy.get("history"))
+            self._reading = reading_of(artefact)
             self._draft: tuple[str, ...] = tuple(policy["draft"])
             self._log = frozenset(policy["log"])
             self._missing: list[int] = list(policy["missing"])
@@ -320,7 +281,8 @@ class FeaturesScorer:
         self._check(artefact)
 
     def _check(self, artefact: Artefact) -> None:
-        read = len(QUESTION_FEATURES) + self._context * len(CONTEXT_FEATURES) + len(self._draft)
+        read = len(QUESTION_FEATURES) + len(self._draft)
+        read += self._context * len(CONTEXT_FEATURES) + self._history * len(HISTORY_FEATURES)
         width, heads = read + len(self._missing), len(artefact.tools) + 1
         sizes = {*map(len, self._text), artefact.description["policy"]["buckets"], len(self._idf)}
         inputs = {*map(len, self._numbers)}
@@ -346,8 +308,9 @@ class FeaturesScorer:
 
     def logits(self, asked: Asked) -> list[float]:
         """See `metis_agent.gates.scorers.Scorer`."""
-        vector = weighed(asked.question, self._idf)
-        numbers = self._inputs(asked.question, asked.context, asked.draft)
+        history = asked.history if self._history else None
+        vector = weighed(asked.question, self._idf, history=history, reading=self._reading)
+        numbers = self._inputs(asked)
         return [
             bias
             + sum([text[bucket] * value for bucket, value in vector])
@@ -355,12 +318,14 @@ class FeaturesScorer:
             for bias, text, weights in zip(self._bias, self._text, self._numbers, strict=True)
         ]
 
-    def _inputs(self, question: str, context: str, draft: Mapping[str, float] | None) -> list[float]:
-        raw = question_features(question)
+    def _inputs(self, asked: Asked) -> list[float]:
+        raw = question_features(asked.question, self._reading)
         if self._context:
-            raw += context_features(question, context)
+            raw += context_features(asked.question, asked.context, self._reading)
+        if self._history:
+            raw += history_features(asked.question, asked.history)
         first_draft = len(raw)
-        raw += [(draft or {}).get(name, math.nan) for name in self._draft]
+        raw += [(asked.draft or {}).get(name, math.nan) for name in self._draft]
         gone = {index for index, value in enumerate(raw) if math.isnan(value)}
         if unforeseen := gone - set(self._missing):
             names = [self._draft[index - first_draft] for index in sorted(unforeseen)]

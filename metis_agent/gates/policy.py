@@ -31,9 +31,10 @@ from langchain_core.messages import BaseMessage
 
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import CheckpointError, ConfigurationError, GateError
-from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact
+from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact, reading_of
 from metis_agent.gates.base import Gate
-from metis_agent.gates.features import draft_log_prob_features, draft_text_features, hashed_ngrams
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.reading import READING, conversation_before, hashed_ngrams
 from metis_agent.gates.scorers import Asked, load_scorer
 from metis_agent.messages import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
@@ -71,10 +72,12 @@ class Familiarity:
     length: tuple[float, float]
     """Mean and standard deviation of log(1 + characters)."""
     threshold: float
+    reading: int = READING
+    """How its training read text."""
 
     def score(self, question: str) -> float:
         """How unlike training a question is, in [0, 1]."""
-        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES))
+        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES, self.reading))
         return strangeness(self.weights, words, skeleton, length_surprise(question, self.length))
 
     def _unseen(self, counts: Mapping[int, int]) -> float:
@@ -108,6 +111,7 @@ def load_familiarity(artefact: Artefact) -> Familiarity | None:
             weights=tuple(float(weight) for weight in told["weights"]),  # type: ignore[arg-type]
             length=(float(told["length"]["mean"]), float(told["length"]["deviation"])),
             threshold=float(told["threshold"]),
+            reading=reading_of(artefact),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
@@ -210,6 +214,8 @@ class PolicyGate(Gate):
         """True where the gate was trained on a direct draft, so that requests should bring one."""
         self._read_request = read_request or (_read if description["policy"].get("context") else _whole_text)
         self._read_draft = read_draft
+        self._reads_history = bool(description["policy"].get("history"))
+        self._reading = reading_of(self.artefact)
         self._reads_images = bool(description["policy"].get("images"))
         if unfamiliar not in ("model", "gate"):
             raise ConfigurationError(f"unfamiliar={unfamiliar!r}: who decides is the 'model' or the 'gate'.")
@@ -260,6 +266,7 @@ class PolicyGate(Gate):
         context: str = "",
         draft: Mapping[str, float] | None = None,
         *,
+        history: str = "",
         images: Sequence[Any] = (),
         tools: Sequence[ToolSpec] = (),
     ) -> tuple[dict[str, float], dict[str, float]]:
@@ -269,6 +276,8 @@ class PolicyGate(Gate):
             question: The text of the question.
             context: What came with it, for a gate that was trained with contexts.
             draft: Numbers from a direct draft, for a gate that was trained with them.
+            history: The conversation before it, as `conversation_before` writes it, for a gate that was trained with
+                conversations.
             images: PIL images, or base64 strings of their files, for a gate whose model reads images.
             tools: To ask about, where the gate knows tools by their descriptions; by default those trained for.
 
@@ -276,7 +285,9 @@ class PolicyGate(Gate):
             GateError: a number of the draft is missing that never was in training, an image can't be read, or the
                 weights give no finite numbers.
         """
-        asked = Asked(question=question, context=context, draft=draft, images=tuple(images), tools=tuple(tools))
+        asked = Asked(
+            question=question, context=context, history=history, draft=draft, images=tuple(images), tools=tuple(tools)
+        )
         logits = self._scorer.logits(asked)
         if not math.isfinite(sum(logits)):
             raise GateError(f"the gate's logits are {list(logits)!r}, no finite numbers: its weights are broken")
@@ -295,7 +306,8 @@ class PolicyGate(Gate):
         question, context = self._read_request(request)
         draft = self._draft_numbers(question, request.draft)
         images = read_images(request) if self._reads_images else ()
-        return self.score(question, context, draft, images=images, tools=request.tools if unknown else ())[1]
+        tools, history = request.tools if unknown else (), self._history(request)
+        return self.score(question, context, draft, history=history, images=images, tools=tools)[1]
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide; of several tools over the threshold the most probable one is allowed.
@@ -339,6 +351,12 @@ class PolicyGate(Gate):
             )
         return unknown
 
+    def _history(self, request: GateRequest) -> str:
+        if not self._reads_history:
+            return ""
+        messages = request.messages
+        return conversation_before(messages[: len(messages) - len(turn_of(messages))])
+
     def _unlike(self, request: GateRequest) -> str | None:
         """How unlike training the question is; `None` where it is like it, or nobody knows."""
         if self._familiarity is None:
@@ -374,7 +392,8 @@ class PolicyGate(Gate):
         if draft is None:
             return None
         extra = self._read_draft(draft) if self._read_draft else {}
-        return {**draft_text_features(question, draft.text), **draft_log_prob_features(draft.log_probs), **extra}
+        said = draft_text_features(question, draft.text, self._reading)
+        return {**said, **draft_log_prob_features(draft.log_probs), **extra}
 
 
 _read = read_request

@@ -29,6 +29,7 @@ from metis_agent.gates.artefact import (
     file_hash,
     load_artefact,
 )
+from metis_agent.gates.reading import READING
 from metis_agent.hdpo.gate_trainer import TrainedGate
 from metis_agent.hdpo.policies import SavesFiles
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -61,6 +62,7 @@ def write_artefact(
     description = {
         "format": FORMAT,
         "kind": gate.kind,
+        "reading": READING,
         "version": data_hash[:12],
         "tools": _tools(gate, descriptions or {}),
         "threshold": {"value": 0.5, "chosen": "a tool's estimated benefit exceeds beta times what it saves"},

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.gates.features import hashed_ngrams
 from metis_agent.gates.policy import FURTHEST, PLACES, SEEN
+from metis_agent.gates.reading import hashed_ngrams
 from metis_agent.hdpo.policies import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.rollouts.outcomes import OutcomeTable

@@ -96,14 +96,16 @@ def loads(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Tra
 
 
 def loads_outcome(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Trajectory:
-    """Return the trajectory without messages, model calls and tools: what scoring needs, several times as fast.
+    """Return the trajectory without its turn's messages, model calls and tools: what scoring needs, much faster.
+
+    The conversation before the turn stays, as a gate reads it.
 
     Raises:
         InputError, SchemaVersionError: as `loads`.
     """
     if restore is None and (outcome := _quickly(_outcome(), line)) is not None:
         return Trajectory(**vars(outcome))
-    return replace(loads(line, restore), messages=(), calls=(), history=(), tools=())
+    return replace(loads(line, restore), messages=(), calls=(), tools=())
 
 
 def identity(line: str | bytes) -> tuple[str, TrajectoryStatus]:
@@ -141,7 +143,7 @@ class _Head:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """A trajectory's fields but for messages, model calls and tools; `TrajectoryStore` tests compare the two."""
+    """A trajectory without its turn's messages, calls and tools; `TrajectoryStore` tests compare the two."""
 
     id: str
     question: Question
@@ -154,6 +156,7 @@ class _Outcome:
     seconds: float = 0.0
     started_at: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
     conversation: str = ""
     user: str = ""
 

@@ -1,9 +1,10 @@
 """Outcome tables: for each question, what came of answering directly and of each tool.
 
 Where it stands: records -> **outcomes** -> `gate_trainer` and `gate_evaluation`. For a gate the executor is
-frozen, so these records are all that training needs: no model is called. One row a question, `question`,
-optional `context`, for each branch `<branch>_correct` in 0..1 and optional `<branch>_cost`, `<branch>_seconds`,
-`<branch>_answer`, and what a direct draft showed before the decision: numbers `draft_*` and `draft_answer`.
+frozen, so these records are all that training needs: no model is called. One row a question: `question`, optional
+`context` and `history` (the conversation before it), for each branch `<branch>_correct` in 0..1 and optional
+`<branch>_cost`, `<branch>_seconds`, `<branch>_answer`, and what a direct draft showed before the decision: numbers
+`draft_*` and `draft_answer`.
 
 Outcome tables from files, of any format that `tables` reads.
 
@@ -12,7 +13,9 @@ Only the columns that are used are kept, and what is wrong with a file is said b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +27,8 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.gates.features import agreement, draft_text_features
+from metis_agent.gates.reading import conversation_before
+from metis_agent.gates.scorers import background
 from metis_agent.rollouts.questions import read_rows
 
 __all__ = [
@@ -61,6 +66,9 @@ class OutcomeTable:
     """[N, A]; NaN where not recorded."""
     contexts: tuple[str, ...] = ()
     """What came with each question (a table, a passage); empty where the table has none."""
+    histories: tuple[str, ...] = ()
+    """The conversation before each question, as `gates.reading.conversation_before` writes it; empty where the table
+    has none."""
     groups: tuple[str, ...] = ()
     """Rows of one group never part ways into train and test; the question itself by default."""
     draft: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -73,7 +81,7 @@ class OutcomeTable:
         for name in ("correct", "cost", "seconds"):
             if getattr(self, name).shape != shape:
                 raise InputError(f"{name} is {getattr(self, name).shape!r}: [N, A] must be {shape!r}.")
-        for name in ("contexts", "groups"):
+        for name in ("contexts", "histories", "groups"):
             if len(getattr(self, name)) not in (0, shape[0]):
                 raise InputError(f"{name} has {len(getattr(self, name))!r} entries for {shape[0]} questions: one each.")
         if shape[1] < 2 or self.actions[0] != DIRECT:
@@ -109,8 +117,12 @@ class OutcomeTable:
     @property
     def keys(self) -> tuple[str, ...]:
         """[N]: see `question_key`."""
-        contexts = self.contexts or ("",) * len(self)
-        return tuple(map(question_key, self.questions, contexts))
+        nothing = ("",) * len(self)
+        return tuple(map(question_key, self.questions, self.contexts or nothing, self.histories or nothing))
+
+    def background(self, row: int) -> str:
+        """What a model reads of a row beside the question: the conversation, then the context."""
+        return background(self.histories[row] if self.histories else "", self.contexts[row] if self.contexts else "")
 
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> OutcomeTable:
         """The rows given, in that order."""
@@ -122,6 +134,7 @@ class OutcomeTable:
             cost=self.cost[index],
             seconds=self.seconds[index],
             contexts=tuple(self.contexts[row] for row in index) if self.contexts else (),
+            histories=tuple(self.histories[row] for row in index) if self.histories else (),
             groups=tuple(self.groups[row] for row in index) if self.groups else (),
             draft={name: column[index] for name, column in self.draft.items()},
         )
@@ -208,9 +221,9 @@ def held_out(table: OutcomeTable, share: float, seed: int) -> NDArray[np.bool_]:
     )
 
 
-def question_key(question: str, context: str = "") -> str:
-    """16 hex digits that are the same for the same question and context, but for case and spaces."""
-    text = f"{_plain(question)}\x1f{_plain(context)}"
+def question_key(question: str, context: str = "", history: str = "") -> str:
+    """16 hex digits that are the same for the same question, context and conversation, but for case and spaces."""
+    text = f"{_plain(question)}\x1f{_plain(context)}" + (f"\x1f{_plain(history)}" if history else "")
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
@@ -229,6 +242,10 @@ def _plain(text: str) -> str:
 
 CONTEXT_COLUMNS = ("context", "table", "text", "passage")
 """Columns taken as the question's context where none are named."""
+
+HISTORY_COLUMN = "history"
+"""The column with the conversation before the question: a list of messages with "role" and "content", that list as
+JSON, or a text, which counts as one message of the user."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -276,6 +293,7 @@ def read_outcomes(
         cost=_stack(table, branches, "cost", [0.0] + [1.0] * len(tools)),
         seconds=_stack(table, branches, "seconds", [np.nan] * len(branches)),
         contexts=tuple(map("\n".join, zip(*(_texts(table, name) for name in used), strict=True))) if used else (),
+        histories=tuple(map(_conversation, table[HISTORY_COLUMN])) if HISTORY_COLUMN in table else (),
         groups=_texts(table, group_by) if group_by else (),
         draft=_draft(table, questions, f"{direct}_answer"),
     )
@@ -317,6 +335,20 @@ def _check_columns(names: Sequence[str], branches: Mapping[str, str], extra: Seq
     for name in extra:
         if name not in names:
             raise ConfigurationError(f"The table has no column {name!r}; it has {names!r}.")
+
+
+def _conversation(value: Any) -> str:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    messages = [] if value is None else list(value)
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise InputError(
+            f"Column {HISTORY_COLUMN!r} holds {value!r:.200}: a list of messages with 'role' and 'content', or a text."
+        )
+    return conversation_before(messages)
 
 
 def _texts(table: Columns, name: str) -> tuple[str, ...]:

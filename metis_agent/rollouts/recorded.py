@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.reading import conversation_before
 from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
@@ -104,6 +105,7 @@ class OutcomePool:
         self._sums = np.zeros((1024, 4, max(2, len(self._columns))))
         self._texts: list[str] = []
         self._contexts: list[str] = []
+        self._histories: list[str] = []
         self._groups: list[str] = []
         self._drafts: dict[int, tuple[str, array[float]]] = {}
         self._draft_names: tuple[str, ...] = ()
@@ -144,7 +146,7 @@ class OutcomePool:
         if right is None or column is None:
             self.dropped[(reason if right is None else unclear) or "another tool"] += 1
             return
-        row = self._row(run.question)
+        row = self._row(run.question, conversation_before(run.history))
         if row is None:
             return
         if not right:
@@ -214,6 +216,7 @@ class OutcomePool:
             cost=means[:, _COST - 1],
             seconds=means[:, _SECONDS - 1],
             contexts=tuple(self._contexts[row] for row in rows) if any(self._contexts) else (),
+            histories=tuple(self._histories[row] for row in rows) if any(self._histories) else (),
             groups=tuple(self._groups[row] for row in rows) if self._group_by else (),
             draft=self._draft_columns(rows),
             dropped={reason: count for reason, count in dropped.items() if count},
@@ -259,11 +262,11 @@ class OutcomePool:
                 self._sums = np.pad(self._sums, ((0, 0), (0, 0), (0, column)))
         return column
 
-    def _row(self, question: Question) -> int | None:
+    def _row(self, question: Question, history: str) -> int | None:
         """Where the question's sums are; `None` where there is no room for it."""
         context = str(question.metadata.get(CONTEXT) or "")
         text = question.text.removeprefix(context).lstrip() if context else question.text
-        key = int(question_key(text, context), 16)
+        key = int(question_key(text, context, history), 16)
         row = self._rows.get(key)
         if row is not None:
             return row
@@ -282,6 +285,7 @@ class OutcomePool:
                 self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
             self._texts.append(text)
             self._contexts.append(context)
+            self._histories.append(history)
             self._groups.append(group)
         else:
             self.dropped["no room for the question"] += 1
@@ -292,6 +296,7 @@ class OutcomePool:
             self._sums[row] = 0.0
             self._drafts.pop(row, None)
             self._texts[row], self._contexts[row], self._groups[row] = text, context, group
+            self._histories[row] = history
         self._rows[key] = row
         heapq.heappush(self._largest, (-key, row))
         return row

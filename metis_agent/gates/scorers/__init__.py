@@ -18,7 +18,7 @@ from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import Artefact
 from metis_agent.types import ToolSpec
 
-__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "load_scorer", "register_scorer"]
+__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "background", "load_scorer", "register_scorer"]
 
 ENTRY_POINTS = "metis_agent.scorers"
 """Group of entry points; each is named by its kind and gives what `register_scorer` takes."""
@@ -30,11 +30,23 @@ class Asked:
 
     question: str
     context: str = ""
+    history: str = ""
+    """The conversation before the question, see `metis_agent.gates.reading.conversation_before`."""
     draft: Mapping[str, float] | None = None
     images: tuple[Any, ...] = ()
     """PIL images, or base64 strings of their files."""
     tools: tuple[ToolSpec, ...] = ()
     """To ask about; empty for those that the gate was trained for."""
+
+    @property
+    def background(self) -> str:
+        """All that a model reads beside the question: the conversation, then what came with the question."""
+        return background(self.history, self.context)
+
+
+def background(history: str, context: str) -> str:
+    """Conversation and context as one text; empty where there is neither."""
+    return "\n\n".join(part for part in (history, context) if part)
 
 
 class Scorer(Protocol):

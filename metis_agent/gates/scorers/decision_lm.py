@@ -184,10 +184,10 @@ class DecisionModel:
                 f"The question has {len(asked.images)} images, and this gate's model reads text only. Train one on a "
                 "vision language model."
             )
-        prompts = self._prompts(asked, asked.context, tools)
+        prompts = self._prompts(asked, asked.background, tools)
         over = max(len(prompt.ids) for prompt in prompts) - self.max_length
-        if over > 0 and asked.context:
-            prompts = self._prompts(asked, self._cut(asked.context, over), tools)
+        if over > 0 and asked.background:
+            prompts = self._prompts(asked, self._cut(asked.background, over), tools)
         return prompts
 
     def _prompts(self, asked: Asked, context: str, tools: Sequence[ToolSpec]) -> Rendered:

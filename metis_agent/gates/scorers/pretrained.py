@@ -261,7 +261,7 @@ class EncoderScorer:
             )
         tokenizer = load_part(transformers.AutoTokenizer, folder, local=True)
         policy = artefact.description["policy"]
-        self._context = bool(policy["context"])
+        self._background = bool(policy["context"] or policy.get("history"))
         self._encoder = EncoderModel(model.to(pick_device(device)).eval(), tokenizer, int(policy["max_length"]))
         self._batcher: Batcher[Asked, list[float]] = Batcher(self._answer, BATCH)
 
@@ -273,7 +273,7 @@ class EncoderScorer:
         import torch
 
         questions = [asked.question for asked in batch]
-        contexts = [asked.context for asked in batch] if self._context else None
+        contexts = [asked.background for asked in batch] if self._background else None
         with torch.inference_mode():
             rows: list[list[float]] = self._encoder.logits(questions, contexts).tolist()
         return rows

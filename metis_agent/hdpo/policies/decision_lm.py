@@ -184,7 +184,7 @@ class _DecisionHeads:
             table, images = prepared.table, prepared.policy.images
             asked = Asked(
                 question=table.questions[row],
-                context=table.contexts[row] if table.contexts else "",
+                context=table.background(row),
                 images=tuple(images[row]) if images else (),
             )
             tools = [prepared.tools[index] for index in self._orders[order]]
@@ -211,6 +211,7 @@ class _Fitted:
         tools = self.prepared.tools
         return {
             "context": bool(self.prepared.table.contexts),
+            "history": bool(self.prepared.table.histories),
             "draft": [],
             "images": self.heads.decision.reads_images,
             "model": self.prepared.policy.model,

@@ -105,7 +105,8 @@ class _EncoderHeads:
         self.module: torch.nn.Module = encoder.model
 
     def logits(self, rows: Sequence[int], epoch: int | None) -> torch.Tensor:
-        contexts = [self._table.contexts[row] for row in rows] if self._table.contexts else None
+        table = self._table
+        contexts = [table.background(row) for row in rows] if table.contexts or table.histories else None
         logits: torch.Tensor = self.encoder.logits([self._table.questions[row] for row in rows], contexts)
         return logits
 
@@ -124,6 +125,7 @@ class _Fitted:
     def config(self) -> Mapping[str, Any]:
         return {
             "context": bool(self.prepared.table.contexts),
+            "history": bool(self.prepared.table.histories),
             "draft": [],
             "model": self.prepared.policy.model,
             "max_length": self.heads.encoder.max_length,

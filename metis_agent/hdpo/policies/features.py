@@ -19,12 +19,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import minimize
 
-from metis_agent.gates.features import (
-    BUCKETS,
-    context_features,
-    hashed_ngrams,
-    question_features,
-)
+from metis_agent.gates.features import SPACES, context_features, history_features, question_features
+from metis_agent.gates.reading import BUCKETS, hashed_conversation, hashed_ngrams
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FeaturesPolicy"]
@@ -34,7 +30,6 @@ Progress = Callable[[int], None]
 DENSE_WEIGHT = 0.3
 """What a number one standard deviation from its mean is as an input; with a prior of 1 on its weight, C = 0.09."""
 CLIP = 3.0
-_SPACES = (1.0, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +46,28 @@ class FeaturesPolicy:
 
     def prepare(self, table: OutcomeTable) -> _Prepared:
         """Hash every question once."""
-        rows: tuple[_Rows, _Rows] = (_Rows(), _Rows())
+        rows = [_Rows() for _ in range(3 if table.histories else 2)]
         dense = array("d")
-        contexts = table.contexts or ("",) * len(table)
-        for question, context in zip(table.questions, contexts, strict=True):
-            for space, counts in zip(rows, hashed_ngrams(question), strict=True):
-                space.add(counts)
+        for row, question in enumerate(table.questions):
+            spaces: tuple[dict[int, int], ...] = hashed_ngrams(question)
             dense.extend(question_features(question))
             if table.contexts:
-                dense.extend(context_features(question, context))
+                dense.extend(context_features(question, table.contexts[row]))
+            if table.histories:
+                spaces = (*spaces, hashed_conversation(question, table.histories[row]))
+                dense.extend(history_features(question, table.histories[row]))
+            for space, counts in zip(rows, spaces, strict=True):
+                space.add(counts)
             self.progress(1)
         numbers = np.frombuffer(dense).reshape(len(table), -1)
         draft = np.stack([*table.draft.values()], axis=1) if table.draft else np.zeros((len(table), 0))
         return _Prepared(
             policy=self,
-            counts=(rows[0].matrix(), rows[1].matrix()),
+            counts=tuple(space.matrix() for space in rows),
             numbers=np.hstack([numbers, draft]),
             draft=tuple(table.draft),
             context=bool(table.contexts),
+            history=bool(table.histories),
         )
 
 
@@ -91,12 +90,13 @@ class _Rows:
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     policy: FeaturesPolicy
-    counts: tuple[Any, Any]
-    """Words and skeleton, CSR [N, BUCKETS]."""
+    counts: tuple[Any, ...]
+    """Words, skeleton, and the conversation where it is read, CSR [N, BUCKETS]."""
     numbers: NDArray[np.float64]
     """[N, D], drafts last, NaN where there was none."""
     draft: tuple[str, ...]
     context: bool
+    history: bool
 
     def fit(self, rows: NDArray[np.int64], targets: NDArray[np.float64], strength: NDArray[np.float64]) -> _Fitted:
         scaling = _Scaling.of(self, rows)
@@ -156,14 +156,14 @@ class _Scaling:
     def apply(self, prepared: _Prepared, rows: NDArray[np.int64]) -> Any:
         """CSR [n, BUCKETS + D + missing]."""
         parts = [
-            _weighed(counts[rows], self.idf, weight) for counts, weight in zip(prepared.counts, _SPACES, strict=True)
+            _weighed(counts[rows], self.idf, weight) for counts, weight in zip(prepared.counts, SPACES, strict=False)
         ]
         numbers = prepared.numbers[rows]
         gone = np.isnan(numbers)
         numbers = np.where(self.log, np.log(np.where(self.log, np.maximum(numbers, 1e-12), 1.0)), numbers)
         scaled = np.clip((np.where(gone, self.mean, numbers) - self.mean) / self.scale, -CLIP, CLIP)
         dense = DENSE_WEIGHT * np.hstack([scaled, gone[:, self.missing]])
-        return sparse.hstack([parts[0] + parts[1], sparse.csr_matrix(dense)], format="csr")
+        return sparse.hstack([sum(parts[1:], parts[0]), sparse.csr_matrix(dense)], format="csr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +191,7 @@ class _Fitted:
         return {
             "buckets": BUCKETS,
             "context": self.prepared.context,
+            "history": self.prepared.history,
             "draft": list(self.prepared.draft),
             "log": np.flatnonzero(self.scaling.log).tolist(),
             "missing": self.scaling.missing.tolist(),

@@ -31,9 +31,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from metis_agent import worlds as chat_template
 from metis_agent.types import Question
-from metis_agent.worlds import TRAINED_ON_TOOLS
+from metis_agent.worlds import TRAINED_ON_TOOLS, chat_template
 from metis_agent.worlds.almanac import questions
 from metis_agent.worlds.almanac.agent import ERROR, Noise
 from metis_agent.worlds.almanac.facts import COUNTRIES, RUMOURS, SYLLABLES, Place, entries, place

@@ -11,15 +11,17 @@ learnt by heart (popular facts, greetings, hearsay) phrasings, by a hash of the 
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.types import Question
 from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, RUMOURS, Place, place
 
-__all__ = ["KINDS", "KNOWN", "PARTIALLY_KNOWN", "Kind", "Split", "draw", "phrasings", "questions"]
+__all__ = ["KINDS", "KNOWN", "PARTIALLY_KNOWN", "Kind", "Split", "draw", "follow_up", "phrasings", "questions"]
 
 Kind = Literal["greeting", "sum", "popular", "product", "obscure", "hearsay"]
 Split = Literal["train", "validation", "test"]
@@ -62,6 +64,42 @@ def draw(kind: Kind, split: Split, rng: random.Random) -> Question:
                 id=f"{kind}: {text}", text=text, answer=answer, kind=kind,
                 verifier="numeric" if numeric else "exact", metadata={"relation": relation[0]} if relation else {},
             )  # fmt: skip
+
+
+def follow_up(question: Question) -> Question:
+    """The same question as the second turn of a conversation, in words that say little without the first.
+
+    Either the first turn asked the same of another name ("And Badoki?"), or something else of the same name ("And its
+    river?"); sums and products go on with another number. Greetings stay as they are.
+
+    Returns:
+        The question, `metadata["history"]` holding the turn before as messages with "role" and "content".
+    """
+    rng = random.Random(f"follow-up {question.id}")
+    relation = question.metadata.get("relation")
+    if question.kind == "greeting":
+        return question
+    if relation is None:
+        a, sign, b = _arithmetic(question.text)
+        other = rng.randint(10, 99) if question.kind == "sum" else rng.randint(1000, 9999)
+        before, said = f"What is {a} {sign} {other}?", str(int(a) + other if sign == "+" else int(a) * other)
+        text = rng.choice(("And with {b}?", "And {b}?")).format(b=b)
+    else:
+        forms = _POPULAR_FORMS if relation in _POPULAR_FORMS else _OBSCURE_FORMS
+        name = _name_in(question.text, forms[relation])
+        if rng.random() < 0.5:
+            other_name = draw(question.kind, "train", rng)  # type: ignore[arg-type]
+            relations = [relation]
+            subject, text = _name_in(other_name.text, forms[other_name.metadata["relation"]]), f"And {name}?"
+        else:
+            relations = [it for it in forms if it != relation]
+            subject, text = name, f"And {_ELLIPSES[relation]}?"
+        before = rng.choice(forms[rng.choice(relations)]).format(name=subject)
+        said = "I have looked it up."
+    history = [{"role": "user", "content": before}, {"role": "assistant", "content": said}]
+    return replace(
+        question, id=f"{question.id} (follow-up)", text=text, metadata={**question.metadata, "history": history}
+    )
 
 
 def phrasings() -> tuple[str, ...]:
@@ -139,6 +177,19 @@ def _greeting(rng: random.Random) -> _Made:
     return text, reply, text if text.lower() != word else _LEARNT
 
 
+def _arithmetic(text: str) -> tuple[str, str, str]:
+    a, b = re.findall(r"\d+", text)
+    return a, "*" if "*" in text or text.startswith("Multiply") else "+", b
+
+
+def _name_in(text: str, forms: Sequence[str]) -> str:
+    for form in forms:
+        before, _, after = form.partition("{name}")
+        if text.startswith(before) and text.endswith(after):
+            return text[len(before) : len(text) - len(after)]
+    raise ConfigurationError(f"{text!r} is no question of the almanac about a name")
+
+
 _SUM_FORMS = ("What is {a} + {b}?", "{a} + {b}", "Add {a} and {b}.")
 _PRODUCT_FORMS = ("What is {a} * {b}?", "{a} * {b}", "Multiply {a} by {b}.")
 _POPULAR_FORMS = {
@@ -169,6 +220,10 @@ _OBSCURE_FORMS = {
         "On which river is {name}?",
     ),
 }
+_ELLIPSES = {
+    "capital": "its capital", "currency": "its currency", "continent": "the continent",
+    "founded": "when was it founded", "river": "the river",
+}  # fmt: skip
 _LEARNT = "a bare greeting"  # hashes into train
 _HELLO = "Hello! How can I help?"
 _WELCOME = "You are welcome!"

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from metis_agent import worlds as chat_template
 from metis_agent.models.checkpoint import StillsProcessor
+from metis_agent.worlds import chat_template
 from metis_agent.worlds.gallery.pictures import CANVAS, CELL, COLOURS, GRID, VIEW, WORDS, Exhibit
 from metis_agent.worlds.gallery.questions import FIRST, LAST, phrasings
 

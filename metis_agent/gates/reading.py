@@ -1,0 +1,269 @@
+"""How a gate reads text: words by Unicode, and the conversation that a question goes on from.
+
+Where it stands: **reading** -> `features` -> scorer and trainer, which both call it, so that what was trained is what
+is served. Plain Python on purpose, no numpy. Two spaces of hashed n-grams for the question, words and *skeleton*
+(function words kept, names, numbers and other words replaced by their shape), because how a question is put says more
+about whether it will be answered rightly than the rare words in it; and one for the conversation before it: its words
+under a name of their own, and each of them together with each word of the question, since "and its river?" says
+something only with the place that was spoken of.
+
+A word is a run of letters with their marks, in any script; in those that put no space between words (Chinese,
+Japanese, Thai) it is one character with its marks. Text in ASCII is read as reading 1 did.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+__all__ = [
+    "BUCKETS",
+    "LONGEST",
+    "READING",
+    "READINGS",
+    "canonical",
+    "conversation_before",
+    "hashed_conversation",
+    "hashed_ngrams",
+    "is_year",
+    "spoken",
+    "tokens_of",
+    "words_and_numbers",
+]
+
+READING = 2
+"""How text becomes words; an artefact says which it was trained with. In 1 each letter outside ASCII was a word."""
+READINGS = (1, READING)
+BUCKETS = 2**17
+"""Size of the hashed space that all n-grams share."""
+LONGEST = 20_000
+"""Characters of a text that are read."""
+
+_TURNS, _TURN = 6, 500
+"""Messages of a conversation that are read, the last ones, and characters of each."""
+_HEARD, _ASKED = 24, 12
+"""Words of the conversation and of the question that are read together."""
+
+_ASCII = re.compile(r"[A-Za-z]+|\d[\d,.]*|[^\sA-Za-z\d]")
+_LETTERS = re.compile(r"[a-z]+|\d[\d,.]*")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+# Han, kana, Thai, Lao, Burmese, Khmer.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_PLAIN = str.maketrans(
+    "\u2018\u2019\u201c\u201d\u00ab\u00bb\u2010\u2011\u2013\u2014\u2212"
+    "\u060c\u061b\u061f\u06d4\u066b\u066c\u0964\u3001\u3002\u00bf\u00a1",
+    '\'\'""""-----,;?..,.,.?!',
+    "\u00ad\u0640\u200b\u200c\u200d\u200e\u200f\u2060\ufeff",
+)
+"""Punctuation of other scripts as ASCII's; what is not seen (soft hyphens, joiners, marks of direction) goes."""
+
+_FUNCTION_WORDS = frozenset(
+    """
+    a about after all also am an and any are as at be been before being between both but by can could did
+    do does during each for from had has have he her his how if in into is it its last many may more most
+    much name named new no not of on one only or other out over people same she should since so some than
+    that the their them then there these they this those three to two type under until up use used using
+    was we were what when where which while who whom whose why will with within without would year years
+    first second total average percentage change difference respective respectively
+    """.split()  # noqa: SIM905
+)
+
+
+def canonical(text: str) -> str:
+    """The text with one form for each letter, ASCII's digits and punctuation; ASCII as it is.
+
+    Example:
+        >>> canonical("متى؟ ４२")
+        'متى? 42'
+    """
+    if text.isascii():
+        return text
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), plain)
+
+
+def tokens_of(text: str, reading: int = READING) -> list[str]:
+    """Words, numbers and signs, in order.
+
+    Example:
+        >>> tokens_of("Ämter in नेपाल, 北京?")
+        ['Ämter', 'in', 'नेपाल', ',', '北', '京', '?']
+    """
+    text = text[:LONGEST]
+    if reading == 1 or text.isascii():
+        return _ASCII.findall(text)
+    return _any_script().findall(canonical(text)[:LONGEST])
+
+
+def words_and_numbers(text: str, reading: int = READING) -> list[str]:
+    """Words and numbers in lower case, without signs."""
+    text = text[:LONGEST].lower()
+    if reading == 1 or text.isascii():
+        return _LETTERS.findall(text)
+    return [token for token in tokens_of(text, reading) if token[0].isalpha() or token[0].isdigit()]
+
+
+def spoken(text: str, reading: int = READING) -> list[str]:
+    """Words of a text as its spaces divide them, in lower case; where a script has none, its characters."""
+    text = text.lower()
+    if reading == 1 or text.isascii():
+        return text.split()
+    pieces = canonical(text).split()
+    divided = _unspaced()
+    return list(
+        itertools.chain.from_iterable(tokens_of(piece) if divided.search(piece) else (piece,) for piece in pieces)
+    )
+
+
+def hashed_ngrams(
+    question: str, buckets: int = BUCKETS, reading: int = READING
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Counts by bucket, for the words (1 to 3 in a row, and how the question begins and ends) and the skeleton.
+
+    Example:
+        >>> words, skeleton = hashed_ngrams("Who wrote Emma?")
+        >>> all(0 <= bucket < BUCKETS for bucket in (*words, *skeleton))
+        True
+    """
+    tokens = tokens_of(question, reading)
+    return _counts("w", _word_ngrams(tokens), buckets), _counts("s", _skeleton_ngrams(tokens), buckets)
+
+
+def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> dict[int, int]:
+    """Counts by bucket of what was said before, alone and together with what is asked; empty where nothing was.
+
+    Args:
+        question: What is asked now.
+        history: As `conversation_before` writes it.
+        buckets: Size of the hashed space.
+    """
+    lines = history.split("\n") if history else []
+    asked = list(dict.fromkeys(word.lower() for word in tokens_of(question) if word[0].isalnum()))[:_ASKED]
+    before: dict[str, None] = {}
+    said: list[str] = []
+    for line in reversed(lines):
+        who, _, text = line.partition(": ")
+        words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens_of(text)]
+        said += [f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)]
+        before |= dict.fromkeys(word for word in words if word[0].isalnum() or word[0] == "#")
+    heard = [word for word in before if word not in _FUNCTION_WORDS][:_HEARD]
+    together = (f"{one} | {other}" for one in heard for other in ("", *asked))
+    return _counts("h", itertools.chain(said, together), buckets)
+
+
+def conversation_before(messages: Iterable[Any]) -> str:
+    r"""What user and assistant said, one line a message: the last few, each cut to its beginning.
+
+    Args:
+        messages: LangChain messages, their dicts as records hold them, or dicts with "role" and "content"; system
+            prompts, calls and results are left out.
+
+    Example:
+        >>> conversation_before([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+        'user: Hi\nassistant: Hello!'
+    """
+    lines = []
+    for message in messages:
+        record: Any = message if isinstance(message, Mapping) else {"type": message.type, "content": message.content}
+        inner = record.get("data")
+        content = (inner if isinstance(inner, Mapping) else record).get("content", "")
+        who = _SPEAKERS.get(str(record.get("type") or record.get("role")))
+        text = " ".join(_text_of(content)[:LONGEST].split())[:_TURN]
+        if who and text:
+            lines.append(f"{who}: {text}")
+    return "\n".join(lines[-_TURNS:])
+
+
+def is_year(number: str) -> bool:
+    """Whether a number has the form of a year of the last two centuries."""
+    digits = number.strip(".,")
+    return len(digits) == 4 and digits[:2] in ("19", "20")
+
+
+_SPEAKERS = {"human": "user", "user": "user", "ai": "assistant", "assistant": "assistant"}
+
+
+def _text_of(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, Sequence) else ()
+    return " ".join(
+        block if isinstance(block, str) else str(block.get("text", ""))
+        for block in blocks
+        if isinstance(block, str | Mapping)
+    )
+
+
+@cache
+def _any_script() -> re.Pattern[str]:
+    """One word, number or sign of any script; built when it is first needed, from Python's own tables."""
+    marks = _ranges(code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
+    letter, unspaced = rf"[^\W\d_{_UNSPACED}]", rf"(?:(?![\d{marks}])[{_UNSPACED}])"
+    return re.compile(rf"{letter}(?:{letter}|[{marks}])*|{unspaced}[{marks}]*|\d[\d,.]*|\S")
+
+
+@cache
+def _unspaced() -> re.Pattern[str]:
+    return re.compile(f"[{_UNSPACED}]")
+
+
+def _ranges(codes: Iterator[int]) -> str:
+    """Code points as ranges of a character class."""
+    found: list[list[int]] = []
+    for code in codes:
+        if found and code == found[-1][1] + 1:
+            found[-1][1] = code
+        else:
+            found.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in found)
+
+
+def _shape(number: str) -> str:
+    return "yyyy" if is_year(number) else f"#{len(number.strip('.,'))}"
+
+
+def _word_ngrams(tokens: Sequence[str]) -> Iterator[str]:
+    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
+    yield from words
+    yield from map(" ".join, itertools.pairwise(words))
+    yield from map(" ".join, zip(words, words[1:], words[2:], strict=False))
+    for length in (1, 2, 3):
+        yield "^" + " ".join(words[:length])
+    if len(words) > 1:
+        yield words[-2] + "$"
+
+
+def _skeleton_ngrams(tokens: Sequence[str]) -> Iterator[str]:
+    shapes = ["^", *map(_skeleton, tokens), "$"]
+    yield from shapes
+    for length in (2, 3, 4):
+        for start in range(len(shapes) - length + 1):
+            yield " ".join(shapes[start : start + length])
+
+
+def _skeleton(token: str) -> str:
+    lowered = token.lower()
+    if lowered in _FUNCTION_WORDS:
+        return lowered
+    if token[0].isdigit():
+        return _shape(token)
+    if token[0].isalpha():
+        return "X" if token[0].isupper() else "w"
+    return token
+
+
+def _counts(space: str, ngrams: Iterable[str], buckets: int) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    start = zlib.crc32(space.encode())
+    for ngram in ngrams:
+        bucket = zlib.crc32(ngram.encode("utf-8", "surrogatepass"), start) % buckets
+        counts[bucket] = counts.get(bucket, 0) + 1
+    return counts
