@@ -119,7 +119,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return the text without secrets."""
-        text = self._without_known(text)
+        text = self.without_known(text)
         for pattern in self._patterns:
             text = pattern.sub(REDACTED, text)
         if self._shapes:
@@ -156,7 +156,8 @@ class Redactor:
                 return cleaned
         return ToolException(f"{type(error).__name__}: {self.text(said)}")
 
-    def _without_known(self, text: str) -> str:
+    def without_known(self, text: str) -> str:
+        """Return the text without the known values, whatever else it holds."""
         # What stands around a value that was taken out could, with its mark, be another one.
         for _ in range(3):
             found = [form for form in self._known if form in text]
@@ -200,6 +201,8 @@ class _Walk:
             return self._mapping(value, depth)
         if isinstance(value, list | tuple | set | frozenset):
             items = [self.of(item, depth) for item in value]
+            if isinstance(value, list):
+                items = self._joined(items)
             if all(new is old for new, old in zip(items, value, strict=True)):
                 return value
             if isinstance(value, tuple) and hasattr(value, "_make"):
@@ -216,6 +219,18 @@ class _Walk:
             names = (entry.name for entry in fields(value))
             return self._with(value, {name: getattr(value, name) for name in names if hasattr(value, name)}, depth)
         return self._with(value, {"arg": value.arg}, depth) if isinstance(value, Send) else self._shown(value)
+
+    def _joined(self, items: list[Any]) -> list[Any]:
+        """Content blocks: a model reads their texts as one, so a secret that is cut in two is taken out as well."""
+        texts = {place: text for place, item in enumerate(items) if (text := _text_of_block(item)) is not None}
+        whole = "".join(texts.values())
+        cleaned = self._redactor.without_known(whole) if len(texts) > 1 else whole
+        if cleaned == whole:
+            return items
+        for place in texts:
+            block, cleaned = items[place], "" if place != next(iter(texts)) else cleaned
+            items[place] = cleaned if isinstance(block, str) else {**block, "text": cleaned}
+        return items
 
     def _with(self, value: Any, parts: Mapping[str, Any], depth: int) -> Any:
         """The object, with those of its parts replaced that hold a secret."""
@@ -267,6 +282,13 @@ class _Walk:
                 if self._redactor.text(shown) != shown:
                     return self._redactor.text(str(value))
         return value
+
+
+def _text_of_block(item: Any) -> str | None:
+    if isinstance(item, str):
+        return item
+    text = item.get("text") if isinstance(item, dict) and item.get("type") == "text" else None
+    return text if isinstance(text, str) else None
 
 
 def _told(error: BaseException | None) -> Iterator[Any]:
