@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from metis_agent.judging.verifiers import Verify
-    from metis_agent.types import Question, Trajectory
+    from metis_agent.types import Question
 
 __all__ = [
     "AgentOption",
@@ -358,7 +358,7 @@ def verify_with(
     rubric: Path | None = None,
     *,
     cache: Path | None = None,
-    free_runs: Iterable[Trajectory] | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> Verify:
     """What judges an answer.
 
@@ -367,8 +367,7 @@ def verify_with(
         judge: see `JudgeOption`.
         rubric: see `RubricOption`.
         cache: file for the judge's verdicts, so that none is paid for twice; in memory by default.
-        free_runs: runs among which are those that answers to questions without a reference are to agree with; see
-            `AgreementOption`.
+        own: what answers to questions without a reference are to agree with (see `own_answers`, `AgreementOption`).
 
     Raises:
         ConfigurationError: a verifier that is not known, or a judge asked for and none named.
@@ -391,12 +390,12 @@ def verify_with(
         remedy = "name the model with --judge" if verifier == JUDGE else f"choose of {sorted(verifiers)!r}"
         raise ConfigurationError(f"--verifier {verifier!r} is not known here; {remedy}, or give FILE.py:ATTRIBUTE.")
     by_reference = partial(verify, verifiers=verifiers, **({} if verifier is None else {"name": verifier}))
-    if free_runs is None:
+    if own is None:
         return by_reference
-    from metis_agent.judging.judge import Agreeing, AgreementJudge, own_answers
+    from metis_agent.judging.judge import Agreeing, AgreementJudge
 
     pair_judge = None if chat is None else AgreementJudge(chat, cache=kept)
-    return Agreeing(own_answers(free_runs), verify=by_reference, pair_judge=pair_judge)
+    return Agreeing(own, verify=by_reference, pair_judge=pair_judge)
 
 
 def check_verifiers(questions: Iterable[Question], verify: Verify) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from metis_agent.cli.output import JsonOption, screen, write_json
+from metis_agent.cli.output import JsonOption, RayOption, screen, write_json
 
 if TYPE_CHECKING:
     from metis_agent.traces import ImportProgress, ImportReport
@@ -47,6 +47,7 @@ def import_command(
         list[str] | None,
         typer.Option(help="A regular expression; what it matches is taken out.", show_default=False),
     ] = None,
+    ray: RayOption = None,
     formats: Annotated[bool, typer.Option("--formats", help="List the formats that can be read, and stop.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -88,7 +89,7 @@ def import_command(
             counts = f"{progress.records:,} records, {progress.trajectories:,} turns, {progress.rejected:,} rejected"
             bars.update(tasks[progress.stage], completed=progress.done, counts=counts)  # type: ignore[arg-type]
 
-        report = import_traces(sources, kept, format=format, redactor=redactor, progress=show)
+        report = import_traces(sources, kept, format=format, redactor=redactor, progress=show, ray=ray)
     _show(console, report, store)
     if json is not None:
         write_json(json, asdict(report))

@@ -24,6 +24,7 @@ from metis_agent.formats import RUN_FILE, atomic_write, check_settings, settings
 __all__ = [
     "FreshOption",
     "JsonOption",
+    "RayOption",
     "prepare_folder",
     "progress_bars",
     "quiet_libraries",
@@ -37,6 +38,14 @@ JsonOption = Annotated[
     Path | None,
     typer.Option(
         "--json", help="Also write all figures to this file; '-': to standard output, and nothing else there."
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread the work over a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local for the processors of this "
+        "machine. The result is the same. Needs the extra 'ray', and that its machines see the same files.",
+        show_default=False,
     ),
 ]
 

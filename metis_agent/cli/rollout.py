@@ -131,8 +131,10 @@ def rollout_command(
     figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), **asdict(report), "agreement": agreement}
     figures["seconds"] = time.perf_counter() - started
     if agreement:
+        from metis_agent.judging.judge import own_answers
+
         mine = (run for run in runs_of(store, console) if run.metadata.get("rollout") == name)
-        verify = verify_with(verifier, judge, judge_rubric, cache=cache, free_runs=mine)
+        verify = verify_with(verifier, judge, judge_rubric, cache=cache, own=own_answers(mine))
     with training_libraries():
         figures["branches"] = _figures_by_branch(store, name, verify, console)
     _show(console, figures, store)

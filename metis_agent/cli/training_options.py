@@ -15,6 +15,7 @@ import inspect
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,12 +24,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from metis_agent.cli.agent_options import AgreementOption, JudgeOption, RubricOption, VerifierOption, verify_with
-from metis_agent.cli.output import progress_bars, training_libraries
+from metis_agent.cli.agent_options import (
+    AgreementOption,
+    JudgeOption,
+    RubricOption,
+    VerifierOption,
+    verify_with,
+)
+from metis_agent.cli.output import RayOption, progress_bars, training_libraries
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from metis_agent.hdpo.policies import Policy
+    from metis_agent.recording.store import StoreReport
     from metis_agent.rollouts.outcomes import OutcomeTable
     from metis_agent.types import Trajectory
 
@@ -264,6 +272,7 @@ class Records:
     judge: JudgeOption = None
     judge_rubric: RubricOption = None
     agreement: AgreementOption = False
+    ray: RayOption = None
 
     def load(self, console: Console, *, tools: Sequence[str] | None = None) -> OutcomeTable:
         """Read them.
@@ -308,21 +317,34 @@ class Records:
         return branches
 
     def _pool(self, console: Console, tools: Sequence[str] | None) -> OutcomeTable:
-        from metis_agent.rollouts.recorded import OutcomePool
+        from metis_agent.judging.judge import own_answers
+        from metis_agent.recording.store import TrajectoryStore
+        from metis_agent.rollouts.recorded import pool_store
 
         names = self.tool or tools
         if names and (bad := [name for name in names if "=" in name or names.count(name) > 1]):
             raise ConfigurationError(f"--tool {bad[0]!r}: with --store write the tool's name alone, each once.")
         url = str(self.store)
-        verify = verify_with(
-            self.verifier, self.judge, self.judge_rubric, cache=None if "://" in url else Path(url) / VERDICTS,
-            free_runs=self._of_the_model(console) if self.agreement else None,
+        verify = partial(
+            verify_with, self.verifier, self.judge, self.judge_rubric,
+            cache=None if "://" in url else Path(url) / VERDICTS,
+            own=own_answers(self._of_the_model(console)) if self.agreement else None,
         )  # fmt: skip
-        pool = OutcomePool(
-            tools=names, verify=verify, use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by,
-            model=self.of_model, trust_verdicts=self.verifier is not None,
-        )  # fmt: skip
-        pool.extend(runs_of(str(self.store), console, whole=self.draft))
+        shards = TrajectoryStore(url, read_only=True).shards()
+        reports: list[StoreReport] = []
+        with progress_bars(console) as bars:
+            task = bars.add_task("read the store", total=len(shards))
+
+            def read(report: StoreReport) -> None:
+                bars.advance(task)
+                reports.append(report)
+
+            pool = pool_store(
+                url, verify=verify if self.ray else cache(verify), ray=self.ray, progress=read, tools=names,
+                use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by, model=self.of_model,
+                trust_verdicts=self.verifier is not None,
+            )  # fmt: skip
+        _tell_bad_lines(console, reports)
         table = pool.table()
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in table.dropped.items())
         console.print(
@@ -374,6 +396,10 @@ def runs_of(url: str, console: Console, *, whole: bool = False) -> Iterator[Traj
     store = TrajectoryStore(url, read_only=True)
     with progress_bars(console) as bars:
         yield from bars.track(store.read(whole=whole), total=store.count(), description="read the store")
-    if bad := store.report.torn + store.report.corrupt:
-        first = store.report.bad_lines[0]
+    _tell_bad_lines(console, [store.report])
+
+
+def _tell_bad_lines(console: Console, reports: Sequence[StoreReport]) -> None:
+    if first := next((report.bad_lines[0] for report in reports if report.bad_lines), None):
+        bad = sum(report.torn + report.corrupt for report in reports)
         console.print(f"{bad} lines of the store could not be read; the first: {first.shard} line {first.line}.")

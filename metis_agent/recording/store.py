@@ -181,11 +181,14 @@ class TrajectoryStore:
         """Return the names of the shards, oldest first."""
         return sorted(filter(is_shard, self._storage.names()))
 
-    def read(self, *, from_shard: str | None = None, whole: bool = True) -> Iterator[Trajectory]:
+    def read(
+        self, *, from_shard: str | None = None, only_shard: str | None = None, whole: bool = True
+    ) -> Iterator[Trajectory]:
         """Stream all trajectories, shards by name and lines in order, one in memory at a time.
 
         Args:
             from_shard: the shard to begin with (see `shards`); earlier ones are left out.
+            only_shard: the shard to read alone.
             whole: without it they come without messages, model calls and tools, several times as fast.
 
         Raises:
@@ -194,6 +197,7 @@ class TrajectoryStore:
         """
         self._tally = Tally()
         names = [name for name in self.shards() if from_shard is None or name >= from_shard]
+        names = names if only_shard is None else [only_shard]
         loads = schema.loads if whole else schema.loads_outcome
         images = _RecentImages(self._encoded)
 

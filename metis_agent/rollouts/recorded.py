@@ -15,7 +15,8 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,11 +29,13 @@ from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
 from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.recording.spread import spread
+from metis_agent.recording.store import StoreReport, TrajectoryStore
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.questions import CONTEXT
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_of", "branch_taken", "outcomes_from_trajectories"]
+__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_of", "branch_taken", "outcomes_from_trajectories", "pool_store"]
 
 MAX_QUESTIONS = 200_000
 """Questions that a pool has room for; a gate that reads text learns little from more."""
@@ -181,6 +184,34 @@ class OutcomePool:
             said = f"All {int(sums[_RUNS].sum())} answers, of every branch, are judged wrong"
             raise InputError(_verdicts_in_doubt(said, next(iter(self._wrong.values()))))
 
+    def merge(self, other: OutcomePool) -> OutcomePool:
+        """Count what another pool of the same settings has counted.
+
+        Raises:
+            InputError: as `add`.
+        """
+        for model in other._models:
+            self._is_of_the_model(model)
+        columns = [(self._column(name), column) for name, column in other._columns.items()]
+        for key, theirs in sorted(other._rows.items()):
+            said = other._texts[theirs], other._contexts[theirs], other._histories[theirs], other._groups[theirs]
+            row = self._place(key, *said)
+            if row is None:
+                continue
+            for mine, column in columns:
+                if mine is None:
+                    self.dropped["another tool"] += int(other._sums[theirs, _RUNS, column])
+                else:
+                    self._sums[row, :, mine] += other._sums[theirs, :, column]
+            if theirs in other._drafts and (row not in self._drafts or other._drafts[theirs][0] < self._drafts[row][0]):
+                self._drafts[row] = other._drafts[theirs]
+        self._draft_names = max(self._draft_names, other._draft_names, key=len)
+        self._wrong = {**other._wrong, **self._wrong}
+        self._doubted.update(other._doubted)
+        self.dropped.update(other.dropped)
+        self.runs += other.runs
+        return self
+
     def coverage(self) -> dict[str, int]:
         """Questions with at least one run, by branch."""
         counts = (self._sums[list(self._rows.values()), _RUNS] > 0).sum(axis=0)
@@ -236,13 +267,12 @@ class OutcomePool:
 
     def _is_to_count(self, run: Trajectory) -> bool:
         self.runs += 1
-        if self._is_of_the_model(run):
+        if self._is_of_the_model(run.metadata.get("model")):
             return True
         self.dropped["another model"] += 1
         return False
 
-    def _is_of_the_model(self, run: Trajectory) -> bool:
-        name = run.metadata.get("model")
+    def _is_of_the_model(self, name: object) -> bool:
         if self._model is not None:
             return bool(name == self._model)
         if isinstance(name, str) and name not in self._models:
@@ -267,9 +297,8 @@ class OutcomePool:
         context = str(question.metadata.get(CONTEXT) or "")
         text = question.text.removeprefix(context).lstrip() if context else question.text
         key = int(question_key(text, context, history), 16)
-        row = self._rows.get(key)
-        if row is not None:
-            return row
+        if key in self._rows:
+            return self._rows[key]
         if not text.strip():
             self.dropped["blank question"] += 1
             return None
@@ -279,6 +308,11 @@ class OutcomePool:
                 f"Question {question.id!r} has no {self._group_by!r} in its metadata, {sorted(question.metadata)!r}: "
                 "--group-by names a column of the questions' file."
             )
+        return self._place(key, text, context, history, group)
+
+    def _place(self, key: int, text: str, context: str, history: str, group: str) -> int | None:
+        if key in self._rows:
+            return self._rows[key]
         if len(self._rows) < self._room:
             row = len(self._texts)
             if row >= len(self._sums):
@@ -329,6 +363,46 @@ def _verdicts_in_doubt(said: str, run: Trajectory) -> str:
         "in a sentence (--verifier prose) or by a model (--verifier judge --judge MODEL); nothing has to be recorded "
         f"again. To take the verdicts as they are, name their verifier: --verifier {run.question.verifier}."
     )
+
+
+def pool_store(
+    url: str,
+    *,
+    verify: Callable[[], Verify] = lambda: default_verify,
+    ray: str | None = None,
+    progress: Callable[[StoreReport], None] = lambda _: None,
+    **options: Any,
+) -> OutcomePool:
+    """The outcomes of a store, pooled shard by shard; the same here and on a Ray cluster.
+
+    Args:
+        url: Of the store; on a cluster all its machines must see it.
+        verify: Makes what judges answers, once in each process.
+        ray: See `recording.spread`.
+        progress: Called after each shard, with what was met in it.
+        **options: Of `OutcomePool`.
+
+    Raises:
+        InputError: as `OutcomePool.add`.
+        StorageError: it can't be read.
+    """
+    whole = OutcomePool(verify=default_verify, **options)
+    shards = TrajectoryStore(url, read_only=True).shards()
+    for made in spread(partial(_pooled, url=url, verify=verify, options=options), shards, ray=ray):
+        for pool, report in made:
+            whole.merge(pool)
+            progress(report)
+    return whole
+
+
+def _pooled(
+    shard: str, *, url: str, verify: Callable[[], Verify], options: Mapping[str, Any]
+) -> Iterator[tuple[OutcomePool, StoreReport]]:
+    store = TrajectoryStore(url, read_only=True)
+    pool = OutcomePool(verify=verify(), **options)
+    pool.extend(store.read(only_shard=shard, whole=bool(options.get("draft"))))
+    pool._verify = default_verify  # a judge stays where it is
+    yield pool, store.report
 
 
 def outcomes_from_trajectories(runs: Iterable[Trajectory], **options: Any) -> OutcomeTable:

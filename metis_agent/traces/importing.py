@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.formats import atomic_write
+from metis_agent.recording.spread import spread
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.redaction import Redactor
 from metis_agent.traces import reading
@@ -96,6 +98,7 @@ def import_traces(
     folder: Path | None = None,
     redactor: Redactor | None = None,
     progress: Callable[[ImportProgress], None] | None = None,
+    ray: str | None = None,
 ) -> ImportReport:
     """Read traces into a store: in a stream, resumable, each trace once, without secrets.
 
@@ -106,6 +109,8 @@ def import_traces(
         folder: where state, spool, rejects and log are kept; by default `imports` in the store's folder.
         redactor: takes out secrets; by default what looks like one, and those that the environment holds.
         progress: called every few seconds.
+        ray: address of a Ray cluster on which trajectories are made of traces (see `recording.spread`); all its
+            machines must see `folder`.
 
     Raises:
         ConfigurationError: the format is unknown, or the same import is running.
@@ -114,7 +119,8 @@ def import_traces(
         MissingDependencyError: a source needs a package that is not installed.
     """
     places, reader = _opened([os.fspath(source) for source in sources], format)
-    job = _Job(places, reader, store, folder or _folder_of(store), redactor or Redactor.from_environment(), progress)
+    redactor = redactor or Redactor.from_environment()
+    job = _Job(places, reader, store, folder or _folder_of(store), redactor, progress, ray)
     with job.held():
         return job.run()
 
@@ -166,6 +172,7 @@ class _Job:
         folder: Path,
         redactor: Redactor,
         progress: Callable[[ImportProgress], None] | None,
+        ray: str | None,
     ) -> None:
         self._sizes = [reading.size_of(place) if reader.stable else 0 for place in places]
         signature = [reader.name, *((os.path.abspath(p), s) for p, s in zip(places, self._sizes, strict=True))]
@@ -173,7 +180,7 @@ class _Job:
         self._folder = folder / self._name
         self._folder.mkdir(parents=True, exist_ok=True)
         self._places, self._reader, self._store = places, reader, store
-        self._redactor, self._progress = _remembering(redactor), progress
+        self._redactor, self._progress, self._ray = redactor, progress, ray
         self._state = self._state_file()
         self._counts: Counter[str] = Counter(self._state["counts"])
         self._reasons: Counter[str] = Counter(self._state["reasons"])
@@ -256,9 +263,16 @@ class _Job:
         ours, others = self._stored()
         total = len(self._state["spool"])
         told = time.monotonic()
-        for shelf in range(self._state["shelf"], total):
-            for key, parts in spool.groups(shelf):
-                self._put_group(key, parts, ours, others)
+        made = partial(_made, reader=self._reader, name=self._name, folder=spool.folder, redactor=self._redactor)
+        shelves = range(self._state["shelf"], total)
+        for shelf, groups in zip(shelves, spread(made, shelves, ray=self._ray), strict=True):
+            for group in groups:
+                self._counts["traces"] += group.traces
+                self._handled.update(group.odd)
+                for trajectory in group.trajectories:
+                    self._put_one(trajectory, ours, others)
+                if group.reject is not None:
+                    self._reject(group.reject, None, group.key, group.raw)
                 if time.monotonic() - told > _EVERY_SECONDS:
                     told = time.monotonic()
                     self._tell("storing", shelf, total)
@@ -275,27 +289,12 @@ class _Job:
             (ours if mine else others).add(trajectory.id)
         return ours, others
 
-    def _put_group(self, key: str, parts: list[Any] | None, ours: set[str], others: set[str]) -> None:
-        try:
-            if parts is None:
-                raise InputError("the trace is larger than 256 MiB")
-            for trace in self._reader.traces(key, parts):
-                self._counts["traces"] += 1
-                try:
-                    for trajectory in trajectories_of(trace):
-                        self._put_one(trajectory, ours, others)
-                finally:
-                    self._handled.update(trace.odd)
-        except _UNREADABLE as error:
-            self._reject(_reason(error), None, key, _json(parts))
-
     def _put_one(self, trajectory: Trajectory, ours: set[str], others: set[str]) -> None:
         if trajectory.id in others:
             self._counts["duplicates"] += 1
             return
         if trajectory.id not in ours:
-            metadata = {**trajectory.metadata, "import": self._name}
-            self._store.append(self._redactor.value(replace(trajectory, metadata=metadata)))
+            self._store.append(trajectory)
         others.add(trajectory.id)
         self._counts["trajectories"] += 1
         self._counts["failed"] += trajectory.status == "failed"
@@ -351,6 +350,40 @@ class _Job:
             rejects=str(self._folder / "rejects.jsonl") if self._counts["rejected"] else "",
             log=str(self._folder / "import.log"),
         )
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """What the parts of one key became."""
+
+    key: str
+    traces: int = 0
+    trajectories: list[Trajectory] = field(default_factory=list)
+    odd: Counter[str] = field(default_factory=Counter)
+    reject: str | None = None
+    """Why they, or the rest of them, could not be read."""
+    raw: bytes = b""
+
+
+def _made(shelf: int, *, reader: Importer, name: str, folder: Path, redactor: Redactor) -> Iterator[_Group]:
+    """The trajectories of one file of the spool, without secrets."""
+    clean = _remembering(redactor)
+    for key, parts in Spool.groups(folder, shelf):
+        group = _Group(key=key)
+        try:
+            if parts is None:
+                raise InputError("the trace is larger than 256 MiB")
+            for trace in reader.traces(key, parts):
+                group.traces += 1
+                try:
+                    for made in trajectories_of(trace):
+                        named = replace(made, metadata={**made.metadata, "import": name})
+                        group.trajectories.append(clean.value(named))
+                finally:
+                    group.odd.update(trace.odd)
+        except _UNREADABLE as error:
+            group.reject, group.raw = _reason(error), _json(parts)
+        yield group
 
 
 def _remembering(redactor: Redactor) -> Redactor:

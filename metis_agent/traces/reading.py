@@ -309,7 +309,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, files: int, sizes: list[int] | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._files = []
         for number, size in enumerate(sizes or [0] * files):
@@ -331,14 +331,15 @@ class Spool:
             file.flush()
         return [file.tell() for file in self._files]
 
-    def groups(self, number: int) -> Iterator[tuple[str, list[Any] | None]]:
+    @staticmethod
+    def groups(folder: Path, number: int) -> Iterator[tuple[str, list[Any] | None]]:
         """Yield each key of a file with its parts in the order they were added; keys in the order they came up.
 
         Parts are `None` where together they are over 256 MiB: no run is, and memory has a bound.
         """
         places: dict[bytes, list[int]] = {}
         sizes: Counter[bytes] = Counter()
-        with open(self._folder / str(number), "rb") as file:
+        with open(folder / str(number), "rb") as file:
             place = 0
             for line in file:
                 key = line[: line.index(b"\t")]
@@ -363,4 +364,4 @@ class Spool:
     def remove(self) -> None:
         """Close and remove the files."""
         self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -40,6 +40,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "langchain": frozenset({"langchain"}),
     "traces": frozenset(),
     "audit": frozenset(),
+    "ray": frozenset(),
     "vllm": frozenset(),
     "docs": frozenset(),
     "all": frozenset({"torch", "train", "langchain"}),
