@@ -3,6 +3,10 @@
 Written by the recorder, from many threads and processes at once; read by curation and training, and by a
 resumed run that asks which questions are done. Bad lines are data too: a write that a crash cut short must
 not stop a training run, nor go unnoticed: such lines are skipped, counted and logged with their place.
+
+`spread` runs one function over many parts, such as a store's shards: here, one after another, or on a Ray cluster.
+The parts and their order are the same either way, so the result is too, to the byte. What runs elsewhere only reads;
+what is written is written here. So a worker that dies costs its part's work, which Ray does again, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,14 +14,22 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import pickle
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from metis_agent.errors import InputError, SchemaVersionError, StorageError
+from metis_agent.errors import (
+    ConfigurationError,
+    InputError,
+    MissingDependencyError,
+    SchemaVersionError,
+    StorageError,
+)
 from metis_agent.recording import schema
 from metis_agent.recording.images import (
     MOST_RESTORED,
@@ -29,10 +41,12 @@ from metis_agent.recording.images import (
 from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, Storage, is_shard
 from metis_agent.types import Trajectory
 
-__all__ = ["BadLine", "StoreReport", "TrajectoryStore"]
+__all__ = ["BadLine", "StoreReport", "TrajectoryStore", "spread"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+A = TypeVar("A")
+B = TypeVar("B")
 _MAX_LINE = 256 * 2**20
 _RECENT_IMAGES = 128 * 2**20
 """Characters of images that are kept while a store is read: one picture stands in many records that follow."""
@@ -262,6 +276,59 @@ class TrajectoryStore:
         self._images = self._open_images()
         if self._writer is not None:
             self._writer.forget()
+
+
+def spread(
+    function: Callable[[A], Iterable[B]], parts: Sequence[A], *, ray: str | None = None
+) -> Iterator[Iterable[B]]:
+    """Yield what the function makes of each part, in the parts' order.
+
+    Args:
+        function: Reads a part. On Ray it is sent to the workers, with what is bound to it.
+        parts: What there is to read.
+        ray: Address of a Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"; "local" starts one on this machine. By
+            default all runs in this process, each part only as far as its results are taken.
+
+    Raises:
+        MissingDependencyError: the `ray` extra is not installed.
+        ConfigurationError: there is no cluster at the address.
+    """
+    if ray is None or not parts:
+        yield from map(function, parts)
+        return
+    with ExitStack() as stack:
+        data = _connected(ray, stack)
+
+        def made(row: dict[str, Any]) -> dict[str, Any]:
+            return {"made": pickle.dumps(list(function(pickle.loads(row["part"]))))}
+
+        packed = [{"part": pickle.dumps(part)} for part in parts]
+        for row in data.from_items(packed, override_num_blocks=len(packed)).map(made).iter_rows():
+            yield pickle.loads(row["made"])
+
+
+def _connected(address: str, stack: ExitStack) -> Any:
+    """Ray's data library, connected; what was started or joined here is left at the end."""
+    try:
+        import ray
+        from ray import data
+    except ImportError as missing:
+        raise MissingDependencyError(
+            f"--ray {address!r} needs the extra `ray`: pip install 'langgraph-metis[ray]'"
+        ) from missing
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except Exception as error:  # of grpc, of Ray, of the operating system
+            raise ConfigurationError(
+                f"there is no Ray cluster at {address!r}: {error}. Name a running one (`ray start --head`, then auto), "
+                "or local for one on this machine."
+            ) from error
+        stack.callback(ray.shutdown)
+    context = data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    return data
 
 
 class _RecentImages:

@@ -29,8 +29,7 @@ from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
 from metis_agent.judging.verifiers import verify as default_verify
-from metis_agent.recording.spread import spread
-from metis_agent.recording.store import StoreReport, TrajectoryStore
+from metis_agent.recording.store import StoreReport, TrajectoryStore, spread
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.questions import CONTEXT
 from metis_agent.types import Question, Trajectory
@@ -378,7 +377,7 @@ def pool_store(
     Args:
         url: Of the store; on a cluster all its machines must see it.
         verify: Makes what judges answers, once in each process.
-        ray: See `recording.spread`.
+        ray: See `recording.store`.
         progress: Called after each shard, with what was met in it.
         **options: Of `OutcomePool`.
 

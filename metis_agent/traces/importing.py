@@ -26,8 +26,7 @@ from typing import Any
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.formats import atomic_write
-from metis_agent.recording.spread import spread
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import TrajectoryStore, spread
 from metis_agent.tools.redaction import Redactor
 from metis_agent.traces import reading
 from metis_agent.traces.assemble import trajectories_of
@@ -109,7 +108,7 @@ def import_traces(
         folder: where state, spool, rejects and log are kept; by default `imports` in the store's folder.
         redactor: takes out secrets; by default what looks like one, and those that the environment holds.
         progress: called every few seconds.
-        ray: address of a Ray cluster on which trajectories are made of traces (see `recording.spread`); all its
+        ray: address of a Ray cluster on which trajectories are made of traces (see `recording.store`); all its
             machines must see `folder`.
 
     Raises:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from metis_agent.errors import MissingDependencyError
-from metis_agent.recording.spread import spread
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import TrajectoryStore, spread
 from metis_agent.rollouts.recorded import OutcomePool, outcomes_from_trajectories, pool_store
 from metis_agent.types import GateDecision, Question, ToolOutcome, Trajectory
 
