@@ -38,3 +38,22 @@ def replies(draw):
 
 
 allowed_sets = st.one_of(st.just(NAMES), st.lists(st.sampled_from(NAMES), unique=True).map(tuple))
+
+
+def check_repetitions(messages, outcomes, repeatable=("c",)):
+    """Nothing runs twice within a reply, or right after itself alone; and rounds without news come to an end."""
+    by_reply = [
+        [o for o in outcomes if o.executed and o.call_id in {call["id"] for call in message.tool_calls}]
+        for message in messages
+        if isinstance(message, AIMessage)
+    ]
+    before, known, stale = [], set(), 0
+    for ran in filter(None, by_reply):
+        keys = [(o.tool, str(o.arguments)) for o in ran]
+        once = [key for key in keys if key[0] not in repeatable]
+        assert len(set(once)) == len(once)
+        assert not (len(before) == 1 and once and keys[0] == before[0] == once[0])
+        news = {(*key, o.content) for key, o in zip(keys, ran, strict=True)} - known
+        stale = 0 if news or len(once) < len(keys) else stale + 1
+        assert stale <= 3
+        before, known = keys, known | news

@@ -48,8 +48,8 @@ def test_numbers_are_compared_as_numbers() -> None:
     assert not same("1 2", "1", 0.15)
 
 
-def test_there_are_six() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 def test_the_loop_in_one_file_learns_when_not_to_call(capsys: pytest.CaptureFixture[str]) -> None:

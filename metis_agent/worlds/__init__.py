@@ -1,4 +1,7 @@
-"""The chat template of both worlds, in the format that `models.wire` reads: tags for roles, calls and answers."""
+"""Closed worlds in which an agent can be trained and judged without a network, a key or a GPU.
+
+Here is the chat template of both, in the format that `models.wire` reads: tags for roles, calls and answers.
+"""
 
 from __future__ import annotations
 

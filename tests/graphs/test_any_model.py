@@ -17,7 +17,7 @@ from metis_agent.agent import create_metis_agent
 from metis_agent.gates import Gate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
-from tests.any_reply import NAMES, allowed_sets, replies
+from tests.any_reply import NAMES, allowed_sets, check_repetitions, replies
 from tests.fakes import model
 
 
@@ -95,9 +95,7 @@ def check(state, chat, ran, budget, drafts=False):
     if budget.cost is not None:
         assert sum(outcome.cost for outcome in executed) <= budget.cost + 1e-9
 
-    # Nothing ran twice that is not repeatable.
-    keys = [(outcome.tool, str(outcome.arguments)) for outcome in executed if outcome.tool != "c"]
-    assert len(set(keys)) == len(keys)
+    check_repetitions(state["messages"], state["outcomes"])
 
     # The prompts hold no call without a result.
     for prompt in chat.asked:

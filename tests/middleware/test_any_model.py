@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from metis_agent.gates import Gate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
-from tests.any_reply import NAMES, allowed_sets, replies, sound
+from tests.any_reply import NAMES, allowed_sets, check_repetitions, replies, sound
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import gated
 
@@ -101,9 +101,7 @@ def check(bench, state):
     if bench.budget.cost is not None:
         assert sum(outcome.cost for outcome in executed) <= bench.budget.cost + 1e-9
 
-    # Nothing ran twice that is not repeatable.
-    keys = [(outcome.tool, str(outcome.arguments)) for outcome in executed if outcome.tool != "c"]
-    assert len(set(keys)) == len(keys)
+    check_repetitions(state["messages"], state["outcomes"])
 
     # No prompt held a call without its result.
     for prompt in bench.chat.asked:
