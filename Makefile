@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo demo-vision test format lint types unit test-latest test-oldest docs docs-test notebooks world gallery \
+.PHONY: help install lock demo demo-vision test format lint types unit test-latest test-oldest test-exhaustive docs docs-test notebooks world gallery \
 	bench-hdpo bench-gates bench-overhead bench-update bench-sandbox bench-search bench-trainer bench-partially-known bench-store \
 	bench-report bench-vision bench-real-size wheel-test clean
 
@@ -85,6 +85,9 @@ notebooks: $(VENV)/installed ## run the notebooks again and keep what they print
 
 unit: $(VENV)/installed ## all tests, on two processes
 	$(RUN)/pytest -n 2 --dist loadfile
+
+test-exhaustive: $(VENV)/installed ## whole products of cases and long fuzzing, which `make test` samples (hours): TESTS=...
+	$(RUN)/pytest -n 2 --dist loadfile -m exhaustive $(TESTS)
 
 wheel-test: $(VENV)/installed ## wheel and sdist in clean environments, alone and with every extra: EXTRAS="runtime train" for some (an hour)
 	$(RUN)/python -m tests.packaging.clean_rooms --full-demo $(EXTRAS)

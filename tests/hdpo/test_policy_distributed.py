@@ -51,7 +51,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("config", ["cpu", "fsdp", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param("cpu", marks=pytest.mark.exhaustive), "fsdp", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)],
+)
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: dict[str, Any], config: str) -> None:
     """Rollouts split into segments here; "gdpo" normalises over the batch, so over both processes.
 

@@ -227,7 +227,17 @@ def in_its_own_process(test):
     def run(request, **fixtures):
         if OWN_PROCESS in os.environ:
             return test(**fixtures)
-        command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", f"{__file__}::{request.node.name}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-s",
+            "-m",
+            "",
+            "-p",
+            "no:cacheprovider",
+            f"{__file__}::{request.node.name}",
+        ]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         ran = subprocess.run(
             command, cwd=ROOT, env={**kept, OWN_PROCESS: "1"}, capture_output=True, text=True, check=False
@@ -253,7 +263,7 @@ def test_hundreds_of_calls(tools):
 
 
 @needs_proc
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1_800)
 @pytest.mark.usefixtures("resolver")
 @in_its_own_process

@@ -62,6 +62,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Of the trainer alone, `tests/hdpo/test_policy_kill.py` shows it on every run.
+@pytest.mark.exhaustive
 def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(uninterrupted: Path, tmp_path: Path) -> None:
     whole = STEPS * QUESTIONS * G
     train(tmp_path, kill_after=7)  # within the first step, before any checkpoint
