@@ -9,10 +9,9 @@ Example:
     ```
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from metis_agent.errors import MetisError, MissingDependencyError
+from metis_agent.errors import MetisError, lazy_names
 
 if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent, create_metis_agent
@@ -90,25 +89,7 @@ _HOMES = {
 }
 """Public name -> the module that has it, which is imported when the name is asked for."""
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for.
-
-    Raises:
-        MissingDependencyError: What it needs is not installed.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f"metis_agent.{_HOMES[name]}"), name)
-    except ImportError as missing:
-        if not _HOMES[name].startswith("hdpo."):
-            raise
-        raise MissingDependencyError(
-            f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
-        ) from missing
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES, "train")
 
 
 def __dir__() -> list[str]:

@@ -16,8 +16,13 @@
         └── SchemaVersionError                 a record or artefact of a newer format
 
 Each also inherits the standard exception in brackets, so callers need not import this module.
-A message says what was wrong, the value, the rule, and the remedy.
+A message says what was wrong, the value, the rule, and the remedy. Last, how a package imports its public names when
+they are asked for, so that what is not installed is missed by name, with the remedy.
 """
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -95,3 +100,28 @@ class CheckpointError(StorageError):
 
 class SchemaVersionError(StorageError):
     """A record or an artefact was written by a newer Metis."""
+
+
+def lazy_names(package: str, modules: Mapping[str, str], extra: str) -> Callable[[str], Any]:
+    """A package's `__getattr__`: each public name is imported when it is asked for.
+
+    Args:
+        package: its `__name__`.
+        modules: public name -> the module of the package that has it.
+        extra: brings what these modules need.
+    """
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            return getattr(import_module(f"{package}.{modules[name]}"), name)
+        except ImportError as missing:
+            # What says itself how it is installed, or a fault of our own.
+            if isinstance(missing, MissingDependencyError) or (missing.name or "metis_agent").startswith("metis_agent"):
+                raise
+            raise MissingDependencyError(
+                f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[{extra}]'"
+            ) from missing
+
+    return find

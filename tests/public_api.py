@@ -18,8 +18,8 @@ FROZEN = Path(__file__).with_name("public_api.txt")
 MODULES = (
     "metis_agent", "metis_agent.types", "metis_agent.errors", "metis_agent.gates", "metis_agent.recording",
     "metis_agent.tools", "metis_agent.tools.search", "metis_agent.tools.sandboxes",
-    "metis_agent.traces",
-    "metis_agent.audit",
+    "metis_agent.models", "metis_agent.rollouts", "metis_agent.judging", "metis_agent.hdpo", "metis_agent.evaluation",
+    "metis_agent.traces", "metis_agent.audit", "metis_agent.publish",
 )  # fmt: skip
 """Those whose `__all__` is promised."""
 

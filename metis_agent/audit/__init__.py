@@ -1,14 +1,13 @@
 """What an agent's tool calls were for: probes of recorded runs, verdicts, redundant calls, their price, a page.
 
 In flow order: `turns` reads recorded runs, `probes` asks the model to answer at each of their steps, `agreement` rules
-on what it said, `accounting` counts, `figures` and `frontier` measure, `money` prices, `page` shows. `run` is all of
-it in one call.
+on what it said, `accounting` counts and prices, `kinds` and `frontier` measure, `page` shows. `run` is all of it in
+one call.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from metis_agent.errors import MissingDependencyError
+from metis_agent.errors import lazy_names
 
 if TYPE_CHECKING:
     from metis_agent.audit.accounting import Prices
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
     from metis_agent.audit.run import Findings, audit, plan_probes
     from metis_agent.audit.summary import headline
     from metis_agent.audit.turns import Survey, ToolEffects, survey
+    from metis_agent.sqlite import DiskCache
 
 __all__ = [
     "AgreementJudge",
+    "DiskCache",
     "Findings",
     "Prices",
     "Prober",
@@ -36,20 +37,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AgreementJudge": "agreement", "Findings": "run", "Prices": "accounting", "Prober": "probes", "Probing": "probes",
-    "Survey": "turns", "ToolEffects": "turns", "Verdicts": "agreement", "audit": "run", "audit_page": "page",
-    "headline": "summary", "plan_probes": "run", "survey": "turns",
+    "AgreementJudge": "agreement", "DiskCache": "probes", "Findings": "run", "Prices": "accounting", "Prober": "probes",
+    "Probing": "probes", "Survey": "turns", "ToolEffects": "turns", "Verdicts": "agreement", "audit": "run",
+    "audit_page": "page", "headline": "summary", "plan_probes": "run", "survey": "turns",
 }  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    except ImportError as missing:
-        if (missing.name or "").partition(".")[0] == "metis_agent":
-            raise
-        raise MissingDependencyError(
-            f"{name} needs {missing.name!r}; install it with: pip install 'langgraph-metis[audit]'"
-        ) from missing
+__getattr__ = lazy_names(__name__, _MODULES, "audit")

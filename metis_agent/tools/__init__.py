@@ -9,8 +9,9 @@
 Each name is imported when it is asked for, so that one tool does not load what the others need.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from metis_agent.errors import lazy_names
 
 if TYPE_CHECKING:
     from metis_agent.tools.image_search import ImageSearchTool
@@ -32,7 +33,7 @@ __all__ = [
     "load_image",
 ]
 
-_HOMES = {
+_MODULES = {
     "ImageRules": "images",
     "ImageSearchTool": "image_search",
     "InstrumentedTool": "instrumented",
@@ -43,9 +44,4 @@ _HOMES = {
     "load_image": "images",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name from its module."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES, "images")

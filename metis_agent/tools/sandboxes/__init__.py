@@ -2,13 +2,11 @@
 
 - `base`: the protocols `Sandbox` and `SandboxSession`, `SandboxLimits`, `Execution`, and images in and out
 - `choose`: `open_sandbox`, the first backend that passes the self-test, real attempts to get out
-- `bubblewrap`: namespaces, a tmpfs for each session, Landlock, seccomp
-- `landlock`: Landlock and seccomp, without root and without anything installed
+- `local`: bubblewrap (namespaces, a tmpfs for each session, Landlock, seccomp), Landlock with seccomp alone, and a
+  plain subprocess behind a flag, which contains nothing
 - `e2b`: remote sandboxes at E2B, where a key is set
-- `unsafe`: a plain subprocess, behind a flag
 - `template`: what the contained backends share, a warm template that forks sessions; below it `session`, `process`
   and `machine` are the host's side, and `inside` is the other side
-- `pool`: sessions by key, for the `python` tool
 """
 
 from metis_agent.tools.sandboxes.base import (

@@ -1,11 +1,12 @@
 """Where text and image search look.
 
-- `base`: what a backend is, and what it finds; any LangChain retriever is one
-- `corpus`: the embedded full-text engine, over `documents`; `tantivy`: a faster one, as an extra
+- `base`: what a backend is, and what it finds, made fit to be shown; any LangChain retriever is one
+- `corpus`: the embedded full-text engine, over `documents`; and a faster one, as an extra
 - `web`: the web within `resilient`'s deadline, retries, breaker and cache
 - `image_folder`: a folder of images, by words or by `likeness`
-- `clean`: text of strangers made fit to be shown
 """
+
+from typing import TYPE_CHECKING, Any
 
 from metis_agent.tools.search.base import (
     AsyncSearchBackend,
@@ -23,6 +24,9 @@ from metis_agent.tools.search.documents import Document, read_documents
 from metis_agent.tools.search.resilient import BreakerSearch, CachedSearch, DeadlineSearch, RetryingSearch
 from metis_agent.tools.search.web import resilient, web_image_search, web_search
 
+if TYPE_CHECKING:
+    from metis_agent.tools.search.image_folder import ImageFolder
+
 __all__ = [
     "AsyncSearchBackend",
     "BreakerSearch",
@@ -31,6 +35,7 @@ __all__ = [
     "DeadlineSearch",
     "Document",
     "ImageEmbedder",
+    "ImageFolder",
     "ImageHit",
     "ImageSearchBackend",
     "RetrieverSearch",
@@ -44,3 +49,12 @@ __all__ = [
     "web_image_search",
     "web_search",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It needs the `images` extra.
+    if name != "ImageFolder":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from metis_agent.tools.search.image_folder import ImageFolder
+
+    return ImageFolder
