@@ -1,7 +1,4 @@
-"""`HDPOConfig`: TRL's `GRPOConfig` with what HDPO adds, checked before any work starts.
-
-Which checkpoint a stopped run goes on from.
-"""
+"""`HDPOConfig`: TRL's `GRPOConfig` with what HDPO adds, checked before any work starts; where a stopped run goes on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The HDPO loss: two clipped surrogates on the same log-probabilities, combined nowhere else.
 
     L = w_acc L_clip(A_acc) + w_tool L_clip(A_tool)
-    L_clip(A) = - aggregate_t min(rho_t A, clip(rho_t, 1 - low, 1 + high) A),   rho_t = exp(log pi_t - log
-    pi_old_t)
+    L_clip(A) = - aggregate_t min(rho_t A, clip(rho_t, 1 - low, 1 + high) A),   rho_t = exp(log pi_t - log pi_old_t)
 
 Last of `verifiers -> rewards -> advantages -> loss`. Tensors are [B, T]: B sequences, T tokens (or decisions,
 for a gate). Source: arXiv:2604.08545; conventions are TRL 1.16's `GRPOTrainer._compute_loss` with token-level

@@ -5,10 +5,9 @@ Between `verifiers` and `advantages`. Arrays are shaped [P, G]: P questions, G r
     r_acc  = 0.9 r_ans + 0.1 r_fmt
     r_tool = 1 / (T + 1) if the answer is correct, else 0
 
-Source: arXiv:2604.08545, section on the dual reward. Where its code differs: a rollout that the judge or a
-    tool
-server let down is scored 0 there and so trained on as the model's mistake; here it is *excluded*, NaN in
-every reward and counted. Correctness is a mask of its own, never `r_tool > 0`.
+Source: arXiv:2604.08545, section on the dual reward. Where its code differs: a rollout that the judge or a tool
+server let down is scored 0 there and so trained on as the model's mistake; here it is *excluded*, NaN in every reward,
+and counted. Correctness is a mask of its own, never `r_tool > 0`.
 """
 
 from __future__ import annotations

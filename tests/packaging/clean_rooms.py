@@ -25,7 +25,7 @@ from tests.packaging.distributions import ROOT, build
 from tests.packaging.room import Room
 
 USES = Path(__file__).with_name("uses")
-TORCH = "torch==2.13.0"
+TORCH = next(pin for pin in (ROOT / "constraints.txt").read_text().splitlines() if pin.startswith("torch=="))
 """Installed first, as the Makefile does: or another package would bring several GB of CUDA."""
 
 ROOMS: dict[str, frozenset[str]] = {
