@@ -143,6 +143,8 @@ class Figures:
     """Turns with calls that were audited and have their verdicts; shares are theirs."""
     undecided: int
     """Turns that were drawn and lack a verdict; they are left out."""
+    undecided_calls: int
+    """Their reading calls."""
     redundant: Estimate
     judged: Estimate
     """The same as the judge ruled, where a person's check has corrected `redundant`."""
@@ -164,6 +166,17 @@ class Figures:
     """Turns that a person has checked."""
     checked_pairs: int = 0
     judge_wrong: int = 0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest share of redundant calls, whatever the missing verdicts are.
+
+        What has no verdict is no fair sample: equal texts need no judge, so where a judge is down they alone are left.
+        Source: worst-case bounds for missing outcomes (Manski, 1989).
+        """
+        known = (self.redundant.value or 0.0) * self.redundant.questions
+        calls = max(1, self.redundant.questions + self.undecided_calls)
+        return known / calls, (known + self.undecided_calls) / calls
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -204,6 +217,9 @@ def figures_of(
     tokens = float(table.amounts["tokens"].sum())
     return Figures(
         turns=all_turns, calls=all_calls, sampled=len(decided), undecided=len(turns) - len(decided),
+        undecided_calls=sum(
+            call.effect == "reads" for turn in turns if not turn.decided for calls in turn.rounds for call in calls
+        ),
         redundant=redundant, judged=judged, necessary=shares["necessary"], lost=shares["lost"],
         harmful=table.share("harmful"), **amounts,
         unpriced=float(table.amounts["unpriced"].sum()) / tokens if tokens else 0.0,

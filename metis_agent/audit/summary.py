@@ -17,6 +17,8 @@ from metis_agent.report.document import plural, visible
 __all__ = ["duration", "frontier_words", "headline", "money", "remarks", "show", "took"]
 
 _SHOWN = 8
+_DOUBTFUL = 0.1
+"""Share of the calls without a verdict from which on a single figure would mislead: the rest is no fair sample."""
 
 
 def headline(findings: Findings) -> str:
@@ -25,6 +27,13 @@ def headline(findings: Findings) -> str:
     if figures.redundant.value is None:
         return (
             f"{plural(figures.calls, 'tool call')} in {plural(figures.turns, 'turn')}, none of which could be judged."
+        )
+    low, high = figures.bounds
+    if high - low > _DOUBTFUL:
+        undecided = f"{figures.undecided:,} of {plural(figures.sampled + figures.undecided, 'audited turn')}"
+        return (
+            f"Of {plural(figures.calls, 'tool call')} in {plural(figures.turns, 'turn')}, between {low:.0%} and "
+            f"{high:.0%} changed nothing: {undecided} have no verdict."
         )
     price = took(findings)
     return (

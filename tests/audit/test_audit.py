@@ -122,6 +122,22 @@ def test_an_outage_leaves_turns_out_and_says_so():
     assert any("1 turn lack a verdict" in remark and "not probed" in remark for remark in remarks(findings))
 
 
+def test_where_many_verdicts_are_missing_the_headline_is_what_can_be_said_all_the_same():
+    # A judge that is down leaves the pairs that need none, which agree more often than the others.
+    runs = [run(f"a{n}", "q", look(), answer="it is 7") for n in range(6)]
+    runs += [run(f"b{n}", "q", look(), answer="it is seven") for n in range(4)]
+    down = SimulatedJudge(rule=None, failures=[ConnectionError("down")] * 99)
+    verdicts = Verdicts(judge=AgreementJudge(down, asking=Asking(backoff=0, attempts=1)))
+    findings = audited(runs, chat=model("It is 7"), verdicts=verdicts, self_reports=False)
+    assert (findings.figures.undecided, findings.figures.undecided_calls) == (4, 4)
+    assert findings.figures.redundant.value == 1.0
+    assert findings.figures.bounds == (0.6, 1.0)
+    assert headline(findings) == (
+        "Of 10 tool calls in 10 turns, between 60% and 100% changed nothing: 4 of 10 audited turns have no verdict."
+    )
+    assert any("4 judge unavailable" in remark for remark in remarks(findings))
+
+
 def test_nothing_to_audit_says_why():
     with pytest.raises(InputError, match="--reads look"):
         audited(effects=ToolEffects())
