@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from metis_agent.audit.accounting import AuditedTurn, stretches
 from metis_agent.evaluation.agents import Estimate
 from metis_agent.evaluation.gates import Resamples, interval_of
+from metis_agent.report.figures import wilson
 
 __all__ = [
     "Replayable",
@@ -62,8 +63,8 @@ class Resampled:
     def ratio(self, above: Float, below: Float) -> Estimate:
         """Sum of one column by sum of another; `questions` is the latter.
 
-        A share that is 0 or 1 throughout has the exact (Clopper-Pearson) bound for so many conversations: a
-        bootstrap of what never varies would read as a promise.
+        A share that is 0 or 1 throughout has the exact (Clopper-Pearson) bound for so many conversations, one that is
+        the same in all of them Wilson's: a bootstrap of what never varies would read as a promise.
         """
         whole = float(below.sum())
         if self._resamples is None or not whole:
@@ -74,6 +75,8 @@ class Resampled:
             low, high = (0.0, width) if value == 0 else (1 - width, 1.0)
         else:
             low, high = self._interval(lambda rows: _by(above[rows].sum(), below[rows].sum()))
+            if high - low < 1e-9:
+                low, high = wilson(value, self._count)
         return Estimate(value=value, low=low, high=high, questions=round(whole))
 
     def total(self, column: Float, scale: float = 1.0) -> Estimate:

@@ -117,6 +117,10 @@ class Row:
     seconds: float
 
 
+_DOUBTFUL = 0.1
+"""Share of the calls without a verdict from which on the others are no fair sample."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """A person's verdicts on turns that were drawn at random from those that a judge ruled on."""
@@ -178,9 +182,15 @@ class Figures:
         calls = max(1, self.redundant.questions + self.undecided_calls)
         return known / calls, (known + self.undecided_calls) / calls
 
+    @property
+    def doubtful(self) -> bool:
+        """True where so many calls have no verdict that a single figure would mislead."""
+        low, high = self.bounds
+        return high - low > _DOUBTFUL
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"bounds": self.bounds}
 
 
 def figures_of(

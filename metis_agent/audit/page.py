@@ -84,6 +84,8 @@ def _section(id_: str, heading: str, inside: str) -> str:
 
 def _cards(findings: Findings) -> str:
     figures = findings.figures
+    if figures.doubtful:
+        return ""
     cards = [
         _card("Changed nothing", share(figures.redundant), _interval(figures.redundant), "of the calls that read"),
         _card("They cost", money(figures.dollars.value or 0.0), _span(money, figures.dollars),

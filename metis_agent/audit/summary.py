@@ -17,8 +17,6 @@ from metis_agent.report.document import plural, visible
 __all__ = ["duration", "frontier_words", "headline", "money", "remarks", "show", "took"]
 
 _SHOWN = 8
-_DOUBTFUL = 0.1
-"""Share of the calls without a verdict from which on a single figure would mislead: the rest is no fair sample."""
 
 
 def headline(findings: Findings) -> str:
@@ -28,8 +26,8 @@ def headline(findings: Findings) -> str:
         return (
             f"{plural(figures.calls, 'tool call')} in {plural(figures.turns, 'turn')}, none of which could be judged."
         )
-    low, high = figures.bounds
-    if high - low > _DOUBTFUL:
+    if figures.doubtful:
+        low, high = figures.bounds
         undecided = f"{figures.undecided:,} of {plural(figures.sampled + figures.undecided, 'audited turn')}"
         return (
             f"Of {plural(figures.calls, 'tool call')} in {plural(figures.turns, 'turn')}, between {low:.0%} and "

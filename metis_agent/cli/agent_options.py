@@ -389,7 +389,7 @@ def verify_with(
     elif verifier is not None and verifier not in verifiers:
         remedy = "name the model with --judge" if verifier == JUDGE else f"choose of {sorted(verifiers)!r}"
         raise ConfigurationError(f"--verifier {verifier!r} is not known here; {remedy}, or give FILE.py:ATTRIBUTE.")
-    by_reference = partial(verify, verifiers=verifiers, **({} if verifier is None else {"name": verifier}))
+    by_reference = partial(verify, verifiers=verifiers, name=verifier)
     if own is None:
         return by_reference
     from metis_agent.judging.judge import Agreeing, AgreementJudge

@@ -23,6 +23,9 @@ def test_what_never_varies_has_the_exact_bound() -> None:
     assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(0.1684, abs=1e-4))
     whole = every.ratio(np.ones(20), np.ones(20))
     assert (whole.low, whole.high) == (pytest.approx(0.8316, abs=1e-4), 1.0)
+    # One call of two in each conversation: as a share seen in 20 questions.
+    half = every.ratio(np.ones(20), np.full(20, 2.0))
+    assert (half.low, half.high) == (pytest.approx(0.299, abs=1e-3), pytest.approx(0.701, abs=1e-3))
 
 
 def test_without_calls_nothing_is_known() -> None:
