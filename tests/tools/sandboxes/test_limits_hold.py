@@ -234,7 +234,7 @@ def test_a_flood_of_parts_is_refused_at_once(kind: tuple[type[Sandbox], dict[str
         assert "more than 8 parts" in execution.reason
 
 
-@pytest.mark.parametrize("programs", [4, pytest.param(1000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("programs", [4, pytest.param(1000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(0)])])
 def test_random_programs(kind: tuple[type[Sandbox], dict[str, Any]], programs: int) -> None:
     """Steps drawn at random, each taking something; after all of them no limit is passed by more than a fifth."""
     steps = {
