@@ -5,6 +5,7 @@ Each command is a file, which is imported when the command is called: what the l
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 import metis_agent
-from metis_agent.errors import MetisError
+from metis_agent.errors import MetisError, MissingDependencyError, StorageError
 
 __all__ = ["app", "command", "main"]
 
@@ -138,7 +139,42 @@ def main() -> None:
         if stop.code == _INTERRUPTED:
             console.print("\nStopped. Run the same command again to go on from here.")
         raise
-    except MetisError as error:
+    except Exception as error:
+        known = _in_one_line(error)
+        if known is None:
+            raise
         # Not wrapped: the remedy is often a command to copy.
-        console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{type(known).__name__}[/]: {escape(str(known))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+_EXTRAS = {
+    "e2b": ("e2b", "e2b_code_interpreter"), "search": ("ddgs",), "tantivy": ("tantivy",), "images": ("PIL", "httpx"),
+    "langchain": ("langchain",), "math": ("math_verify",), "vllm": ("langchain_openai",), "audit": ("genai_prices",),
+    "traces": ("psycopg", "langgraph.checkpoint"),
+    "train": ("accelerate", "datasets", "matplotlib", "numpy", "peft", "pyarrow", "safetensors", "scipy", "sklearn",
+              "torch", "transformers", "trl", "yaml"),
+}  # fmt: skip
+"""Extra -> what comes with it alone."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_FULL = ("No space left on device", "File too large", "Disk quota exceeded")
+
+
+def _in_one_line(error: Exception) -> MetisError | None:
+    """What the line says, where this is an error of the surroundings and not of the program."""
+    if isinstance(error, MetisError):
+        return error
+    if isinstance(error, ImportError):
+        name = error.name or ""
+        extra = next((extra for extra, names in _EXTRAS.items() if name.startswith(names)), None)
+        if extra is None:
+            return None
+        return MissingDependencyError(
+            f"this command needs {name!r}; install it with: pip install 'langgraph-metis[{extra}]'"
+        )
+    # Libraries that write files themselves, such as safetensors, have errors of their own.
+    if (isinstance(error, OSError) and error.errno in _OF_THE_DISK) or any(said in str(error) for said in _FULL):
+        return StorageError(
+            f"{error}. Make room there, or name another place; what was finished is kept, and the same command goes on."
+        )
+    return None

@@ -132,7 +132,7 @@ def audit_command(
     Example: metis audit --store runs --model openai:gpt-5 --reads '*' --acts book --budget 5 --check 30
     """
     console = screen(json)
-    with training_libraries():
+    with training_libraries("audit"):
         from metis_agent.audit.accounting import Prices
         from metis_agent.audit.probes import Prober, Probing
         from metis_agent.audit.run import plan_probes

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from metis_agent import formats
-from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.errors import ConfigurationError, MissingDependencyError, StorageError
 from metis_agent.formats import RUN_FILE, atomic_write, check_settings, settings_text
 
 __all__ = [
@@ -50,6 +51,7 @@ RayOption = Annotated[
 ]
 
 _STDOUT = Path("-")
+_PAGE = 1 << 14
 
 _UNSEEN = re.compile(
     r"[^\n\t\x20-\x7e\xa0-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ud7ff\ue000-\ufefe\uff00-\U0010ffff]"
@@ -74,7 +76,20 @@ class Screen(Console):
 
 
 def screen(json: Path | None) -> Console:
-    """Where people read: standard output, or standard error where the figures go to standard output."""
+    """Where people read: standard output, or standard error where the figures go to standard output.
+
+    Raises:
+        StorageError: the figures could not be written at the end, when they were paid for.
+    """
+    if json not in (None, _STDOUT):
+        try:
+            json.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=json.parent) as tried:
+                tried.write(bytes(_PAGE))
+        except OSError as error:
+            raise StorageError(
+                f"--json {str(json)!r} can't be written: {error.strerror}. Name another file."
+            ) from error
     return Screen(stderr=json == _STDOUT)
 
 
@@ -155,7 +170,7 @@ def _clear(path: Path) -> None:
 
 
 @contextmanager
-def training_libraries() -> Iterator[None]:
+def training_libraries(extra: str = "train") -> Iterator[None]:
     """Where `numpy` and its like are needed: one thread each, and what to install where they are missing."""
     # Thread pools read this when numpy is imported; one thread is quickest for sparse work.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -167,7 +182,7 @@ def training_libraries() -> Iterator[None]:
         if (missing.name or "").partition(".")[0] == "metis_agent":
             raise  # a fault of ours, which nothing that one can install would mend
         raise MissingDependencyError(
-            f"this command needs {missing.name!r}; install it with: pip install 'langgraph-metis[train]'"
+            f"this command needs {missing.name!r}; install it with: pip install 'langgraph-metis[{extra}]'"
         ) from missing
 
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
-from metis_agent.rollouts.recorded import branch_of
+from metis_agent.rollouts.branches import branch_of
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.types import Branch, Question, Trajectory
 

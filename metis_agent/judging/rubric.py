@@ -253,8 +253,8 @@ def open_chat_model(name: str, **options: Any) -> BaseChatModel:
         return chat
     except ImportError as missing:
         raise MissingDependencyError(
-            f"the model {name!r} can't be opened: {missing}. Install pip install 'langgraph-metis[langchain]' and the "
-            "provider's package, such as langchain-openai."
+            f"the model {name!r} can't be opened: {missing}. Install LangChain and "
+            "the provider's package: pip install 'langgraph-metis[langchain]' langchain-openai, or whichever it is."
         ) from missing
     except Exception as error:  # each provider has errors of its own, for a missing key among them
         reason = " ".join(str(error).split())

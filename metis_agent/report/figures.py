@@ -36,7 +36,7 @@ from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.evaluation.agents import Estimate
 from metis_agent.judging.verifiers import Verify, judge
 from metis_agent.judging.verifiers import verify as default_verify
-from metis_agent.rollouts.recorded import branch_of
+from metis_agent.rollouts.branches import branch_of
 from metis_agent.types import ToolOutcome, Trajectory
 
 __all__ = [

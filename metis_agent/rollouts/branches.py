@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
@@ -21,14 +21,42 @@ from metis_agent.errors import ConfigurationError, InfrastructureError, InputErr
 from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.store import TrajectoryStore
-from metis_agent.rollouts.recorded import branch_taken
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import Branch, Question, Trajectory
 
-__all__ = ["BranchPlan", "BranchRecorder", "RecordingReport", "branch_rollouts", "undeclared_tools"]
+__all__ = [
+    "BranchPlan",
+    "BranchRecorder",
+    "RecordingReport",
+    "branch_of",
+    "branch_rollouts",
+    "branch_taken",
+    "undeclared_tools",
+]
 
 _HOPELESS = 10
 """Failures in a row after which it is no outage of a few (twice the concurrency, where that is more)."""
+
+
+def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
+    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
+    return "tool" if trajectory.tool_calls else "direct"
+
+
+def branch_taken(run: Trajectory) -> tuple[str, str]:
+    """(action, ""): `direct` or the tool, or ("", the reason why this run says nothing of any one branch)."""
+    first = run.decisions[0] if run.decisions else None
+    if first is not None and not first.allowed:
+        return "direct", ""
+    used = {outcome.tool for outcome in run.outcomes if outcome.executed}
+    required = first.allowed if first is not None and first.required else ()
+    if required and not used.intersection(required):
+        return "", "no call, though one was required"
+    if len(required) == 1:
+        return required[0], ""
+    if len(used) > 1:
+        return "", "several tools"
+    return (used.pop() if used else "direct"), ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,12 @@ from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.store import StoreReport, TrajectoryStore, spread
+from metis_agent.rollouts.branches import branch_taken
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.questions import CONTEXT
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["MAX_QUESTIONS", "OutcomePool", "branch_of", "branch_taken", "outcomes_from_trajectories", "pool_store"]
+__all__ = ["MAX_QUESTIONS", "OutcomePool", "outcomes_from_trajectories", "pool_store"]
 
 MAX_QUESTIONS = 200_000
 """Questions that a pool has room for; a gate that reads text learns little from more."""
@@ -46,27 +47,6 @@ _STRAY = 0.05
 
 _RUNS, _RIGHT, _COST, _SECONDS = range(4)
 _DOUBTFUL_RUNS, _DOUBTFUL_SHARE, _ALL_WRONG_RUNS = 3, 0.05, 20
-
-
-def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
-    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
-    return "tool" if trajectory.tool_calls else "direct"
-
-
-def branch_taken(run: Trajectory) -> tuple[str, str]:
-    """(action, ""): `direct` or the tool, or ("", the reason why this run says nothing of any one branch)."""
-    first = run.decisions[0] if run.decisions else None
-    if first is not None and not first.allowed:
-        return DIRECT, ""
-    used = {outcome.tool for outcome in run.outcomes if outcome.executed}
-    required = first.allowed if first is not None and first.required else ()
-    if required and not used.intersection(required):
-        return "", "no call, though one was required"
-    if len(required) == 1:
-        return required[0], ""
-    if len(used) > 1:
-        return "", "several tools"
-    return (used.pop() if used else DIRECT), ""
 
 
 class OutcomePool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, count_branches, rollout_weights
 from metis_agent.hdpo.rewards import score
-from metis_agent.rollouts.recorded import branch_of
+from metis_agent.rollouts.branches import branch_of
 
 from .reference import group, trajectory
 

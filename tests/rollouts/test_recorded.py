@@ -11,7 +11,8 @@ from metis_agent.errors import InputError
 from metis_agent.judging.judge import Agreeing, Agreement, Pair, own_answers
 from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
-from metis_agent.rollouts.recorded import OutcomePool, branch_taken, outcomes_from_trajectories
+from metis_agent.rollouts.branches import branch_taken
+from metis_agent.rollouts.recorded import OutcomePool, outcomes_from_trajectories
 from metis_agent.types import GateDecision, ModelCall, Question, ToolOutcome, Trajectory
 
 TOOLS = ("python", "search")

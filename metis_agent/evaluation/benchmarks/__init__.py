@@ -56,11 +56,11 @@ def _packaged(module: str, class_: str, *arguments: Any) -> Callable[..., Benchm
 
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    "vstar": _packaged("vstar", "VStar"),
-    "hrbench": _packaged("hrbench", "HRBench", ("4k", "8k")),
-    "hrbench-4k": _packaged("hrbench", "HRBench", ("4k",)),
-    "hrbench-8k": _packaged("hrbench", "HRBench", ("8k",)),
-    "wemath": _packaged("wemath", "WeMath"),
+    "vstar": _packaged("options", "VStar"),
+    "hrbench": _packaged("options", "HRBench", ("4k", "8k")),
+    "hrbench-4k": _packaged("options", "HRBench", ("4k",)),
+    "hrbench-8k": _packaged("options", "HRBench", ("8k",)),
+    "wemath": _packaged("options", "WeMath"),
     "mathvista": _packaged("mathvista", "MathVista"),
 }
 """What makes each, by the name that `benchmark_named` knows; "hrbench" is both resolutions."""
