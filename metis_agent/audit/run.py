@@ -23,6 +23,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from langchain_core.messages import messages_from_dict
+
 from metis_agent.audit.accounting import AuditedTurn, Prices, stretches
 from metis_agent.audit.agreement import Agreement, Verdicts, left_out, pair_of
 from metis_agent.audit.frontier import RulePoint, best, caps, oracle, replayable, self_report
@@ -95,6 +97,32 @@ class Findings:
     def recorded(self) -> Mapping[str, RecordedTurn]:
         """The recorded turns of the sample, by id."""
         return {turn.run.id: turn for turn in self.survey.sample}
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """The decision points of each turn with all its verdicts, to train a gate on: rows for `read_outcomes`.
+
+        One row for each state before a round of the turn's last stretch: whether stopping there would have told the
+        user the same, whether the run's own answer did, and how many reading calls were still to come.
+        """
+        for run in replayable(self.turns):
+            turn = self.recorded[run.turn.id]
+            said = messages_from_dict([dict(message) for message in turn.run.history])
+            roles = {"human": "user", "ai": "assistant"}
+            history = [
+                {"role": roles[message.type], "content": str(message.text)} for message in said if message.type in roles
+            ]
+            outcomes = [step.round.outcomes if step.round else () for step in turn.steps]
+            for k in range(run.rounds):
+                done = [it for of_round in outcomes[: run.first + k] for it in of_round if it.executed]
+                yield {
+                    "run": run.turn.id, "conversation": run.turn.conversation, "step": run.first + k,
+                    "question": turn.run.question.text, "history": history,
+                    "observations": [
+                        {"tool": it.tool, "content": it.content, "failed": it.status != "ok"} for it in done
+                    ],
+                    "stop_correct": int(run.right[k]), "on_correct": int(run.right[-1]),
+                    "on_cost": int(run.calls[-1] - run.calls[k]),
+                }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from metis_agent.cli.curate_parts import open_model
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.cli.training_options import SeedOption
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.formats import atomic_path
 
 if TYPE_CHECKING:
     from metis_agent.audit.agreement import Verdicts
@@ -114,6 +116,10 @@ def audit_command(
         Path, typer.Option(help="Local folder where everything that was paid for is kept, at once.")
     ] = Path("audit"),
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("audit.html"),
+    points: Annotated[
+        Path | None,
+        typer.Option(help="Also write the decision points, a .jsonl file: train a gate on when it is enough."),
+    ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "What the tool calls changed",
     seed: SeedOption = 0,
     dry_run: Annotated[
@@ -153,8 +159,8 @@ def audit_command(
                 concurrency=concurrency, rate=rate, budget=budget, system_prompt=system_prompt, instruction=instruction
             ),
         )  # fmt: skip
-        points = plan_probes(surveyed, self_reports=self_report)
-        estimate = prober.estimate(points)
+        probes = plan_probes(surveyed, self_reports=self_report)
+        estimate = prober.estimate(probes)
         _announce(console, surveyed, estimate, name)
         if dry_run:
             if json is not None:
@@ -168,12 +174,21 @@ def audit_command(
 
             checks = read_checks(checked)
         with progress_bars(console) as bars:
-            task = bars.add_task("probe", total=len(points))
+            task = bars.add_task("probe", total=len(probes))
             findings = _audit(
                 surveyed, prober, verdicts, prices=priced, self_reports=self_report, checks=checks,
                 tolerance=changed_answers, judge=judge_name, seed=seed, progress=lambda: bars.advance(task),
             )  # fmt: skip
     _write(console, findings, out=out, title=title, json=json, check=check, work=work)
+    if points is not None:
+        rows = [dumps(row, ensure_ascii=False) for row in findings.points()]
+        with atomic_path(points) as draft:
+            draft.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8", errors="replace")
+        console.print(
+            f"{len(rows):,} decision points: {points}. Next: metis train gate --outcomes {points} --direct stop "
+            "--tool NAME=on ... --out DIR",
+            markup=False,
+        )
 
 
 def _survey(console: Console, store: str, effects: ToolEffects, turns: int, seed: int, of_model: str | None) -> Survey:

@@ -125,13 +125,21 @@ def calibrate_command(
         )
     table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
     threshold = choose_threshold(
-        scored.probabilities, table.correct, table.cost, stated[0], groups=table.groups, ahead=ahead, seed=seed
+        scored.probabilities,
+        table.correct,
+        table.cost,
+        stated[0],
+        groups=table.groups,
+        ahead=ahead,
+        seed=seed,
+        points=table if table.runs else None,
     )
     found = report_drift(console, gate.artefact, scored)
     set_threshold(folder, {**threshold.note(), "reference": reference_note(scored, gate.artefact.tools)})
+    asked = "decisions" if table.runs else "questions"
     console.print(
         f"Threshold {threshold.value:.4f}: {threshold.note()['chosen']}.\nOn these records: a tool on "
-        f"{threshold.tool_rate:.1%} of the questions, accuracy {threshold.accuracy:.3f}."
+        f"{threshold.tool_rate:.1%} of the {asked}, accuracy {threshold.accuracy:.3f}."
     )
     if json is not None:
         write_json(json, {**threshold.note(), "drift": found})

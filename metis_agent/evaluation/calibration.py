@@ -38,8 +38,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom, ks_2samp
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.evaluation.gates import Scored
+from metis_agent.evaluation.gates import Scored, replay
 from metis_agent.gates.artefact import Artefact
+from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "Drift",
@@ -104,17 +105,18 @@ class Threshold:
     """Of the promised quantity, on the calibration records."""
     tool_rate: float
     accuracy: float
+    unit: Literal["question", "turn"] = "question"
 
     def note(self) -> dict[str, object]:
         """For `gate.json`."""
         chosen = (
             f"{self.promise.kind} at most {self.promise.limit} with confidence {1 - self.promise.delta:g}, "
-            f"learn-then-test on {self.rows} held-out questions"
+            f"learn-then-test on {self.rows} held-out {self.unit}s"
         )
         if self.groups < self.rows:
             chosen += f" in {self.groups} groups"
         if self.ahead is not None:
-            chosen += f", also over the next {self.ahead} {'groups' if self.groups < self.rows else 'questions'}"
+            chosen += f", also over the next {self.ahead} {'groups' if self.groups < self.rows else f'{self.unit}s'}"
         return {
             "value": self.value, "chosen": chosen, "rows": self.rows, "groups": self.groups, "ahead": self.ahead,
             "mean": self.mean, "tool_rate": self.tool_rate, "accuracy": self.accuracy,
@@ -130,6 +132,7 @@ def choose_threshold(
     groups: Sequence[object] = (),
     ahead: int | None = None,
     seed: int = 0,
+    points: OutcomeTable | None = None,
 ) -> Threshold:
     """The threshold nearest to the user's wish of those certified to keep the promise.
 
@@ -146,8 +149,11 @@ def choose_threshold(
         ahead: Keep the promise over the next so many questions as well (groups, where there are any), not in
             the long run alone.
         seed: Of the order in which records are bet on.
+        points: For decision points, their table: the promise is then by turn, "always" is the run as it was, and the
+            steps of a turn, and turns that are drawn together, count as one record. Not for promised calls.
 
     Raises:
+        ConfigurationError: calls are promised by turn.
         InputError: the records can't support the promise: only the trivial threshold could be certified.
     """
     n = len(correct)
@@ -159,7 +165,12 @@ def choose_threshold(
         raise InputError(f"groups has {len(groups)} entries for {n} questions: one each.")
     if ahead is not None and ahead < 1:
         raise ConfigurationError(f"ahead={ahead!r}: how many coming questions, at least 1.")
-    pool = _Pool.of(groups or np.arange(n))
+    if points is not None and promise.kind == "calls":
+        raise ConfigurationError(
+            "Calls by turn have no upper bound of themselves: promise their cost, and the highest."
+        )
+    turns = replay(points, np.ones(n, dtype=bool)).homes if points is not None else ()
+    pool = _Pool.of(turns or groups or np.arange(n))
     order = np.random.default_rng(seed).permutation(len(pool.size))
     tool = probabilities.argmax(axis=1)
     best, rows = probabilities[np.arange(n), tool], np.arange(n)
@@ -169,7 +180,7 @@ def choose_threshold(
     for value in GRID if from_always else GRID[::-1]:
         called = best > value
         if tested is None or bool((called != tested).any()):
-            losses, limit = _losses(promise, called, correct, cost, rows, tool)
+            losses, limit = _losses(promise, called, correct, cost, rows, tool, points)
             if pool.p_value(losses, limit, order, ahead) > promise.delta:
                 break
         tested, found = called, float(value)
@@ -178,15 +189,17 @@ def choose_threshold(
     if found is None or trivial:
         raise InputError(_refusal(promise, n, len(pool.size), ahead))
     chosen = np.where(called, tool + 1, 0)
-    losses, _ = _losses(promise, called, correct, cost, rows, tool)
+    losses, _ = _losses(promise, called, correct, cost, rows, tool, points)
+    accuracy = float(correct[rows, chosen].mean()) if points is None else float(replay(points, called).correct.mean())
     mean = float(losses.mean())
     if from_always:
         mean = 2 * mean - 1
     elif promise.kind == "cost":
         mean *= float(promise.highest or 1)
     return Threshold(
-        value=found, promise=promise, rows=n, groups=len(pool.size), ahead=ahead, mean=mean,
-        tool_rate=float(called.mean()), accuracy=float(correct[rows, chosen].mean()),
+        value=found, promise=promise, rows=len(losses), groups=len(pool.size), ahead=ahead, mean=mean,
+        tool_rate=float(called.mean()), accuracy=accuracy,
+        unit="question" if points is None else "turn",
     )  # fmt: skip
 
 
@@ -230,15 +243,21 @@ def _losses(
     cost: NDArray[np.float64],
     rows: NDArray[np.int64],
     tool: NDArray[np.int64],
+    points: OutcomeTable | None,
 ) -> tuple[NDArray[np.float64], float]:
     """The losses and their limit, both brought to [0, 1]."""
+    turns = replay(points, called) if points is not None else None
     if promise.kind == "accuracy_loss":
-        lost = np.where(called, 0.0, correct[rows, tool + 1] - correct[:, 0])
+        lost = (
+            np.where(called, 0.0, correct[rows, tool + 1] - correct[:, 0])
+            if turns is None
+            else (turns.full - turns.correct)
+        )
         return (1 + lost) / 2, (1 + promise.limit) / 2
     if promise.kind == "calls":
         return called.astype(np.float64), promise.limit
     highest = float(promise.highest or 1)
-    spent = np.where(called, cost[rows, tool + 1], cost[:, 0])
+    spent = np.where(called, cost[rows, tool + 1], cost[:, 0]) if turns is None else turns.cost
     if spent.max() > highest:
         raise InputError(f"A record cost {spent.max()!r}, over highest={highest!r}; state a true upper bound.")
     return spent / highest, promise.limit / highest

@@ -27,6 +27,7 @@ from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "RATES",
+    "Replay",
     "Resamples",
     "Scored",
     "accuracy_at_rate",
@@ -34,10 +35,12 @@ __all__ = [
     "brier",
     "calibration_bins",
     "evaluate_gate",
+    "evaluate_stopping",
     "expected_calibration_error",
     "frontier",
     "interval_of",
     "merge_folds",
+    "replay",
     "score_table",
 ]
 
@@ -127,12 +130,11 @@ def score_table(gate: PolicyGate, table: OutcomeTable, progress: Callable[[int],
     wanted = gate.artefact.description["policy"].get("draft", [])
     if missing := [name for name in wanted if name not in table.draft and not _may_be_missing(gate, name)]:
         raise InputError(f"The gate reads {missing!r} of a direct draft, and the table has no such columns.")
-    nothing = ("",) * len(table)
-    asked = zip(table.questions, table.contexts or nothing, table.histories or nothing, strict=True)
+    contexts, steps = table.contexts or ("",) * len(table), table.steps.tolist()
     direct, tools = np.empty(len(table)), np.empty((len(table), len(table.tools)))
-    for row, (question, context, history) in enumerate(asked):
+    for row, (question, context) in enumerate(zip(table.questions, contexts, strict=True)):
         draft = {name: float(column[row]) for name, column in table.draft.items()}
-        accuracy, probabilities = gate.score(question, context, draft, history=history)
+        accuracy, probabilities = gate.score(question, context, draft, history=table.said(row), step=steps[row])
         direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
         progress(1)
     return Scored(direct_right=direct, probabilities=tools)
@@ -143,6 +145,87 @@ def _may_be_missing(gate: PolicyGate, name: str) -> bool:
     from_end = len(policy["draft"]) - policy["draft"].index(name)
     width = len(gate.artefact.tensors["number_mean"].values)
     return width - from_end in policy["missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What came of R recorded runs under a rule of stopping: exact, since a run stays as it was until it is stopped."""
+
+    correct: Float
+    """[R]: whether the answer was right where the rule stopped the run, or at its own end."""
+    full: Float
+    """[R]: whether the run's own answer was."""
+    cost: Float
+    """[R]: of the calls made."""
+    enough: Float
+    """[R]: of the calls up to the first state at which answering was right; NaN for a run that never came to one."""
+    homes: tuple[str, ...]
+    """[R]: what each run is drawn with, see `OutcomeTable.homes`."""
+
+    def figures(self, draws: Resamples | None = None) -> dict[str, Any]:
+        """By turn: accuracy, cost, what was spent after it was enough, in vain, and the share of what was needed."""
+        won, after = ~np.isnan(self.enough), np.nan_to_num(self.enough)
+        needed = np.minimum(self.cost, after)
+        columns = {
+            "accuracy": self.correct,
+            "cost": self.cost,
+            "redundant": won * np.maximum(0.0, self.cost - after),
+            "in_vain": ~won * self.cost,
+        }
+        found: dict[str, Any] = {"turns": len(self.cost)}
+        for name, column in columns.items():
+            found[name] = float(column.mean())
+            if draws is not None:
+                found[f"{name}_interval"] = draws.interval(partial(_mean_of, column))
+        return {**found, "necessary": float(needed.sum() / after.sum()) if after.sum() else float("nan")}
+
+
+def replay(points: OutcomeTable, go_on: NDArray[np.bool_]) -> Replay:
+    """Replay a rule on recorded runs.
+
+    Args:
+        points: Decision points.
+        go_on: [N], False where the rule answers; each run is stopped at its first such state.
+    """
+    rows = np.arange(len(points))
+    begins = np.array([row for row in rows if not row or points.runs[row] != points.runs[row - 1]])
+    ends = np.append(begins[1:], len(points))
+    full, budget = points.correct[ends - 1, 1], points.cost[begins, 1]
+
+    def first(of: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        found = np.minimum.reduceat(np.where(of, rows, len(points)), begins)
+        return np.minimum(found, ends - 1), found < ends
+
+    at, stopped = first(~go_on)
+    right, early = first(points.correct[:, 0] > 0.5)
+    homes = points.homes
+    return Replay(
+        correct=np.where(stopped, points.correct[at, 0], full),
+        full=full,
+        cost=np.where(stopped, budget - points.cost[at, 1], budget),
+        enough=np.where(early, budget - points.cost[right, 1], np.where(full > 0.5, budget, np.nan)),
+        homes=tuple(homes[row] for row in begins),
+    )
+
+
+def evaluate_stopping(need: Float, points: OutcomeTable, threshold: float, *, resamples: int = 1000) -> dict[str, Any]:
+    """By turn: what a gate that goes on above the threshold does, beside the runs as they were, caps and the oracle."""
+
+    def of(go_on: NDArray[np.bool_], draws: Resamples | None = None) -> dict[str, Any]:
+        return replay(points, go_on).figures(draws)
+
+    done = replay(points, need > threshold)
+    steps = points.steps
+    return {
+        "threshold": threshold,
+        **done.figures(Resamples(done.homes, resamples, 0)),
+        "frontier": [
+            {"threshold": float(t), **of(need > t)} for t in np.unique(np.quantile(need, np.linspace(0, 1, 21)))
+        ],
+        "as_recorded": of(np.ones(len(points), dtype=bool)),
+        "oracle": of(points.correct[:, 0] <= 0.5),
+        "caps": [{"calls": cap, **of(steps < cap)} for cap in range(int(steps.max()) + 1)],
+    }
 
 
 def area_under_curve(score: Float, target: Float, weight: Float | None = None) -> float:
@@ -218,7 +301,7 @@ def evaluate_gate(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
-    draws = Resamples(table.groups or table.keys, resamples, seed)
+    draws = Resamples(table.homes, resamples, seed)
     rows = np.arange(len(table))
     direct, tool = table.correct[:, 0], table.correct[rows, scored.tool]
     called = scored.need > threshold
@@ -237,6 +320,7 @@ def evaluate_gate(
         **_ranking(scored, table, draws),
         "frontier": frontier(scored.need, direct, tool),
         "at_threshold": {"threshold": threshold, **_at_threshold(called, direct, tool, scored, table, draws)},
+        **({"turns": evaluate_stopping(scored.need, table, threshold, resamples=resamples)} if table.runs else {}),
         "baselines": {**{name: {"accuracy": value} for name, value in fixed.items()}, **others},
     }
 

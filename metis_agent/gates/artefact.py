@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from metis_agent.errors import CheckpointError, ConfigurationError, MissingDependencyError, SchemaVersionError
-from metis_agent.gates.reading import READINGS
 
 __all__ = [
     "FORMAT",
@@ -31,7 +30,6 @@ __all__ = [
     "fetch_gate",
     "file_hash",
     "load_artefact",
-    "reading_of",
 ]
 
 
@@ -104,20 +102,6 @@ def load_artefact(folder: str | Path) -> Artefact:
     if TENSOR_FILE not in description["files"]:
         raise CheckpointError(f"{str(folder)!r} lists no {TENSOR_FILE!r} among its files; export it again.")
     return Artefact(folder=folder, description=description, tensors=_read_tensors(folder / TENSOR_FILE))
-
-
-def reading_of(artefact: Artefact) -> int:
-    """How the gate's training read text, see `metis_agent.gates.reading.READING`.
-
-    Raises:
-        CheckpointError: in a way that is not known here.
-    """
-    found = artefact.description.get("reading", 1)
-    if found not in READINGS or isinstance(found, bool):
-        raise CheckpointError(
-            f"{str(artefact.folder)!r} has the reading {found!r}, and known are {READINGS!r}: export the gate again."
-        )
-    return int(found)
 
 
 def _refuse_strangers(folder: Path, known: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from metis_agent.errors import CheckpointError, GateError
-from metis_agent.gates.artefact import Artefact, reading_of
+from metis_agent.gates.artefact import Artefact
 from metis_agent.gates.reading import (
     BUCKETS,
     LONGEST,
@@ -21,6 +21,7 @@ from metis_agent.gates.reading import (
     hashed_conversation,
     hashed_ngrams,
     is_year,
+    reading_of,
     spoken,
     words_and_numbers,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "HISTORY_FEATURES",
     "QUESTION_FEATURES",
     "SPACES",
+    "STATE_FEATURES",
     "FeaturesScorer",
     "agreement",
     "context_features",
@@ -40,6 +42,7 @@ __all__ = [
     "draft_text_features",
     "history_features",
     "question_features",
+    "state_features",
     "weighed",
 ]
 
@@ -77,6 +80,8 @@ AGREEMENT_FEATURES = ("draft_agreement", "draft_containment")
 """Of two direct attempts; the graph makes one."""
 DRAFT_TEXT_FEATURES = ("draft_words", "draft_digits", "draft_overlap", "draft_stop")
 
+STATE_FEATURES = ("calls", "brought", "all_found", "last_found", "last_repeats", "failed", "last_failed", "numbers")
+"""Of what the tools have brought, for a gate that decides at every step."""
 HISTORY_FEATURES = ("turns", "words", "numbers", "longest_number", "words_found")
 
 SPACES = (1.0, 0.5, 1.0)
@@ -159,6 +164,25 @@ def history_features(question: str, history: str) -> list[float]:
         len(numbers),
         max(map(len, numbers), default=0),
         sum(word in said for word in content) / len(content) if content else 0.0,
+    ]
+
+
+def state_features(question: str, history: str) -> list[float]:
+    """One number for each of `STATE_FEATURES`, of the lines of `metis_agent.gates.reading.observed` in a history."""
+    lines = [line for line in history.split("\n") if line.startswith(("tool: ", "failed: "))]
+    content = {part for part in words_and_numbers(question) if part not in _STOP}
+    texts = [line.split(": ", 2)[-1] for line in lines]
+    found = [content & set(words_and_numbers(text)) for text in texts]
+    failed = [line.startswith("failed: ") for line in lines]
+    return [
+        len(lines),
+        math.log1p(sum(map(len, texts))),
+        len(set().union(*found)) / len(content) if content else 0.0,
+        len(found[-1]) / len(content) if content and found else 0.0,
+        bool(lines) and texts[-1] in texts[:-1],
+        sum(failed),
+        bool(lines) and failed[-1],
+        math.log1p(sum(character.isdigit() for character in texts[-1])) if lines else 0.0,
     ]
 
 
@@ -263,6 +287,7 @@ class FeaturesScorer:
             policy, tensors = artefact.description["policy"], artefact.tensors
             self._context = bool(policy["context"])
             self._history = bool(policy.get("history"))
+            self._steps = bool(policy.get("steps"))
             self._reading = reading_of(artefact)
             self._draft: tuple[str, ...] = tuple(policy["draft"])
             self._log = frozenset(policy["log"])
@@ -283,6 +308,7 @@ class FeaturesScorer:
     def _check(self, artefact: Artefact) -> None:
         read = len(QUESTION_FEATURES) + len(self._draft)
         read += self._context * len(CONTEXT_FEATURES) + self._history * len(HISTORY_FEATURES)
+        read += self._steps * len(STATE_FEATURES)
         width, heads = read + len(self._missing), len(artefact.tools) + 1
         sizes = {*map(len, self._text), artefact.description["policy"]["buckets"], len(self._idf)}
         inputs = {*map(len, self._numbers)}
@@ -324,6 +350,8 @@ class FeaturesScorer:
             raw += context_features(asked.question, asked.context, self._reading)
         if self._history:
             raw += history_features(asked.question, asked.history)
+        if self._steps:
+            raw += state_features(asked.question, asked.history)
         first_draft = len(raw)
         raw += [(asked.draft or {}).get(name, math.nan) for name in self._draft]
         gone = {index for index, value in enumerate(raw) if math.isnan(value)}

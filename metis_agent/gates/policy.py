@@ -1,20 +1,10 @@
-"""A trained gate in service: one turn, one forward pass; and whether a question is like those that it was trained on.
-
-Is a question like those that a gate was trained on? Where it isn't, the gate knows nothing of it.
-
-Where it stands: training counts which n-grams it has seen and calibrates a score on questions that it held out, and on
-other people's (`metis_agent.hdpo.gate_trainer`); `PolicyGate` leaves a question above the threshold to the model. The
-text alone is read, whatever the policy reads: with w and s the shares of the question's word and skeleton n-grams that
-no training question had, and l how far its length is from theirs, in standard deviations, the score is
-
-    sigmoid(b0 + b1 w + b2 s + b3 min(l, 6)),    b1, b2, b3 >= 0
-
-`PolicyGate`: a gate that was trained on recorded outcomes, loaded from its artefact folder.
+"""`PolicyGate`: a gate that was trained on recorded outcomes, loaded from its artefact folder.
 
 Where it stands: `metis train gate` writes the folder, this serves it, whatever kind of policy reads the question
 (`metis_agent.gates.scorers`). Kind `features` is plain Python, well under a millisecond a decision, no torch and no
-numpy; the others import transformers when they are loaded. A decision is about the question of the turn, whether
-tools are worth it; after the first call the model goes on freely.
+numpy; the others import transformers when they are loaded. A gate that was trained on single questions decides whether
+tools are worth it, and after the first call the model goes on freely; one that was trained on decision points decides
+before every round of calls, with what the tools have brought so far, whether to go on or to answer.
 """
 
 from __future__ import annotations
@@ -22,115 +12,52 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 
 from metis_agent.deadline import arun_in_thread
-from metis_agent.errors import CheckpointError, ConfigurationError, GateError
-from metis_agent.gates.artefact import Artefact, fetch_gate, load_artefact, reading_of
-from metis_agent.gates.base import Gate
+from metis_agent.errors import ConfigurationError, GateError
+from metis_agent.gates.artefact import fetch_gate, load_artefact
+from metis_agent.gates.base import Gate, allows
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.gates.reading import READING, conversation_before, hashed_ngrams
+from metis_agent.gates.reading import conversation_before, load_familiarity, observed, reading_of
 from metis_agent.gates.scorers import Asked, load_scorer
 from metis_agent.messages import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
 __all__ = [
-    "PLACES",
-    "SEEN",
     "UNFAMILIAR",
-    "Familiarity",
     "PolicyGate",
     "decision_probabilities",
-    "load_familiarity",
     "read_images",
     "read_request",
-    "strangeness",
 ]
 
 UNFAMILIAR = "unlike the gate's training"
 """How the reason of a decision begins that was left to the model."""
-SEEN = "seen_ngrams"
-"""Name of the tensor: one bit for each place of the hashed space, in words of 64."""
-PLACES = 2**20
-FURTHEST = 6.0
-"""Standard deviations of length beyond which a question is not stranger still."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Familiarity:
-    """What a gate has seen, and from when on a question is unlike it."""
-
-    seen: Sequence[int]
-    """[PLACES / 64]"""
-    weights: tuple[float, float, float, float]
-    """b0 to b3."""
-    length: tuple[float, float]
-    """Mean and standard deviation of log(1 + characters)."""
-    threshold: float
-    reading: int = READING
-    """How its training read text."""
-
-    def score(self, question: str) -> float:
-        """How unlike training a question is, in [0, 1]."""
-        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES, self.reading))
-        return strangeness(self.weights, words, skeleton, length_surprise(question, self.length))
-
-    def _unseen(self, counts: Mapping[int, int]) -> float:
-        new = sum(not self.seen[place >> 6] >> (place & 63) & 1 for place in counts)
-        return new / len(counts) if counts else 1.0
-
-
-def strangeness(weights: Sequence[float], words: float, skeleton: float, length: float) -> float:
-    """The score of a question from what is new in it."""
-    z = weights[0] + weights[1] * words + weights[2] * skeleton + weights[3] * length
-    return 1 / (1 + math.exp(-max(-500.0, min(500.0, z))))
-
-
-def length_surprise(question: str, length: tuple[float, float]) -> float:
-    """Standard deviations between the question's length and the usual one, at most `FURTHEST`."""
-    return min(FURTHEST, abs(math.log1p(len(question)) - length[0]) / length[1])
-
-
-def load_familiarity(artefact: Artefact) -> Familiarity | None:
-    """That of a gate; `None` where it was trained without, by an earlier version or on too few questions.
-
-    Raises:
-        CheckpointError: a part of it is missing or no finite number.
-    """
-    told: Any = artefact.description.get("familiarity")
-    if told is None:
-        return None
-    try:
-        found = Familiarity(
-            seen=artefact.tensors[SEEN].values,
-            weights=tuple(float(weight) for weight in told["weights"]),  # type: ignore[arg-type]
-            length=(float(told["length"]["mean"]), float(told["length"]["deviation"])),
-            threshold=float(told["threshold"]),
-            reading=reading_of(artefact),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
-    numbers = (*found.weights, *found.length, found.threshold)
-    whole = len(found.seen) == PLACES // 64 and artefact.tensors[SEEN].values.typecode == "Q" and len(numbers) == 7
-    if not (whole and all(map(math.isfinite, numbers)) and found.length[1] > 0):
-        raise CheckpointError(
-            f"{str(artefact.folder)!r} has a familiarity that fits no gate: {told!r}; export it again."
-        )
-    return found
-
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
 ReadDraft = Callable[[Draft], Mapping[str, float]]
 
 
-def decision_probabilities(decision: Mapping[str, object], logits: Sequence[float]) -> tuple[list[float], list[float]]:
-    """(accuracy of each branch, probability of each tool) from the heads; the same as `hdpo`'s `Contrast`."""
+def decision_probabilities(
+    decision: Mapping[str, object], logits: Sequence[float], step: int = 0
+) -> tuple[list[float], list[float]]:
+    """(accuracy of each branch, probability of each tool) from the heads; the same as `hdpo`'s `Contrast`.
+
+    Args:
+        decision: That part of `gate.json`.
+        logits: One a head.
+        step: Calls so far, for a gate that decides at every step.
+    """
     temperatures, saving, means = (_floats(decision[name]) for name in ("head_temperature", "saving", "mean_accuracy"))
+    if by_step := _floats(decision.get("step_saving")):
+        saving = [0.0, *[by_step[min(step, len(by_step) - 1)]] * (len(saving) - 1)]
     trust, beta, tau = (float(str(decision[name])) for name in ("trust", "beta", "temperature"))
     accuracy = [_sigmoid(z / t) for z, t in zip(logits, temperatures, strict=True)]
     tools = [
@@ -215,6 +142,8 @@ class PolicyGate(Gate):
         self._read_request = read_request or (_read if description["policy"].get("context") else _whole_text)
         self._read_draft = read_draft
         self._reads_history = bool(description["policy"].get("history"))
+        self.every_step = bool(description["policy"].get("steps"))
+        """True where it decides before every round of calls, and not on the first alone."""
         self._reading = reading_of(self.artefact)
         self._reads_images = bool(description["policy"].get("images"))
         if unfamiliar not in ("model", "gate"):
@@ -267,6 +196,7 @@ class PolicyGate(Gate):
         draft: Mapping[str, float] | None = None,
         *,
         history: str = "",
+        step: int = 0,
         images: Sequence[Any] = (),
         tools: Sequence[ToolSpec] = (),
     ) -> tuple[dict[str, float], dict[str, float]]:
@@ -277,7 +207,8 @@ class PolicyGate(Gate):
             context: What came with it, for a gate that was trained with contexts.
             draft: Numbers from a direct draft, for a gate that was trained with them.
             history: The conversation before it, as `conversation_before` writes it, for a gate that was trained with
-                conversations.
+                conversations; behind it what the tools have brought, as `observed` writes it.
+            step: Calls so far, for a gate that decides at every step.
             images: PIL images, or base64 strings of their files, for a gate whose model reads images.
             tools: To ask about, where the gate knows tools by their descriptions; by default those trained for.
 
@@ -292,7 +223,7 @@ class PolicyGate(Gate):
         if not math.isfinite(sum(logits)):
             raise GateError(f"the gate's logits are {list(logits)!r}, no finite numbers: its weights are broken")
         names = tuple([tool.name for tool in tools]) or self.artefact.tools
-        accuracy, worth = decision_probabilities(self._decision(names), logits)
+        accuracy, worth = decision_probabilities(self._decision(names), logits, step)
         return dict(zip(("direct", *names), accuracy, strict=True)), dict(zip(names, worth, strict=True))
 
     def estimate(self, request: GateRequest) -> dict[str, float]:
@@ -302,18 +233,26 @@ class PolicyGate(Gate):
             ConfigurationError: the request has a tool that the gate was not trained for.
             GateError: see `score`.
         """
+        return self._estimates(request)[1]
+
+    def _estimates(self, request: GateRequest) -> tuple[dict[str, float], dict[str, float]]:
         unknown = self._unknown(request)
         question, context = self._read_request(request)
         draft = self._draft_numbers(question, request.draft)
         images = read_images(request) if self._reads_images else ()
         tools, history = request.tools if unknown else (), self._history(request)
-        return self.score(question, context, draft, history=history, images=images, tools=tools)[1]
+        step = _calls(request) if self.every_step else 0
+        return self.score(question, context, draft, history=history, step=step, images=images, tools=tools)
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide; of several tools over the threshold the most probable one is allowed.
 
-        The decision is about the question alone: once something has been called, the model goes on freely.
+        The decision is about the question alone: once something has been called, the model goes on freely. A gate
+        that was trained on decision points decides anew each time; where it goes on, all that was offered stays on
+        offer and nothing is required, since so were the runs that it learnt from.
         """
+        if self.every_step:
+            return self._at_this_step(request)
         if not is_first_step(turn_of(request.messages)):
             return replace(self._all(request), reason="tools were worth it; the model goes on")
         self._unknown(request)
@@ -323,6 +262,25 @@ class PolicyGate(Gate):
         probabilities = decision.probabilities or {}
         best = max(decision.allowed, key=lambda name: probabilities[name], default=None)
         return replace(decision, allowed=() if best is None else (best,))
+
+    def _at_this_step(self, request: GateRequest) -> GateDecision:
+        started = time.perf_counter()
+        if (unlike := self._unlike(request)) is not None:
+            return replace(self._all(request), reason=f"{UNFAMILIAR}: {unlike}; the model decides")
+        accuracy, probabilities = self._estimates(request)
+        worth = {tool.name: probabilities.get(tool.name, 0.0) for tool in request.tools}
+        allowed = tuple(name for name, p in worth.items() if allows(p, self.threshold))
+        on = max((accuracy[name] for name in worth), default=0.0)
+        return GateDecision(
+            allowed=allowed,
+            probabilities=worth,
+            threshold=self.threshold,
+            gate=self.name,
+            version=self.version,
+            reason=f"{'going on' if allowed else 'enough'}: right with {accuracy['direct']:.2f} by answering now, "
+            f"with {on:.2f} by going on, after {_calls(request)} calls",
+            seconds=time.perf_counter() - started,
+        )
 
     def after_turn(
         self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
@@ -354,8 +312,13 @@ class PolicyGate(Gate):
     def _history(self, request: GateRequest) -> str:
         if not self._reads_history:
             return ""
-        messages = request.messages
-        return conversation_before(messages[: len(messages) - len(turn_of(messages))])
+        turn = turn_of(request.messages)
+        before = conversation_before(request.messages[: len(request.messages) - len(turn)])
+        if not self.every_step:
+            return before
+        results = [message for message in turn if isinstance(message, ToolMessage)]
+        brought = observed((it.name or "", str(it.text), it.status == "error") for it in results)
+        return "\n".join(part for part in (before, brought) if part)
 
     def _unlike(self, request: GateRequest) -> str | None:
         """How unlike training the question is; `None` where it is like it, or nobody knows."""
@@ -394,6 +357,11 @@ class PolicyGate(Gate):
         extra = self._read_draft(draft) if self._read_draft else {}
         said = draft_text_features(question, draft.text, self._reading)
         return {**said, **draft_log_prob_features(draft.log_probs), **extra}
+
+
+def _calls(request: GateRequest) -> int:
+    """Calls in this turn so far."""
+    return sum(message.type == "tool" for message in turn_of(request.messages))
 
 
 _read = read_request

@@ -5,7 +5,7 @@ is served. Plain Python on purpose, no numpy. Two spaces of hashed n-grams for t
 (function words kept, names, numbers and other words replaced by their shape), because how a question is put says more
 about whether it will be answered rightly than the rare words in it; and one for the conversation before it: its words
 under a name of their own, and each of them together with each word of the question, since "and its river?" says
-something only with the place that was spoken of.
+something only with the place that was spoken of. What the tools have brought in this turn is read likewise.
 
 A word is a run of letters with their marks, in any script; in those that put no space between words (Chinese,
 Japanese, Thai) it is one character with its marks. Text in ASCII is read as reading 1 did.
@@ -14,38 +14,58 @@ Japanese, Thai) it is one character with its marks. Text in ASCII is read as rea
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from metis_agent.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from metis_agent.gates.artefact import Artefact
 
 __all__ = [
     "BUCKETS",
+    "FURTHEST",
     "LONGEST",
+    "PLACES",
     "READING",
-    "READINGS",
+    "SEEN",
+    "Familiarity",
     "canonical",
     "conversation_before",
     "hashed_conversation",
     "hashed_ngrams",
     "is_year",
+    "load_familiarity",
+    "observed",
+    "reading_of",
     "spoken",
+    "strangeness",
     "tokens_of",
     "words_and_numbers",
 ]
 
 READING = 2
 """How text becomes words; an artefact says which it was trained with. In 1 each letter outside ASCII was a word."""
-READINGS = (1, READING)
 BUCKETS = 2**17
 """Size of the hashed space that all n-grams share."""
 LONGEST = 20_000
 """Characters of a text that are read."""
 
+SEEN = "seen_ngrams"
+"""Name of the tensor: one bit for each place of the hashed space, in words of 64."""
+PLACES = 2**20
+FURTHEST = 6.0
+"""Standard deviations of length beyond which a question is not stranger still."""
+
 _TURNS, _TURN = 6, 500
 """Messages of a conversation that are read, the last ones, and characters of each."""
+_RESULTS = 20
 _HEARD, _ASKED = 24, 12
 """Words of the conversation and of the question that are read together."""
 
@@ -147,7 +167,7 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     """
     lines = history.split("\n") if history else []
     asked = list(dict.fromkeys(word.lower() for word in tokens_of(question) if word[0].isalnum()))[:_ASKED]
-    before: dict[str, None] = {}
+    before: dict[str, None] = dict.fromkeys(_state_words(asked, lines))
     said: list[str] = []
     for line in reversed(lines):
         who, _, text = line.partition(": ")
@@ -157,6 +177,21 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     heard = [word for word in before if word not in _FUNCTION_WORDS][:_HEARD]
     together = (f"{one} | {other}" for one in heard for other in ("", *asked))
     return _counts("h", itertools.chain(said, together), buckets)
+
+
+def _state_words(asked: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
+    """Words for how far a turn is: calls so far, and how much of what is asked stands in the latest result."""
+    results = [line for line in lines if line.startswith(("tool: ", "failed: "))]
+    if results:
+        content = [word for word in asked if word not in _FUNCTION_WORDS]
+        found = set(words_and_numbers(results[-1].split(": ", 2)[-1]))
+        share = sum(word in found for word in content) / len(content) if content else 0.0
+        yield f"calls {len(results)}"
+        yield f"calls {len(results)} found {round(3 * share)}"
+        if results[-1] in results[:-1]:
+            yield "again"
+        if results[-1].startswith("failed: "):
+            yield "failed"
 
 
 def conversation_before(messages: Iterable[Any]) -> str:
@@ -182,10 +217,110 @@ def conversation_before(messages: Iterable[Any]) -> str:
     return "\n".join(lines[-_TURNS:])
 
 
+def observed(results: Iterable[tuple[str, str, bool]]) -> str:
+    """What tools have brought so far, one line a call: the last ones, each cut to its beginning.
+
+    Args:
+        results: (tool, content, whether it failed) of each call that ran, in order.
+
+    Example:
+        >>> observed([("search", "Kagika lies on the Babo.", False)])
+        'tool: search: Kagika lies on the Babo.'
+    """
+    lines = [
+        f"{'failed' if failed else 'tool'}: {tool}: {' '.join(content[:LONGEST].split())[:_TURN]}"
+        for tool, content, failed in results
+    ]
+    return "\n".join(lines[-_RESULTS:])
+
+
 def is_year(number: str) -> bool:
     """Whether a number has the form of a year of the last two centuries."""
     digits = number.strip(".,")
     return len(digits) == 4 and digits[:2] in ("19", "20")
+
+
+def reading_of(artefact: Artefact) -> int:
+    """How the gate's training read text, see `metis_agent.gates.reading.READING`.
+
+    Raises:
+        CheckpointError: in a way that is not known here.
+    """
+    found = artefact.description.get("reading", 1)
+    if found not in (1, READING) or isinstance(found, bool):
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} has the reading {found!r}; known are 1 and {READING}: export the gate again."
+        )
+    return int(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiarity:
+    """What a gate has seen, and from when on a question is unlike it.
+
+    Training calibrates a score on questions that it held out, and on other people's (`metis_agent.hdpo.gate_trainer`);
+    `PolicyGate` leaves a question above the threshold to the model. The text alone is read: with w and s the shares of
+    the question's word and skeleton n-grams that no training question had, and l how far its length is from theirs, in
+    standard deviations, the score is sigmoid(b0 + b1 w + b2 s + b3 min(l, 6)), b1, b2, b3 >= 0.
+    """
+
+    seen: Sequence[int]
+    """[PLACES / 64]"""
+    weights: tuple[float, float, float, float]
+    """b0 to b3."""
+    length: tuple[float, float]
+    """Mean and standard deviation of log(1 + characters)."""
+    threshold: float
+    reading: int = READING
+    """How its training read text."""
+
+    def score(self, question: str) -> float:
+        """How unlike training a question is, in [0, 1]."""
+        words, skeleton = map(self._unseen, hashed_ngrams(question, PLACES, self.reading))
+        return strangeness(self.weights, words, skeleton, length_surprise(question, self.length))
+
+    def _unseen(self, counts: Mapping[int, int]) -> float:
+        new = sum(not self.seen[place >> 6] >> (place & 63) & 1 for place in counts)
+        return new / len(counts) if counts else 1.0
+
+
+def strangeness(weights: Sequence[float], words: float, skeleton: float, length: float) -> float:
+    """The score of a question from what is new in it."""
+    z = weights[0] + weights[1] * words + weights[2] * skeleton + weights[3] * length
+    return 1 / (1 + math.exp(-max(-500.0, min(500.0, z))))
+
+
+def length_surprise(question: str, length: tuple[float, float]) -> float:
+    """Standard deviations between the question's length and the usual one, at most `FURTHEST`."""
+    return min(FURTHEST, abs(math.log1p(len(question)) - length[0]) / length[1])
+
+
+def load_familiarity(artefact: Artefact) -> Familiarity | None:
+    """That of a gate; `None` where it was trained without, by an earlier version or on too few questions.
+
+    Raises:
+        CheckpointError: a part of it is missing or no finite number.
+    """
+    told: Any = artefact.description.get("familiarity")
+    if told is None:
+        return None
+    try:
+        found = Familiarity(
+            seen=artefact.tensors[SEEN].values,
+            weights=tuple(float(weight) for weight in told["weights"]),  # type: ignore[arg-type]
+            length=(float(told["length"]["mean"]), float(told["length"]["deviation"])),
+            threshold=float(told["threshold"]),
+            reading=reading_of(artefact),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
+    numbers = (*found.weights, *found.length, found.threshold)
+    whole = len(found.seen) == PLACES // 64 and artefact.tensors[SEEN].values.typecode == "Q" and len(numbers) == 7
+    if not (whole and all(map(math.isfinite, numbers)) and found.length[1] > 0):
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} has a familiarity that fits no gate: {told!r}; export it again."
+        )
+    return found
 
 
 _SPEAKERS = {"human": "user", "user": "user", "ai": "assistant", "assistant": "assistant"}

@@ -73,6 +73,7 @@ def write_artefact(
             "mean_accuracy": contrast.mean_accuracy.tolist(),
             "head_temperature": contrast.head_temperature.tolist(),
             "temperature": contrast.temperature,
+            **({} if contrast.step_saving is None else {"step_saving": contrast.step_saving.tolist()}),
         },
         "policy": dict(gate.policy.config()),
         "training": {"rows": len(table), "strength": gate.strength.tolist(), "data_hash": data_hash},

@@ -1,7 +1,5 @@
 """Train a gate on recorded outcomes by HDPO's bounded contrast; and from when on a question is unlike its training.
 
-Train a gate on recorded outcomes by HDPO's bounded contrast.
-
 Where it stands: `outcomes` -> **trainer** -> `export` -> the deployed `PolicyGate`. Two steps:
 
 1. *Pool.* A question has been recorded once or a few times down each branch, which certifies nothing about it.
@@ -13,10 +11,13 @@ Where it stands: `outcomes` -> **trainer** -> `export` -> the deployed `PolicyGa
    exp(A_a(x) / tau); so it is computed, not searched for. tau is set so that the probability of a tool against
    direct is that of the tool being right where just one of the two is.
 
+Decision points of runs with several calls are learnt from likewise, "the tool" being to go on: what going on gives is
+replayed under the rule itself, backwards (optimal stopping by regression; Longstaff and Schwartz, 2001).
+
 Direct wins only where p_a - p_D < beta: at most beta of accuracy is lost on any question that the gate can
 tell apart. Proof and conditions: docs/accuracy-safe.md.
 
-From when on a question is unlike a gate's training: the score of `metis_agent.gates.policy`, calibrated.
+From when on a question is unlike a gate's training: the score of `metis_agent.gates.reading`, calibrated.
 
 Where it stands: `train_gate` -> **familiarity** -> `export`. Each training question is scored by what the questions of
 the other folds have in common with it, so as a new one would be. The weights separate these from other people's
@@ -29,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -38,8 +39,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.gates.policy import FURTHEST, PLACES, SEEN
-from metis_agent.gates.reading import hashed_ngrams
+from metis_agent.gates.reading import FURTHEST, PLACES, SEEN, hashed_ngrams
 from metis_agent.hdpo.policies import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -57,6 +57,8 @@ __all__ = [
 ]
 
 STRENGTHS = (0.01, 0.1, 0.3, 1.0, 3.0)
+SWEEPS = 2
+"""Of backward induction over decision points: each replays the rule of the one before."""
 MANY = 20_000
 """From here on there is enough of everything: by default two folds, and no search for the strength."""
 
@@ -109,6 +111,8 @@ class Contrast:
     """[A]: logits of the accuracy heads are divided by this."""
     temperature: float
     """tau."""
+    step_saving: NDArray[np.float64] | None = None
+    """[K] for decision points: what stopping after so many calls saves on average, the same for all tools."""
 
     def accuracy(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, A]: estimated accuracy of each branch."""
@@ -119,9 +123,14 @@ class Contrast:
         tools = self.trust * accuracy[:, 1:] + (1 - self.trust) * self.mean_accuracy[1:]
         return np.asarray(tools - accuracy[:, :1])
 
-    def probabilities(self, accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, A - 1]: probability of each tool against direct."""
-        advantage = self.benefit(accuracy) - self.beta * self.saving[1:]
+    def probabilities(
+        self, accuracy: NDArray[np.float64], steps: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """[n, A - 1]: probability of each tool against direct; `steps` [n] are the calls before each decision."""
+        saving = self.saving[1:]
+        if self.step_saving is not None and steps is not None:
+            saving = self.step_saving[np.minimum(steps, len(self.step_saving) - 1)][:, None]
+        advantage = self.benefit(accuracy) - self.beta * saving
         return np.asarray(1 / (1 + np.exp(-np.clip(advantage / self.temperature, -500, 500))))
 
 
@@ -141,18 +150,22 @@ class TrainedGate:
     """Of the training questions, to recognise them again."""
     familiarity: Calibrated | None
     """From when on a question is unlike training; `None` where there are too few questions to tell."""
+    steps: NDArray[np.int64]
+    """[N], see `OutcomeTable.steps`."""
+    all_steps: NDArray[np.int64]
+    """The same of the whole table that was given."""
     judged: NDArray[np.int64]
     """[m], the training questions that are like those that the gate will meet: all, or those with a draft."""
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """[N, A - 1]: cross-fitted probabilities for the training questions."""
-        return self.contrast.probabilities(self.accuracy)
+        return self.contrast.probabilities(self.accuracy, self.steps)
 
     def score(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
-        """Estimated accuracies [n, A] and probabilities [n, A - 1] of rows of the table it was trained on."""
+        """Estimated accuracies [n, A] and probabilities [n, A - 1] of rows of the table that was given to training."""
         accuracy = self.contrast.accuracy(self.policy.logits(rows))
-        return accuracy, self.contrast.probabilities(accuracy)
+        return accuracy, self.contrast.probabilities(accuracy, self.all_steps[rows])
 
 
 def train_gate(
@@ -201,7 +214,17 @@ def train_gate(
     best = losses.argmin(axis=0)
     cross_fitted = np.stack([logits[choice, :, head] for head, choice in enumerate(best)], axis=1)
     strength = np.array([strengths[choice] for choice in best])
-    contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits)
+    recorded = part
+    contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits, part if part.runs else None)
+    for _ in range(SWEEPS if part.runs else 0):
+        stop = contrast.probabilities(contrast.accuracy(cross_fitted), part.steps).max(axis=1) <= 0.5
+        part, targets = _followed(recorded, stop), targets.copy()
+        targets[:, 1:] = part.correct[:, 1:]
+        for held_out in range(int(fold.max()) + 1):
+            kept = fold != held_out
+            going_on = prepared.fit(chosen[kept], targets[kept, 1:2], strength[1:2])
+            cross_fitted[~kept, 1:] = going_on.logits(chosen[~kept])
+        contrast = _contrast(part, cross_fitted, training, traits, recorded)
     final = prepared.fit(chosen, targets, strength)
     progress("fit", total, total)
     return TrainedGate(
@@ -213,13 +236,15 @@ def train_gate(
         accuracy=contrast.accuracy(cross_fitted),
         keys=part.keys,
         familiarity=calibrate(part.questions, fold),
+        steps=part.steps,
+        all_steps=table.steps,
         judged=judged,
     )
 
 
 def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows [m] that are like those that the gate will meet, and what each row teaches each head [n, A]."""
-    if not drafted:
+    if not drafted or table.runs:
         return np.arange(len(table)), table.correct
     if not traits.reads_drafts:
         raise ConfigurationError("drafted=True with a policy that reads no drafts: train policy='features'.")
@@ -233,6 +258,37 @@ def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDAr
     return rows, np.where(has[:, None] | (np.arange(len(table.actions)) > 0), table.correct, np.nan)
 
 
+def _followed(recorded: OutcomeTable, stop: NDArray[np.bool_]) -> OutcomeTable:
+    """What comes of going on from each state, and what it costs, where a rule decides from the next one on.
+
+    Exact replay: the run stays as it was recorded until the rule stops it; where it never does, the run's own end.
+
+    Args:
+        recorded: Decision points.
+        stop: [N], where the rule answers.
+    """
+    correct, cost = recorded.correct.copy(), recorded.cost.copy()
+    for row in range(len(recorded) - 2, -1, -1):
+        after = row + 1
+        if recorded.runs[row] != recorded.runs[after]:
+            continue
+        correct[row, 1:] = correct[after, 0] if stop[after] else correct[after, 1]
+        left = 0.0 if stop[after] else cost[after, 1]
+        cost[row, 1:] = recorded.cost[row, 1] - recorded.cost[after, 1] + left
+    return replace(recorded, correct=correct, cost=cost)
+
+
+def _step_saving(recorded: OutcomeTable, cost: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[K]: mean of r(spent) - r(spent + `cost`) over the states after so many calls; `cost` [N] is of going on."""
+    spent = np.zeros(len(recorded))
+    for row in range(1, len(recorded)):
+        if recorded.runs[row] == recorded.runs[row - 1]:
+            spent[row] = spent[row - 1] + recorded.cost[row - 1, 1] - recorded.cost[row, 1]
+    steps = recorded.steps
+    total = np.bincount(steps, 1 / (1 + spent) - 1 / (1 + spent + cost))
+    return np.asarray(total / np.maximum(1, np.bincount(steps)))
+
+
 def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
     """The T in [0.05, 20] that minimises the log loss of sigmoid(logits / T); all arrays [n]."""
 
@@ -244,7 +300,11 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -
 
 
 def _contrast(
-    table: OutcomeTable, logits: NDArray[np.float64], training: GateTraining, traits: Traits = Traits()
+    table: OutcomeTable,
+    logits: NDArray[np.float64],
+    training: GateTraining,
+    traits: Traits = Traits(),
+    recorded: OutcomeTable | None = None,
 ) -> Contrast:
     always_drafted = traits.reads_drafts and any(not np.isnan(column).any() for column in table.draft.values())
     trust = training.trust if training.trust is not None else (0.5 if always_drafted else 1.0)
@@ -258,6 +318,7 @@ def _contrast(
         mean_accuracy=table.correct.mean(axis=0),
         head_temperature=np.array(temperatures),
         temperature=1.0,
+        step_saving=_step_saving(recorded, table.cost[:, 1]) if recorded is not None else None,
     )
     benefit = contrast.benefit(contrast.accuracy(logits))
     difference = table.correct[:, 1:] - table.correct[:, :1]

@@ -5,10 +5,6 @@ frozen, so these records are all that training needs: no model is called. One ro
 `context` and `history` (the conversation before it), for each branch `<branch>_correct` in 0..1 and optional
 `<branch>_cost`, `<branch>_seconds`, `<branch>_answer`, and what a direct draft showed before the decision: numbers
 `draft_*` and `draft_answer`.
-
-Outcome tables from files, of any format that `tables` reads.
-
-Only the columns that are used are kept, and what is wrong with a file is said before any work starts.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.gates.features import agreement, draft_text_features
-from metis_agent.gates.reading import conversation_before
+from metis_agent.gates.reading import conversation_before, observed
 from metis_agent.gates.scorers import background
 from metis_agent.rollouts.questions import read_rows
 
@@ -67,8 +63,12 @@ class OutcomeTable:
     contexts: tuple[str, ...] = ()
     """What came with each question (a table, a passage); empty where the table has none."""
     histories: tuple[str, ...] = ()
-    """The conversation before each question, as `gates.reading.conversation_before` writes it; empty where the table
-    has none."""
+    """The conversation before each question, as `gates.reading.conversation_before` writes it; empty without any."""
+    runs: tuple[str, ...] = ()
+    """[N] for decision points: the run that a row is a state of, its states in order. `correct` is then what answering
+    there gave, and in all other columns what going on gave; `cost` is what was left to pay. Empty for questions."""
+    observations: tuple[str, ...] = ()
+    """[N] for decision points: what the tools had brought by then, as `gates.reading.observed` writes it."""
     groups: tuple[str, ...] = ()
     """Rows of one group never part ways into train and test; the question itself by default."""
     draft: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class OutcomeTable:
         for name in ("correct", "cost", "seconds"):
             if getattr(self, name).shape != shape:
                 raise InputError(f"{name} is {getattr(self, name).shape!r}: [N, A] must be {shape!r}.")
-        for name in ("contexts", "histories", "groups"):
+        for name in ("contexts", "histories", "groups", "runs", "observations"):
             if len(getattr(self, name)) not in (0, shape[0]):
                 raise InputError(f"{name} has {len(getattr(self, name))!r} entries for {shape[0]} questions: one each.")
         if shape[1] < 2 or self.actions[0] != DIRECT:
@@ -93,6 +93,11 @@ class OutcomeTable:
             _check_values(f"correct of {action!r}", column, high=1.0)
         for action, column in zip(self.actions, self.cost.T, strict=True):
             _check_values(f"cost of {action!r}", column)
+        begins = [row for row, run in enumerate(self.runs) if not row or self.runs[row - 1] != run]
+        if len(begins) != len({*self.runs}) or bool(self.runs) != bool(self.observations):
+            raise InputError(
+                "Decision points have a run each, its states in order, and what tools had brought by then."
+            )
         if blank := [row for row, text in enumerate(self.questions) if not text.strip()]:
             raise InputError(f"Row {blank[0]} has a blank question; every row needs one.")
 
@@ -117,12 +122,32 @@ class OutcomeTable:
     @property
     def keys(self) -> tuple[str, ...]:
         """[N]: see `question_key`."""
+        contexts = self.contexts or ("",) * len(self)
+        return tuple(map(question_key, self.questions, contexts, map(self.said, range(len(self)))))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """[N]: keys of question, context and conversation; other than `keys` only for decision points."""
         nothing = ("",) * len(self)
         return tuple(map(question_key, self.questions, self.contexts or nothing, self.histories or nothing))
 
+    @property
+    def homes(self) -> tuple[str, ...]:
+        """[N]: what each row is drawn with: its group, or its question."""
+        return self.groups or self.asked
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """[N]: calls before each row's decision, as many as are read; 0 for questions."""
+        return np.array([text.count("\n") + bool(text) for text in self.observations or ("",) * len(self)])
+
+    def said(self, row: int) -> str:
+        """What a gate reads of the conversation and of the tools' results."""
+        return "\n".join(column[row] for column in (self.histories, self.observations) if column and column[row])
+
     def background(self, row: int) -> str:
         """What a model reads of a row beside the question: the conversation, then the context."""
-        return background(self.histories[row] if self.histories else "", self.contexts[row] if self.contexts else "")
+        return background(self.said(row), self.contexts[row] if self.contexts else "")
 
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> OutcomeTable:
         """The rows given, in that order."""
@@ -135,6 +160,8 @@ class OutcomeTable:
             seconds=self.seconds[index],
             contexts=tuple(self.contexts[row] for row in index) if self.contexts else (),
             histories=tuple(self.histories[row] for row in index) if self.histories else (),
+            runs=tuple(self.runs[row] for row in index) if self.runs else (),
+            observations=tuple(self.observations[row] for row in index) if self.observations else (),
             groups=tuple(self.groups[row] for row in index) if self.groups else (),
             draft={name: column[index] for name, column in self.draft.items()},
         )
@@ -182,7 +209,7 @@ class OutcomeTable:
         Raises:
             InputError: there are fewer groups than folds.
         """
-        labels, index = np.unique(self.groups or self.keys, return_inverse=True)
+        labels, index = np.unique(self.homes, return_inverse=True)
         if len(labels) < count:
             raise InputError(
                 f"There are {len(labels)} groups for {count} folds: each fold needs one. Use a finer --group-by."
@@ -197,7 +224,7 @@ def check_unseen(table: OutcomeTable, trained_on: Iterable[str]) -> NDArray[np.b
         InputError: no row is unseen.
     """
     seen = frozenset(trained_on)
-    unseen = np.array([key not in seen for key in table.keys])
+    unseen = np.array([key not in seen for key in table.asked])
     if not unseen.any():
         raise InputError(
             f"All {len(table)} questions were trained on: nothing said of them holds for new ones. Use rows that "
@@ -214,9 +241,8 @@ def held_out(table: OutcomeTable, share: float, seed: int) -> NDArray[np.bool_]:
     """
     if not 0 <= share < 1:
         raise ConfigurationError(f"The share to hold out is {share!r}; it is at least 0 and below 1, such as 0.3.")
-    homes = table.groups or table.keys
     return np.array(
-        [zlib.crc32(f"held out {seed} {home}".encode(errors="surrogatepass")) < share * 2**32 for home in homes],
+        [zlib.crc32(f"held out {seed} {home}".encode(errors="surrogatepass")) < share * 2**32 for home in table.homes],
         dtype=np.bool_,
     )
 
@@ -244,8 +270,11 @@ CONTEXT_COLUMNS = ("context", "table", "text", "passage")
 """Columns taken as the question's context where none are named."""
 
 HISTORY_COLUMN = "history"
-"""The column with the conversation before the question: a list of messages with "role" and "content", that list as
-JSON, or a text, which counts as one message of the user."""
+"""The conversation before the question: messages with "role" and "content", as JSON or not; or the user's own text."""
+
+POINT_COLUMNS = ("run", "observations")
+"""Columns that make a table one of decision points: which run a row is a state of, and what its calls had brought by
+then, a list of {"tool", "content", "failed"} or that as JSON. All tools then share a branch, that of going on."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -268,8 +297,8 @@ def read_outcomes(
             `CONTEXT_COLUMNS` that the table has.
         group_by: Column whose rows stay together when splitting; the question by default.
 
-    Numbers in columns `draft_*` become features. So do a few facts about the text `draft_answer`, and, where the
-    direct answers are recorded too, how far the two attempts agree (`draft_agreement`, `draft_containment`).
+    Numbers in columns `draft_*` become features. So do a few facts about the text `draft_answer`, and, where direct
+    answers are recorded too, how far the two agree (`draft_agreement`, `draft_containment`).
 
     Raises:
         ConfigurationError: no tool, a column named that is not there, or a format that is not read.
@@ -279,7 +308,9 @@ def read_outcomes(
     names = sorted(table)
     branches = {DIRECT: direct, **tools}
     _check_columns(names, branches, [*(context or ()), *([group_by] if group_by else [])])
-    if DIRECT in tools or len(set(branches.values())) < len(branches):
+    points = set(POINT_COLUMNS) <= table.keys()
+    shared = len(set(branches.values())) < len(branches) and (not points or direct in tools.values())
+    if DIRECT in tools or shared:
         raise ConfigurationError(
             f"The branches are {branches!r}: each action needs a branch of its own, and no tool may be named "
             f"{DIRECT!r}."
@@ -293,6 +324,8 @@ def read_outcomes(
         cost=_stack(table, branches, "cost", [0.0] + [1.0] * len(tools)),
         seconds=_stack(table, branches, "seconds", [np.nan] * len(branches)),
         contexts=tuple(map("\n".join, zip(*(_texts(table, name) for name in used), strict=True))) if used else (),
+        runs=_texts(table, "run") if points else (),
+        observations=tuple(map(_observations, table["observations"])) if points else (),
         histories=tuple(map(_conversation, table[HISTORY_COLUMN])) if HISTORY_COLUMN in table else (),
         groups=_texts(table, group_by) if group_by else (),
         draft=_draft(table, questions, f"{direct}_answer"),
@@ -338,17 +371,28 @@ def _check_columns(names: Sequence[str], branches: Mapping[str, str], extra: Seq
 
 
 def _conversation(value: Any) -> str:
+    listed = _listed(value)
+    messages = [{"role": "user", "content": listed}] if isinstance(listed, str) else listed
+    return conversation_before(_checked(messages, "history", {"content"}))
+
+
+def _observations(value: Any) -> str:
+    calls = _checked(_listed(value), "observations", {"tool", "content"})
+    return observed((str(call["tool"]), str(call["content"]), bool(call.get("failed"))) for call in calls)
+
+
+def _listed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("["):
         with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    messages = [] if value is None else list(value)
-    if not all(isinstance(message, Mapping) for message in messages):
-        raise InputError(
-            f"Column {HISTORY_COLUMN!r} holds {value!r:.200}: a list of messages with 'role' and 'content', or a text."
-        )
-    return conversation_before(messages)
+            return json.loads(value)
+    return [] if value is None or (isinstance(value, str) and not value) else value
+
+
+def _checked(cell: Any, column: str, keys: set[str]) -> list[Mapping[str, Any]]:
+    entries: list[Any] = [cell] if isinstance(cell, str) else list(cell)
+    if not all(isinstance(entry, Mapping) and keys <= entry.keys() for entry in entries):
+        raise InputError(f"Column {column!r} holds {cell!r:.200}: it must be a list of objects with {sorted(keys)!r}.")
+    return entries
 
 
 def _texts(table: Columns, name: str) -> tuple[str, ...]:

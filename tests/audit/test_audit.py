@@ -18,6 +18,7 @@ from metis_agent.audit.summary import duration, headline, money, remarks
 from metis_agent.audit.turns import ToolEffects, survey
 from metis_agent.errors import InputError
 from metis_agent.judging.rubric import Asking
+from metis_agent.rollouts.outcomes import read_outcomes
 from metis_agent.sqlite import DiskCache
 from tests.audit.recorded import look, run
 from tests.fakes import model
@@ -213,3 +214,17 @@ def test_durations(seconds, said):
 @pytest.mark.parametrize(("dollars", "said"), [(0, "$0.00"), (0.0123, "$0.012"), (1.5, "$1.50"), (41.3, "$41")])
 def test_money(dollars, said):
     assert money(dollars) == said
+
+
+def test_decision_points_are_a_table_to_train_on(tmp_path):
+    path = tmp_path / "points.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in audited().points()))
+    table = read_outcomes(path, direct="stop", tools={"look": "on"}, group_by="conversation")
+    needed = [row for row in range(len(table)) if not table.observations[row] and "order" in table.questions[row]]
+    # 20 turns of two calls; in half of them the first is needed, and the second is redundant.
+    assert (len(table), len(needed)) == (40, 10)
+    assert table.correct[needed].tolist() == [[0, 1]] * 10
+    assert table.cost[needed].tolist() == [[0, 2]] * 10
+    assert table.correct[[row + 1 for row in needed]].tolist() == [[1, 1]] * 10
+    assert table.observations[needed[0] + 1].startswith("tool: look: ")
+    assert len({*table.groups}) < 20

@@ -135,3 +135,10 @@ def test_tools_of_which_nobody_said_what_they_do(folder: Path) -> None:
 def test_what_cannot_be_is_said_before_anything_is_asked(folder: Path, options: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         audit(folder, *options, "--dry-run")
+
+
+def test_decision_points_are_written_where_they_are_asked_for(folder: Path) -> None:
+    said = audit(folder, *model_of(folder), "--reads", "look", "--judge", "none", "--points", str(folder / "p.jsonl"))
+    # Without a judge nothing rules on these answers.
+    assert "0 decision points" in said
+    assert (folder / "p.jsonl").read_text() == ""

@@ -11,7 +11,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import GATE_FILE, TENSOR_FILE, description_hash, load_artefact
-from metis_agent.gates.policy import SEEN, UNFAMILIAR, Familiarity, PolicyGate, load_familiarity
+from metis_agent.gates.policy import UNFAMILIAR, PolicyGate
+from metis_agent.gates.reading import SEEN, Familiarity, load_familiarity
 from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, calibrate, other_questions, train_gate

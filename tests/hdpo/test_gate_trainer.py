@@ -20,7 +20,7 @@ from metis_agent.errors import (
     StorageError,
 )
 from metis_agent.evaluation.gates import evaluate_gate, score_table
-from metis_agent.gates.artefact import load_artefact
+from metis_agent.gates.artefact import FORMAT, load_artefact
 from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo import export
@@ -135,7 +135,7 @@ def test_a_tampered_newer_or_foreign_folder_is_refused(folder: Path, tmp_path: P
     (folder / "gate.json").write_text(json.dumps({**description, "threshold": {"value": 0.0}}))
     with pytest.raises(CheckpointError, match="changed"):
         PolicyGate(folder)
-    (folder / "gate.json").write_text(json.dumps({**description, "format": 2}))
+    (folder / "gate.json").write_text(json.dumps({**description, "format": FORMAT + 1}))
     with pytest.raises(SchemaVersionError, match="Upgrade"):
         PolicyGate(folder)
     (folder / "gate.json").write_text("{")

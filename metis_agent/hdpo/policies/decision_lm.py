@@ -211,7 +211,8 @@ class _Fitted:
         tools = self.prepared.tools
         return {
             "context": bool(self.prepared.table.contexts),
-            "history": bool(self.prepared.table.histories),
+            "history": bool(self.prepared.table.histories or self.prepared.table.observations),
+            "steps": bool(self.prepared.table.observations),
             "draft": [],
             "images": self.heads.decision.reads_images,
             "model": self.prepared.policy.model,

@@ -106,7 +106,8 @@ class _EncoderHeads:
 
     def logits(self, rows: Sequence[int], epoch: int | None) -> torch.Tensor:
         table = self._table
-        contexts = [table.background(row) for row in rows] if table.contexts or table.histories else None
+        read = table.contexts or table.histories or table.observations
+        contexts = [table.background(row) for row in rows] if read else None
         logits: torch.Tensor = self.encoder.logits([self._table.questions[row] for row in rows], contexts)
         return logits
 
@@ -125,7 +126,8 @@ class _Fitted:
     def config(self) -> Mapping[str, Any]:
         return {
             "context": bool(self.prepared.table.contexts),
-            "history": bool(self.prepared.table.histories),
+            "history": bool(self.prepared.table.histories or self.prepared.table.observations),
+            "steps": bool(self.prepared.table.observations),
             "draft": [],
             "model": self.prepared.policy.model,
             "max_length": self.heads.encoder.max_length,

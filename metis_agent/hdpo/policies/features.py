@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import minimize
 
-from metis_agent.gates.features import SPACES, context_features, history_features, question_features
+from metis_agent.gates.features import SPACES, context_features, history_features, question_features, state_features
 from metis_agent.gates.reading import BUCKETS, hashed_conversation, hashed_ngrams
 from metis_agent.rollouts.outcomes import OutcomeTable
 
@@ -46,16 +46,19 @@ class FeaturesPolicy:
 
     def prepare(self, table: OutcomeTable) -> _Prepared:
         """Hash every question once."""
-        rows = [_Rows() for _ in range(3 if table.histories else 2)]
+        reads_history = bool(table.histories or table.observations)
+        rows = [_Rows() for _ in range(3 if reads_history else 2)]
         dense = array("d")
         for row, question in enumerate(table.questions):
             spaces: tuple[dict[int, int], ...] = hashed_ngrams(question)
             dense.extend(question_features(question))
             if table.contexts:
                 dense.extend(context_features(question, table.contexts[row]))
-            if table.histories:
-                spaces = (*spaces, hashed_conversation(question, table.histories[row]))
-                dense.extend(history_features(question, table.histories[row]))
+            if reads_history:
+                spaces = (*spaces, hashed_conversation(question, table.said(row)))
+                dense.extend(history_features(question, table.said(row)))
+            if table.observations:
+                dense.extend(state_features(question, table.said(row)))
             for space, counts in zip(rows, spaces, strict=True):
                 space.add(counts)
             self.progress(1)
@@ -67,7 +70,8 @@ class FeaturesPolicy:
             numbers=np.hstack([numbers, draft]),
             draft=tuple(table.draft),
             context=bool(table.contexts),
-            history=bool(table.histories),
+            history=reads_history,
+            steps=bool(table.observations),
         )
 
 
@@ -97,6 +101,7 @@ class _Prepared:
     draft: tuple[str, ...]
     context: bool
     history: bool
+    steps: bool
 
     def fit(self, rows: NDArray[np.int64], targets: NDArray[np.float64], strength: NDArray[np.float64]) -> _Fitted:
         scaling = _Scaling.of(self, rows)
@@ -107,9 +112,14 @@ class _Prepared:
         x = x[:, used]
         transposed, text = x.T.tocsr(), used < BUCKETS
         weights = np.zeros((targets.shape[1], width + 1))
+        solved: dict[tuple[bytes, float], NDArray[np.float64]] = {}
         for head, (target, c) in enumerate(zip(targets.T, strength, strict=True)):
             prior = np.where(text, 1 / float(c), 1.0)
-            solution = _solve(x, transposed, target, prior, self.policy.iterations)
+            # Tools that share a branch, as those of decision points do, share its head.
+            same = target.tobytes(), float(c)
+            if same not in solved:
+                solved[same] = _solve(x, transposed, target, prior, self.policy.iterations)
+            solution = solved[same]
             weights[head, used], weights[head, -1] = solution[:-1], solution[-1]
         return _Fitted(prepared=self, scaling=scaling, weights=weights)
 
@@ -192,6 +202,7 @@ class _Fitted:
             "buckets": BUCKETS,
             "context": self.prepared.context,
             "history": self.prepared.history,
+            "steps": self.prepared.steps,
             "draft": list(self.prepared.draft),
             "log": np.flatnonzero(self.scaling.log).tolist(),
             "missing": self.scaling.missing.tolist(),
