@@ -214,12 +214,19 @@ def test_langgraph_dev_starts_and_answers_over_its_api(tmp_path: Path) -> None:
                 "input": {"messages": [{"role": "user", "content": "What is 4821 * 7310?"}]},
             }
             state = _post(f"http://127.0.0.1:{port}/runs/wait", run)
+            # The server refuses code that blocks its event loop: a search must not.
+            found = _post(
+                f"http://127.0.0.1:{port}/runs/wait",
+                {**run, "input": {"messages": [{"role": "user", "content": "What is the capital of France?"}]}},
+            )
             drawn = _get(f"http://127.0.0.1:{port}/assistants/{_assistant(port)}/graph")
         finally:
             server.terminate()
             server.wait(30)
     assert state["messages"][-1]["content"] == "35241510", state
     assert state["decisions"][0]["allowed"] == ["python", "text_search"]
+    assert found["messages"][-1]["content"] == "Paris", found
+    assert [(outcome["tool"], outcome["status"]) for outcome in found["outcomes"]] == [("text_search", "ok")]
     assert {"gate", "act", "answer", "python", "text_search"} <= {node["id"] for node in drawn["nodes"]}
     shutil.rmtree(tmp_path / ".langgraph_api", ignore_errors=True)
 
