@@ -26,7 +26,7 @@ from metis_agent.errors import ConfigurationError, MissingDependencyError, Unkno
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.reference import ModelGate
 from metis_agent.graphs.build import NODES, MetisState, build_graph, way_on
-from metis_agent.graphs.models import Bindings, Setup, bound_tools
+from metis_agent.graphs.models import Bindings, Setup, taken_apart
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms, terms_of
@@ -172,6 +172,8 @@ def create_metis_agent(
     never: Collection[str] = (),
     always: Collection[str] = (),
     system_prompt: str | SystemMessage | None = None,
+    middleware: Sequence[Any] = (),
+    response_format: Any = None,
     state_schema: type[Any] | None = None,
     context_schema: type[Any] | None = None,
     checkpointer: Checkpointer | None = None,
@@ -203,6 +205,9 @@ def create_metis_agent(
         never: names of tools that are never offered and never run.
         always: names of tools that stay on offer whatever the gate decides.
         system_prompt: goes before the conversation at every model call.
+        middleware: as in `create_agent` (needs the extra `langchain`): its hooks run around the same model calls, tool
+            calls and turns, its tools are behind the gate, and what it does to the tools on offer is enforced.
+        response_format: as in `create_agent` (needs the extra `langchain`): the answer is in `structured_response`.
         state_schema: a `TypedDict` with further state fields, for tools that read or update them.
         context_schema: as in `create_agent`.
         checkpointer: as in `create_agent`.
@@ -228,7 +233,9 @@ def create_metis_agent(
         >>> agent.invoke({"messages": [{"role": "user", "content": "hi"}]})  # doctest: +SKIP
     """
     chat = _chat_model(model)
-    bound = {spec_of(tool).name: tool for tool in bound_tools(chat)}
+    tools = [*(tools or ()), *[tool for one in middleware for tool in getattr(one, "tools", ())]]
+    inner, settings, with_it = taken_apart(chat)
+    bound = {spec_of(tool).name: tool for tool in with_it}
     remote = {**bound, **_remote(tools or ())}
     by_name = _by_name([tool for tool in tools or () if not isinstance(tool, Mapping)])
     remote = {name: tool for name, tool in remote.items() if name not in by_name}
@@ -252,13 +259,24 @@ def create_metis_agent(
     )
     every: list[BaseTool | Mapping[str, Any]] = [*remote.values(), *by_name.values()]
     terms = {**{name: ToolTerms() for name in remote}, **{name: terms_of(tool) for name, tool in by_name.items()}}
+    system_message = SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt
+    hooks = None
+    if middleware or response_format is not None:
+        from metis_agent.middleware.hooks import Hooks
+
+        hooks = Hooks(
+            inner, settings, every, middleware=middleware, response_format=response_format,
+            system_message=system_message, state_schema=state_schema, context_schema=context_schema,
+        )  # fmt: skip
+        state_schema = hooks.state_schema
     setup = Setup(
         rules=rules,
         models=Bindings(chat, every),
         tools=by_name,
         offer=Offer([spec_of(tool) for tool in every], terms, rules, remote),
         tool_timeout=tool_timeout,
-        system_message=SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt,
+        system_message=system_message,
+        hooks=hooks,
     )
     return _compiled(
         setup,
@@ -273,10 +291,14 @@ def create_metis_agent(
     )
 
 
+_ONCE = ("before_agent", "after_agent")
+
+
 def _compiled(setup: Setup, graph: StateGraph[Any, Any, Any, Any], **options: Any) -> MetisAgent:
     compiled = graph.compile(**options)
     parts = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
-    parts["config"] = {"recursion_limit": setup.rules.budget.max_steps}
+    looped, once = len(setup.hook_nodes("before_model", "after_model")), len(setup.hook_nodes(*_ONCE))
+    parts["config"] = {"recursion_limit": setup.rules.budget.max_steps * (1 + looped) + once}
     return MetisAgent(metis=setup, **parts)
 
 

@@ -35,7 +35,7 @@ ALLOWED = {
     "rules": {"deadline", "gates", "recording"},
     "graphs": {"deadline", "rules"},
     "middleware": {"deadline", "gates", "recording", "rules"},
-    "agent": {"gates", "graphs", "recording", "rules"},
+    "agent": {"gates", "graphs", "middleware", "recording", "rules"},
     "judging": {"deadline", "recording"},
     "rollouts": {"agent", "gates", "judging", "recording", "tools"},
     "evaluation": {"agent", "gates", "judging", "recording", "rollouts", "tools"},

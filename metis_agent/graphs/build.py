@@ -12,9 +12,11 @@ where a run goes next. Where a person has changed the state of a run that stands
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Required, get_type_hints
 
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, StateSnapshot, StateUpdate
@@ -111,26 +113,71 @@ def build_graph(
     """
     state, input_, output = schemas_with(state_schema)
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(state, context_schema, input_schema=input_, output_schema=output)
-    finish = setup.finish
+    # Hooks may want to read all that there is.
+    read, ended = MetisState if setup.hooks is None else state, setup.replied or setup.finish
     ends_turn = setup.direct_tools or (setup.rules.gate.gate.wants_draft and bool(setup.tools))
     graph.add_node(
         "gate",
         GateNode(setup),
-        input_schema=MetisState,
-        destinations=("answer", *(("act",) if setup.tools else ()), *((finish,) if ends_turn else ())),
+        input_schema=read,
+        destinations=("answer", *(("act",) if setup.tools else ()), *((ended,) if ends_turn else ())),
     )
-    graph.add_node("answer", AskingNode(setup, "answer"), input_schema=MetisState, destinations=(finish,))
-    graph.add_edge(START, "gate")
+    graph.add_node("answer", AskingNode(setup, "answer"), input_schema=read, destinations=(ended,))
     if setup.tools:
-        ends = (*setup.tools, "gate", finish)
-        graph.add_node("act", AskingNode(setup, "act"), input_schema=MetisState, destinations=ends)
+        sent = setup.tools if setup.replied is None else ()
+        graph.add_node("act", AskingNode(setup, "act"), input_schema=read, destinations=(*sent, setup.entry, ended))
         for name, tool in tool_nodes(setup).items():
             graph.add_node(name, tool)
-            graph.add_edge(name, "gate")
+            graph.add_edge(name, setup.entry)
     if setup.rules.recorder is not None:
         graph.add_node("record", RecordNode(setup), input_schema=MetisState)
         graph.add_edge("record", END)
+    opening = [*setup.hook_nodes("before_agent", "before_model"), "gate"]
+    graph.add_edge(START, opening[0])
+    after, closing = list(setup.hook_nodes("after_model")), [*setup.hook_nodes("after_agent"), setup.last]
+    following = dict(pairwise(opening)) | dict(pairwise(after)) | dict(pairwise(closing))
+    for name, hook in setup.hook_nodes("before_agent", "before_model", "after_model", "after_agent").items():
+        ends = (following[name],) if name in following else (*setup.tools, setup.entry, setup.finish)
+        graph.add_node(name, _HookNode(setup, name, hook, following.get(name)), input_schema=state, destinations=ends)
     return graph
+
+
+class _HookNode(Runnable[Mapping[str, Any], Command[Any]]):
+    """A hook of LangChain's middleware; after the last one of a reply, its calls go to their tools.
+
+    Args:
+        setup: the agent's.
+        name: the node's.
+        hook: LangChain's node.
+        following: the node that comes next; `None` where that is for the conversation to say.
+    """
+
+    def __init__(self, setup: Setup, name: str, hook: Runnable[Any, Any], following: str | None) -> None:
+        self.name = name
+        self._setup = setup
+        self._hook = hook
+        self._following = following
+
+    def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
+        """Run the hook."""
+        return self._on(input, self._hook.invoke(input, config))
+
+    async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
+        """Run the hook without blocking the event loop."""
+        return self._on(input, await self._hook.ainvoke(input, config))
+
+    def _on(self, state: Mapping[str, Any], result: Any) -> Command[Any]:
+        command = result if isinstance(result, Command) else Command(update=result or {})
+        setup, update, goto = self._setup, dict(command.update or {}), command.goto
+        jump, notes = update.pop("jump_to", None), state.get("metis_turn")
+        if jump in ("end", "model"):
+            goto = setup.finish if jump == "end" else setup.entry
+        elif not goto and self._following is not None and jump is None:
+            goto = self._following
+        elif not goto:
+            over = jump is None and notes is not None and not notes["open"]
+            goto = setup.finish if over else _after("act", setup, state, _joined(state, update))
+        return Command(update=update, goto=goto)
 
 
 def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate:
@@ -148,13 +195,19 @@ def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate
     if node not in ("gate", "act", "answer") or not isinstance(update.values, Mapping):
         return update
     values = dict(update.values)
-    messages: Any = now.values.get("messages", [])
-    if values.get("messages"):
-        messages = add_messages(messages, values["messages"])
+    messages = _joined(now.values, values)
     known = {message.id for message in now.values.get("messages", [])}
     answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
     goto: Any = setup.finish if answered and node != "act" else _after(node, setup, {**now.values, **values}, messages)
+    if setup.replied and (isinstance(goto, list) or goto == setup.finish):
+        goto = setup.replied
     return update._replace(values=Command(update=values, goto=goto), as_node=node)
+
+
+def _joined(state: Mapping[str, Any], update: Mapping[str, Any]) -> Sequence[AnyMessage]:
+    """The conversation after an update."""
+    messages: Any = state.get("messages", [])
+    return add_messages(messages, update["messages"]) if update.get("messages") else messages  # type: ignore[return-value]
 
 
 def _left(setup: Setup, now: StateSnapshot) -> str | None:
@@ -162,12 +215,16 @@ def _left(setup: Setup, now: StateSnapshot) -> str | None:
     waiting = set(now.next)
     if waiting & {"act", "answer"}:
         return "gate"
-    if waiting & set(setup.tools):
+    if waiting & {*setup.tools, *setup.hook_nodes("after_model")}:
         return "act"
     if waiting == {"record"}:
         return "answer"
     notes: Notes | None = now.values.get("metis_turn")
-    if waiting == {"gate"} and notes is not None and not begins_anew(notes, now.values["messages"]):
+    if (
+        waiting & {"gate", *setup.hook_nodes("before_model")}
+        and notes is not None
+        and not begins_anew(notes, now.values["messages"])
+    ):
         # The tools have run: where they ran side by side, LangGraph can't tell which was last.
         return "act"
     return None
@@ -181,15 +238,15 @@ def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence
         return setup.finish
     if node == "gate":
         if notes is None or begins_anew(notes, messages) or not state.get("decisions"):
-            return "gate"
+            return setup.entry
         return "act" if state["decisions"][-1].allowed else "answer"
     asked = next((at for at in range(len(messages) - 1, -1, -1) if isinstance(messages[at], AIMessage)), None)
     if asked is None:
-        return "gate"
+        return setup.entry
     answered = {message.tool_call_id for message in messages[asked:] if isinstance(message, ToolMessage)}
     sent, calls = [], open_calls(messages[asked], answered)
     for call in calls:
         if call["name"] in setup.tools and call["name"] not in setup.rules.never and isinstance(call["args"], dict):
             call = SentCall(name=call["name"], args=call["args"], id=call["id"], type="tool_call")
             sent.append(Send(call["name"], [call]))
-    return sent or (setup.finish if last is messages[asked] and not calls else "gate")
+    return sent or (setup.finish if last is messages[asked] and not calls else setup.entry)

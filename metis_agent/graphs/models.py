@@ -22,7 +22,7 @@ from metis_agent.errors import ConfigurationError
 from metis_agent.rules.rules import Offer, Rules, spec_of
 from metis_agent.rules.shapes import no_tools_choice
 
-__all__ = ["Bindings", "BoundModel", "Setup", "bound_tools"]
+__all__ = ["Bindings", "BoundModel", "Setup", "taken_apart"]
 
 _ONLY_WITH_TOOLS = frozenset({"tool_choice", "parallel_tool_calls", "strict"})
 
@@ -38,14 +38,42 @@ class Setup:
     tool_timeout: float | None = None
     """Seconds."""
     system_message: SystemMessage | None = None
+    hooks: Any = None
+    """Of LangChain's middleware and of an answer's format, where the agent has any."""
 
     def __post_init__(self) -> None:
         self.rules.gate.gate.check_tools(self.offer.known)
 
     @cached_property
+    def structured(self) -> bool:
+        """Whether the answer has a format of its own."""
+        return self.hooks is not None and bool(self.hooks.structured)
+
+    @cached_property
+    def entry(self) -> str:
+        """The node that begins a step."""
+        return next(iter(self.hook_nodes("before_model")), "gate")
+
+    @cached_property
+    def replied(self) -> str | None:
+        """The node after a reply that ends the turn or has calls to run, where there is one before these."""
+        return next(iter(self.hook_nodes("after_model")), None)
+
+    @cached_property
     def finish(self) -> str:
         """The node after the turn's end."""
+        return next(iter(self.hook_nodes("after_agent")), self.last)
+
+    @property
+    def last(self) -> str:
+        """The node after all hooks."""
         return "record" if self.rules.recorder is not None else "__end__"
+
+    def hook_nodes(self, *kinds: str) -> dict[str, Runnable[Any, Any]]:
+        """The hooks of these kinds that are nodes, by name, in the order in which they run."""
+        if self.hooks is None:
+            return {}
+        return {name: hook for kind in kinds for name, hook in self.hooks.nodes[kind].items()}
 
     @cached_property
     def direct_tools(self) -> frozenset[str]:
@@ -129,7 +157,7 @@ class Bindings:
     """
 
     def __init__(self, model: Runnable[Any, Any], tools: Sequence[BaseTool | Mapping[str, Any]]) -> None:
-        self._model, self._settings, bound = _taken_apart(model)
+        self._model, self._settings, bound = taken_apart(model)
         by_name = {spec_of(tool).name: tool for tool in bound}
         self._tools = {**by_name, **{spec_of(tool).name: tool for tool in tools}}
         self._acting: dict[tuple[tuple[str, ...], bool], BoundModel] = {}
@@ -192,12 +220,7 @@ class Bindings:
             ) from error
 
 
-def bound_tools(model: Any) -> Sequence[Mapping[str, Any]]:
-    """The tools that a model was bound to before it was given to the agent."""
-    return _taken_apart(model)[2]
-
-
-def _taken_apart(model: Any) -> tuple[Any, dict[str, Any], Sequence[Mapping[str, Any]]]:
+def taken_apart(model: Any) -> tuple[Any, dict[str, Any], Sequence[Mapping[str, Any]]]:
     """A model, the settings that it was bound to, and the tools among them.
 
     To bind tools to a model that was bound before is to lose what it was bound to.

@@ -31,7 +31,7 @@ from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import BoundModel, Setup
 from metis_agent.rules.answers import sendable
-from metis_agent.rules.asking import Ask, Reply, SentCall
+from metis_agent.rules.asking import Ask, Reply, SentCall, Settled
 from metis_agent.rules.outcomes import (
     InLoop,
     InThread,
@@ -69,12 +69,31 @@ class _Node(Runnable[Mapping[str, Any], Any]):
         return setup.models.answering(prompt, again=wanted.again), prompt
 
     def _ask(self, turn: Turn, wanted: Ask) -> Reply:
+        if (hooks := self._setup.hooks) is not None:
+            asked: Reply = hooks.ask(turn, wanted)
+            return asked
         model, prompt = self._form(turn, wanted)
         return Reply(message=model.invoke(prompt))
 
     async def _aask(self, turn: Turn, wanted: Ask) -> Reply:
+        if (hooks := self._setup.hooks) is not None:
+            asked: Reply = await hooks.aask(turn, wanted)
+            return asked
         model, prompt = self._form(turn, wanted)
         return Reply(message=await model.ainvoke(prompt))
+
+    def _settled(self, turn: Turn, settled: Settled) -> Command[Any]:
+        """What a settled reply writes to state, and where the run goes."""
+        setup, plan, reply = self._setup, settled.plan, settled.reply
+        goto: Any = setup.replied or setup.finish
+        if plan is not None:
+            update = turn.update(settled.message, *plan.replies, *reply.beside)
+            goto = (setup.replied or list(map(Send, plan.tools, plan.run))) if plan.run else setup.entry
+        elif settled.fails_format:
+            update, goto = turn.update(settled.message, *reply.beside), setup.entry
+        else:
+            update = turn.end(settled.message, *reply.beside)
+        return Command(update={**update, **reply.also}, goto=goto)
 
 
 class GateNode(_Node):
@@ -94,8 +113,9 @@ class GateNode(_Node):
         get_stream_writer()({"type": "metis_decision", **vars(decision)})
         if draft is None:
             return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
-        settled = drive(turn, respond(turn, setup.offer, decision, draft), self._ask)
-        return Command(update=turn.end(settled.message), goto=setup.finish)
+        return self._settled(
+            turn, drive(turn, respond(turn, setup.offer, decision, draft, structured=setup.structured), self._ask)
+        )
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step without blocking the event loop."""
@@ -108,8 +128,10 @@ class GateNode(_Node):
         get_stream_writer()({"type": "metis_decision", **vars(decision)})
         if draft is None:
             return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
-        settled = await adrive(turn, respond(turn, setup.offer, decision, draft), self._aask)
-        return Command(update=turn.end(settled.message), goto=setup.finish)
+        return self._settled(
+            turn,
+            await adrive(turn, respond(turn, setup.offer, decision, draft, structured=setup.structured), self._aask),
+        )
 
 
 class AskingNode(_Node):
@@ -119,31 +141,29 @@ class AskingNode(_Node):
         """Ask the model and settle its reply."""
         turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            settled = drive(turn, respond(turn, setup.offer, turn.decisions[-1]), self._ask)
+            settled = drive(
+                turn, respond(turn, setup.offer, turn.decisions[-1], structured=setup.structured), self._ask
+            )
         except GraphBubbleUp:
             raise
         except Exception as error:
             setup.rules.record_failure(turn.recorded(), error)
             raise
-        if settled.plan is None:
-            return Command(update=turn.end(settled.message), goto=setup.finish)
-        goto: Any = list(map(Send, settled.plan.tools, settled.plan.run)) or "gate"
-        return Command(update=turn.update(settled.message, *settled.plan.replies), goto=goto)
+        return self._settled(turn, settled)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model without blocking the event loop, and settle its reply."""
         turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            settled = await adrive(turn, respond(turn, setup.offer, turn.decisions[-1]), self._aask)
+            settled = await adrive(
+                turn, respond(turn, setup.offer, turn.decisions[-1], structured=setup.structured), self._aask
+            )
         except GraphBubbleUp:
             raise
         except Exception as error:
             await asyncio.to_thread(setup.rules.record_failure, turn.recorded(), error)
             raise
-        if settled.plan is None:
-            return Command(update=turn.end(settled.message), goto=setup.finish)
-        goto: Any = list(map(Send, settled.plan.tools, settled.plan.run)) or "gate"
-        return Command(update=turn.update(settled.message, *settled.plan.replies), goto=goto)
+        return self._settled(turn, settled)
 
 
 class RecordNode(_Node):
@@ -187,7 +207,11 @@ def tool_nodes(setup: Setup) -> dict[str, Runnable[Any, Any]]:
         wrap_tool_call=runner.wrap,
         awrap_tool_call=runner.awrap,
     )
-    return {name: _PlainToolNode(tool, runner, full) if _is_plain(tool) else full for name, tool in setup.tools.items()}
+    wrapped = runner.hooks is not None
+    return {
+        name: full if wrapped or not _is_plain(tool) else _PlainToolNode(tool, runner, full)
+        for name, tool in setup.tools.items()
+    }
 
 
 class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
@@ -234,6 +258,7 @@ class _Runner:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self.records = setup.rules.recorder is not None
+        self.hooks = setup.hooks if setup.hooks is not None and setup.hooks.wraps else None
         self._in_thread = {name for name, tool in setup.tools.items() if is_sync_only(tool)}
 
     def run(self, call: SentCall, execute: _Sync) -> list[Command[Any]]:
@@ -260,20 +285,30 @@ class _Runner:
 
     def wrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], ToolResult]) -> Any:
         """For `ToolNode`: run what it has prepared."""
-        if request.tool is not None and is_async_only(request.tool):
-            request = request.override(tool=cast(BaseTool, InLoop(request.tool)))
+
+        def run(asked: ToolCallRequest) -> ToolResult:
+            if asked.tool is not None and is_async_only(asked.tool):
+                asked = asked.override(tool=cast(BaseTool, InLoop(asked.tool)))
+            return execute(asked)
+
+        call, hooks = cast(SentCall, request.tool_call), self.hooks
         try:
-            return self.run(cast(SentCall, request.tool_call), lambda: execute(request))
+            return self.run(call, lambda: run(request) if hooks is None else hooks.tool_call(request, run))
         except InfrastructureError as error:
             self.record_failure(request.state, error)
             raise
 
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
         """For `ToolNode` in async runs."""
-        if request.tool is not None and request.tool.name in self._in_thread:
-            request = request.override(tool=cast(BaseTool, InThread(request.tool)))
+
+        async def run(asked: ToolCallRequest) -> ToolResult:
+            if asked.tool is not None and asked.tool.name in self._in_thread:
+                asked = asked.override(tool=cast(BaseTool, InThread(asked.tool)))
+            return await execute(asked)
+
+        call, hooks = cast(SentCall, request.tool_call), self.hooks
         try:
-            return await self.arun(cast(SentCall, request.tool_call), lambda: execute(request))
+            return await self.arun(call, lambda: run(request) if hooks is None else hooks.atool_call(request, run))
         except InfrastructureError as error:
             await asyncio.to_thread(self.record_failure, request.state, error)
             raise

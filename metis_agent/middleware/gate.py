@@ -22,6 +22,7 @@ from langchain.agents.middleware.types import (
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.channels import UntrackedValue
+from langgraph.config import get_stream_writer
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 from langgraph.types import Command
@@ -230,7 +231,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _model_call(self, request: ModelRequest[Any]) -> _ModelCall:
         turn = Turn(self._rules, request.state, self._buffer)
-        if turn.new:
+        # Without a runtime, other middleware has made the request by hand.
+        if turn.new and request.runtime is not None:
             _check_keys(request.state)
         return _ModelCall(request, turn, self._cache.offer_of(request.tools))
 
@@ -264,7 +266,7 @@ class _ModelCall:
         structured = self._request.response_format is not None
         while True:
             decision, draft = yield from decide(self.turn, self._offer)
-            self._request.runtime.stream_writer({"type": "metis_decision", **vars(decision)})
+            get_stream_writer()({"type": "metis_decision", **vars(decision)})
             settled = yield from respond(self.turn, self._offer, decision, draft, structured=structured)
             plan = settled.plan
             if plan is None:

@@ -38,6 +38,8 @@ __all__ = ["GatedCall", "RuleCache", "asking", "replaced", "reply_of"]
 logger = logging.getLogger(__name__)
 
 _ToolResult = ToolMessage | Command[Any]
+_NO_TOOL = "is not a valid tool"
+"""In what LangChain says of a call of no tool."""
 
 
 class GatedCall:
@@ -51,6 +53,7 @@ class GatedCall:
         self._buffer = buffer
         self._notes: Notes | None = request.state.get("metis_turn")
         self._started = time.perf_counter()
+        self._unknown = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -65,7 +68,9 @@ class GatedCall:
         for sent in self._notes["pending"] if self._notes else ():
             if sent["id"] == self._call["id"]:
                 if "settled" not in sent:
-                    return None
+                    self._unknown = sent.get("added", "")
+                    # The agent has such a tool, and it was not on offer.
+                    return self._refused(self._unknown) if self._unknown and self._request.tool is not None else None
                 status: Any = sent["status"]
                 return ToolMessage(sent["settled"], name=sent["name"], tool_call_id=sent["id"], status=status)
         return self._stray()
@@ -78,14 +83,18 @@ class GatedCall:
             reason = "the gate did not allow it at this step"
         if reason is None:
             return None
-        text = self._rules.block(call["name"], reason)
+        return self._refused(self._rules.block(call["name"], reason))
+
+    def _refused(self, text: str) -> ToolMessage:
         self._note("blocked", text)
-        return ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
+        return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"], status="error")
 
     def returned(self, result: _ToolResult) -> _ToolResult:
         """Note the result; it goes on as it is, but for records of another agent that the tool has asked."""
         # LangChain itself answers a call of a tool that the agent does not have.
         missing = self._request.tool is None and isinstance(result, ToolMessage) and result.status == "error"
+        if missing and self._unknown and _NO_TOOL in str(result.text):
+            return self._refused(self._unknown)
         seconds, cost = (0.0, 0.0) if missing else self._spent()
         self._keep(outcome_of(self._call, result, seconds=seconds, cost=cost, status="blocked" if missing else None)[0])
         kept: _ToolResult = without_records(result)
@@ -183,7 +192,7 @@ class RuleCache:
             )
         specs = [spec_of(tool) for tool in by_name.values()]
         terms = {name: self.terms_of(tool) for name, tool in by_name.items()}
-        return Offer(specs, terms, self._rules)
+        return Offer(specs, terms, self._rules, open=True)
 
     def _warn_once(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:

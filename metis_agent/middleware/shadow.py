@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse, ToolCallRequest
 from langchain_core.messages import ToolMessage
+from langgraph.config import get_stream_writer
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Overwrite
 
@@ -63,7 +64,7 @@ class Shadow:
 
         watched = self._try(self._open, request)
         if watched is not None:
-            self._try(drive, watched[0], self._deciding(request, watched), draft)
+            self._try(drive, watched[0], self._deciding(watched), draft)
         try:
             response = handler(request)
         except GraphBubbleUp:
@@ -84,7 +85,7 @@ class Shadow:
         watched = self._try(self._open, request)
         if watched is not None:
             try:
-                await adrive(watched[0], self._deciding(request, watched), draft)
+                await adrive(watched[0], self._deciding(watched), draft)
             except Exception as error:
                 self._count(error)
         try:
@@ -131,9 +132,9 @@ class Shadow:
         turn.messages = request.messages
         return turn, self._cache.offer_of(request.tools)
 
-    def _deciding(self, request: ModelRequest[Any], watched: _Watched) -> Step[None]:
+    def _deciding(self, watched: _Watched) -> Step[None]:
         decision, _ = yield from decide(*watched, watching=True)
-        request.runtime.stream_writer({"type": "metis_decision", **vars(decision)})
+        get_stream_writer()({"type": "metis_decision", **vars(decision)})
 
     def _noted(self, watched: _Watched | None, response: ModelResponse[Any]) -> ExtendedModelResponse[Any] | None:
         if watched is None:

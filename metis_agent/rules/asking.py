@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NotRequired, TypeVar
 
@@ -59,6 +59,10 @@ class Reply:
     """Ids of calls that have their message already: structured answers."""
     structured: Any = None
     """The structured answer."""
+    beside: tuple[ToolMessage, ...] = ()
+    """Messages that answer these calls, where they go into the conversation with the reply."""
+    also: Mapping[str, Any] = field(default_factory=dict)
+    """What else goes to state with it."""
     response: Any = None
     """The host's own."""
 
@@ -112,6 +116,11 @@ class Settled:
     """What goes into the conversation in its place."""
     plan: Plan | None = None
     """For its calls; `None` where the message ends the turn."""
+
+    @property
+    def fails_format(self) -> bool:
+        """Whether the model was told that its answer does not have the format, and may mend it."""
+        return self.plan is None and bool(self.reply.beside) and self.reply.structured is None
 
 
 Step = Generator["Ask | GateRequest", Any, _T]

@@ -21,18 +21,21 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
 from metis_agent.rules.asking import Plan, SentCall
+from metis_agent.rules.budget import ToolTerms
 from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import ending_of, open_calls, rewritten, text_of, without_calls
 from metis_agent.rules.state import Notes
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
 __all__ = [
+    "NONE_COULD_RUN",
     "CallKey",
     "call_key",
     "duplicate_of",
     "earlier_result",
     "echo_of",
     "fruitless_round",
+    "no_such_tool",
     "plan_calls",
     "progress_of",
     "stripped",
@@ -47,6 +50,9 @@ CallKey = tuple[str, str]
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=repr).encode
 _REPEATED = "This exact call was already made in this turn and was not run again. Its result was:\n"
 _STALE_ROUNDS = 3
+NONE_COULD_RUN = "no tool call of the last two messages could be run"
+_NEVER = "it is never to be called"
+_UNTOLD = ToolTerms()
 _DUPLICATE = "An identical call in the same message, {id}, runs in place of this one; its result counts for both."
 
 
@@ -96,8 +102,7 @@ def fruitless_round(notes: Notes, plan: Plan) -> dict[str, Any]:
     if not plan.slipped and all(outcome.status == "blocked" for outcome in plan.outcomes):
         loop = "all tool calls of the last message were blocked"
     elif fruitless >= 2:
-        slipped = "no tool call of the last two messages could be run"
-        loop = slipped if plan.slipped else "the same tool calls were only repeated"
+        loop = NONE_COULD_RUN if plan.slipped else "the same tool calls were only repeated"
     return {"fruitless": fruitless, "loop": loop}
 
 
@@ -154,10 +159,13 @@ def plan_calls(
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
-        slip = call.fault or (None if call.tool in offer.terms else _no_such_tool(offer))
-        reason = slip or _refusal(rules, offer, call.tool, decision, spent)
+        added, terms = offer.open and call.tool not in offer.terms, offer.terms.get(call.tool, _UNTOLD)
+        slip = call.fault or (None if added or call.tool in offer.terms else no_such_tool(offer))
+        reason = slip or (None if added else _refusal(rules, offer, call.tool, decision, spent))
+        if added and call.tool in rules.never:
+            reason = reason or _NEVER
         key = call_key(call.tool, call.arguments)
-        if reason is None and not offer.terms[call.tool].repeatable:
+        if reason is None and not terms.repeatable:
             if (same := running.get(key)) is not None:
                 _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
@@ -165,7 +173,7 @@ def plan_calls(
                 _settle(plan, call, "repeated", echo_of(_message_of(earlier, messages), call.id))
                 continue
         if not (rules.counts_calls_only and spent.calls < rules.budget.calls):
-            reason = reason or rules.budget.refuses(call.tool, offer.terms[call.tool].cost, spent)
+            reason = reason or rules.budget.refuses(call.tool, terms.cost, spent)
         if reason:
             plan.slipped |= slip is not None
             text = rules.block(call.tool, reason)
@@ -177,7 +185,7 @@ def plan_calls(
             running[key] = sent
             plan.run.append([sent])
             plan.tools.append(call.tool)
-            spent = _after_one_more(call.tool, offer.terms[call.tool].cost, spent)
+            spent = _after_one_more(call.tool, terms.cost, spent)
     return plan
 
 
@@ -206,12 +214,13 @@ def _refusal(rules: Rules, offer: Offer, tool: str, decision: GateDecision, spen
     if tool in decision.allowed:
         return None
     if tool in rules.never:
-        return "it is never to be called"
+        return _NEVER
     over_budget = rules.budget.refuses(tool, offer.terms[tool].cost, spent)
     return over_budget or "the gate did not allow it at this step"
 
 
-def _no_such_tool(offer: Offer) -> str:
+def no_such_tool(offer: Offer) -> str:
+    """What is wrong with a call of another tool."""
     return f"there is no tool of that name, only {', '.join(offer.names) or 'none at all'}"
 
 

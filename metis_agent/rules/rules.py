@@ -44,13 +44,22 @@ class Offer:
         terms: what each declares of itself.
         rules: the agent's.
         remote: names of those that only run at the model's provider.
+        open: other code may add tools that the rules do not see; a call of another name goes on, and whoever knows
+            the agent's own tools settles it.
     """
 
-    __slots__ = ("all_gated", "every", "gated", "known", "names", "remote", "specs", "terms")
+    __slots__ = ("all_gated", "every", "gated", "known", "names", "open", "remote", "specs", "terms")
 
     def __init__(
-        self, specs: Sequence[ToolSpec], terms: Mapping[str, ToolTerms], rules: Rules, remote: Collection[str] = ()
+        self,
+        specs: Sequence[ToolSpec],
+        terms: Mapping[str, ToolTerms],
+        rules: Rules,
+        remote: Collection[str] = (),
+        *,
+        open: bool = False,
     ) -> None:
+        self.open = open
         self.every = tuple(specs)
         """With those that are never to be called."""
         self.specs = tuple([spec for spec in specs if spec.name not in rules.never])

@@ -33,6 +33,8 @@ class PendingCall(TypedDict):
     """For a call that must not run: the content of its message."""
     status: NotRequired[str]
     """Of the same: of that message."""
+    added: NotRequired[str]
+    """For a call of no tool that was seen on offer: what the model reads where no other code has added one."""
 
 
 class Notes(TypedDict):

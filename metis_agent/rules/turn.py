@@ -20,7 +20,14 @@ from langgraph.types import Overwrite
 from metis_agent.recording.recorder import model_call_of
 from metis_agent.rules.answers import ask_again, fallback_answer
 from metis_agent.rules.asking import Ask, Reply, Settled, Step
-from metis_agent.rules.enforcement import fruitless_round, plan_calls, progress_of, stripped
+from metis_agent.rules.enforcement import (
+    NONE_COULD_RUN,
+    fruitless_round,
+    no_such_tool,
+    plan_calls,
+    progress_of,
+    stripped,
+)
 from metis_agent.rules.outcomes import OutcomeBuffer
 from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import (
@@ -107,6 +114,8 @@ class Turn:
         changes["refused"] = in_a_row = notes["refused"] + 1 if refused else 0
         if in_a_row >= 2:
             changes["loop"] = "all tool calls of the last two messages were refused"
+            if all(call.get("added") for call in notes["pending"]):
+                changes["loop"] = NONE_COULD_RUN
         self.change(**changes)
 
     def change(self, **fields: Any) -> None:
@@ -346,7 +355,9 @@ def respond(
     content = message.content
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
         return Settled(reply=reply, message=message)
-    if not decision.allowed or not calls or (not done and refusal_in(message) is not None):
+    # Without a tool on offer there was nothing to decide.
+    closed = not decision.allowed and (offer.specs or not offer.open or bool(turn.notes["loop"]))
+    if closed or not calls or (not done and refusal_in(message) is not None):
         return (yield from _answer(turn, offer, decision, reply, structured))
     ids = turn.notes["latest"]
     plan = plan_calls(
@@ -357,7 +368,10 @@ def respond(
     turn.outcomes += plan.outcomes
     if plan.run:
         pending = [PendingCall(id=call["id"] or "", name=call["name"], args=call["args"]) for [call] in plan.run]
-        turn.send(pending, polls=any(offer.terms[name].repeatable for name in plan.tools))
+        for sent in pending if offer.open else ():
+            if sent["name"] not in offer.terms:
+                sent["added"] = turn.rules.block(sent["name"], no_such_tool(offer))
+        turn.send(pending, polls=any(name in offer.terms and offer.terms[name].repeatable for name in plan.tools))
     elif done:
         return Settled(reply=reply, message=without_calls(message, answered))
     else:
