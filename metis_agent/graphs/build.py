@@ -199,9 +199,10 @@ def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate
     known = {message.id for message in now.values.get("messages", [])}
     answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
     goto: Any = setup.finish if answered and node != "act" else _after(node, setup, {**now.values, **values}, messages)
-    if setup.replied and (isinstance(goto, list) or goto == setup.finish):
+    if node == "act" and setup.replied and (isinstance(goto, list) or goto == setup.finish):
         goto = setup.replied
-    return update._replace(values=Command(update=values, goto=goto), as_node=node)
+    made: Any = Command(update=values, goto=goto)
+    return update._replace(values=made, as_node=node)
 
 
 def _joined(state: Mapping[str, Any], update: Mapping[str, Any]) -> Sequence[AnyMessage]:
@@ -240,13 +241,17 @@ def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence
         if notes is None or begins_anew(notes, messages) or not state.get("decisions"):
             return setup.entry
         return "act" if state["decisions"][-1].allowed else "answer"
-    asked = next((at for at in range(len(messages) - 1, -1, -1) if isinstance(messages[at], AIMessage)), None)
-    if asked is None:
+    answered = set()
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+    else:
         return setup.entry
-    answered = {message.tool_call_id for message in messages[asked:] if isinstance(message, ToolMessage)}
-    sent, calls = [], open_calls(messages[asked], answered)
+    sent, calls = [], open_calls(message, answered)
     for call in calls:
         if call["name"] in setup.tools and call["name"] not in setup.rules.never and isinstance(call["args"], dict):
             call = SentCall(name=call["name"], args=call["args"], id=call["id"], type="tool_call")
             sent.append(Send(call["name"], [call]))
-    return sent or (setup.finish if last is messages[asked] and not calls else setup.entry)
+    return sent or (setup.finish if last is message and not calls else setup.entry)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain.agents.middleware.types import ModelRequest, ModelResponse, ToolCallRequest
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
@@ -93,7 +93,7 @@ class GatedCall:
         """Note the result; it goes on as it is, but for records of another agent that the tool has asked."""
         # LangChain itself answers a call of a tool that the agent does not have.
         missing = self._request.tool is None and isinstance(result, ToolMessage) and result.status == "error"
-        if missing and self._unknown and _NO_TOOL in str(result.text):
+        if missing and self._unknown and _NO_TOOL in str(cast(ToolMessage, result).text):
             return self._refused(self._unknown)
         seconds, cost = (0.0, 0.0) if missing else self._spent()
         self._keep(outcome_of(self._call, result, seconds=seconds, cost=cost, status="blocked" if missing else None)[0])

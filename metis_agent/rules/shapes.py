@@ -155,8 +155,12 @@ def new_answer(text: str, message: AIMessage, **keywords: Any) -> AIMessage:
     Streams show a message's id once. Of what the provider has said, it keeps why the reply ended.
     """
     metadata = {key: value for key, value in message.response_metadata.items() if key in _KEPT_METADATA}
-    # Other code may look for these.
-    refused: list[Any] = [block for block in _blocks(message) if block.get("type") == "refusal"]
+    # Other code may look for these; with its id, one would be an item of the reply that is replaced.
+    refused: list[Any] = [
+        {"type": "refusal", "refusal": block.get("refusal") or ""}
+        for block in _blocks(message)
+        if block.get("type") == "refusal"
+    ]
     return AIMessage(
         [{"type": "text", "text": text}, *refused] if refused and "refusal" in keywords else text,
         name=message.name, usage_metadata=message.usage_metadata, response_metadata=metadata,
