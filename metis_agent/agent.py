@@ -262,7 +262,7 @@ def create_metis_agent(
     system_message = SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt
     hooks = None
     if middleware or response_format is not None:
-        from metis_agent.middleware.hooks import Hooks
+        from metis_agent.middleware.gate import Hooks
 
         hooks = Hooks(
             inner, settings, every, middleware=middleware, response_format=response_format,

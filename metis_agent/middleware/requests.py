@@ -33,7 +33,7 @@ from metis_agent.rules.state import Notes
 from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus, ToolOutcome
 
-__all__ = ["GatedCall", "RuleCache", "asking", "replaced", "reply_of"]
+__all__ = ["GatedCall", "RuleCache", "asking", "check_keys", "replaced", "reply_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -318,3 +318,17 @@ def _unseen(request: ModelRequest[Any], *, log_probs: bool) -> ModelRequest[Any]
     if isinstance(model, BaseChatModel):
         model = model.model_copy(update={"tags": [*(model.tags or ()), TAG_NOSTREAM]})
     return request.override(model=model, model_settings=settings)
+
+
+def check_keys(state: Mapping[str, Any]) -> None:
+    """Refuse an agent whose own state schema has taken over one of our keys.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    for key in ("decisions", "outcomes", "calls"):
+        if not isinstance(state.get(key), list):
+            raise ConfigurationError(
+                f"The agent's state has {key}={state.get(key)!r}; MetisGateMiddleware keeps a list of records there. "
+                "Rename that key in your state_schema."
+            )
