@@ -30,7 +30,7 @@ ALLOWED = {
     "tools": {"deadline"},
     "models": {"tools"},
     "recording": {"tools"},
-    "traces": {"recording", "tools"},
+    "traces": {"recording", "rules", "tools"},
     # What holds in every turn; its two hosts only translate, and know nothing of each other.
     "rules": {"deadline", "gates", "recording"},
     "graphs": {"deadline", "rules"},

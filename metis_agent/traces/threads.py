@@ -17,14 +17,16 @@ no other record is needed to ask a model again. `conversation` names what its tu
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, messages_from_dict
 
 from metis_agent.errors import InputError
+from metis_agent.rules.answers import with_all_results
 from metis_agent.traces.messages import Message
 from metis_agent.traces.registry import ModelSpan, ToolSpan, Trace
 from metis_agent.types import ModelCall, OutcomeStatus, ToolOutcome, Trajectory
@@ -183,9 +185,6 @@ def plain_text(content: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str)).strip()
 
 
-_LOST = "This call has no result: the run that made it broke off."
-
-
 @dataclass(frozen=True, kw_only=True)
 class ToolRound:
     """The tool calls that one reply of the model asked for, each with what came back."""
@@ -240,19 +239,22 @@ def steps_of(trajectory: Trajectory) -> tuple[Step, ...]:
         InputError: a message is not as LangChain writes it.
     """
     turn = _messages(trajectory, trajectory.messages)
-    seen = _with_all_results(_messages(trajectory, trajectory.history))
-    results = {message.tool_call_id: message for message in turn if isinstance(message, ToolMessage)}
-    outcomes = {outcome.call_id: outcome for outcome in trajectory.outcomes}
-    records = _records(turn, trajectory.calls)
+    seen: list[BaseMessage] = list(with_all_results(_messages(trajectory, trajectory.history)))
+    whole = list(with_all_results(turn))
+    given = set(map(id, turn))
+    outcomes: dict[str, list[ToolOutcome]] = {}
+    for outcome in trajectory.outcomes:  # some models number their calls anew in every message
+        outcomes.setdefault(outcome.call_id, []).append(outcome)
+    records = _records(whole, trajectory.calls)
     steps: list[Step] = []
     ended = False
-    for position, message in enumerate(turn):
-        if isinstance(message, ToolMessage):
-            continue  # stands after its call, below
+    for position, message in enumerate(whole):
         if isinstance(message, AIMessage):
             asked = _calls_of(message)
+            after = itertools.takewhile(lambda it: isinstance(it, ToolMessage), whole[position + 1 :])
+            results = {it.tool_call_id: it for it in after if isinstance(it, ToolMessage) and id(it) in given}
             found = [results.get(call["id"]) for call in asked]
-            last = not any(isinstance(later, AIMessage) for later in turn[position + 1 :])
+            last = not any(isinstance(later, AIMessage) for later in whole[position + 1 :])
             ended = last and not any(found)
             if ended or any(found):
                 steps.append(
@@ -264,10 +266,7 @@ def steps_of(trajectory: Trajectory) -> tuple[Step, ...]:
                         model_call=records.get(position),
                     )
                 )
-            seen.append(message)
-            seen += [result or _lost(call) for call, result in zip(asked, found, strict=True)]
-        else:
-            seen.append(message)
+        seen.append(message)
     if not ended:
         steps.append(Step(index=len(steps), messages=tuple(seen), reply=None, round=None))
     return tuple(steps)
@@ -287,30 +286,13 @@ def _calls_of(message: AIMessage) -> list[dict[str, Any]]:
     return [dict(call) for call in (*message.tool_calls, *message.invalid_tool_calls)]
 
 
-def _with_all_results(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
-    """Each call followed by its results, and no result without a call."""
-    messages = list(messages)
-    results = {message.tool_call_id: message for message in messages if isinstance(message, ToolMessage)}
-    mended: list[BaseMessage] = []
-    for message in messages:
-        if isinstance(message, ToolMessage):
-            continue
-        mended.append(message)
-        if isinstance(message, AIMessage):
-            mended += [results.get(call["id"]) or _lost(call) for call in _calls_of(message)]
-    return mended
-
-
-def _lost(call: Mapping[str, Any]) -> ToolMessage:
-    return ToolMessage(_LOST, name=call["name"] or "unnamed", tool_call_id=call["id"] or "", status="error")
-
-
 def _round(
-    asked: Sequence[Mapping[str, Any]], found: Sequence[ToolMessage | None], outcomes: Mapping[str, ToolOutcome]
+    asked: Sequence[Mapping[str, Any]], found: Sequence[ToolMessage | None], outcomes: Mapping[str, list[ToolOutcome]]
 ) -> ToolRound:
     return ToolRound(
         outcomes=tuple(
-            outcomes.get(call["id"] or "") or _outcome(call, result) for call, result in zip(asked, found, strict=True)
+            outcomes[call["id"]].pop(0) if outcomes.get(call["id"] or "") else _outcome(call, result)
+            for call, result in zip(asked, found, strict=True)
         )
     )
 
@@ -319,7 +301,7 @@ def _outcome(call: Mapping[str, Any], result: ToolMessage | None) -> ToolOutcome
     """What the messages say of a call that has no outcome on record."""
     status: OutcomeStatus = "ok" if result is not None and result.status == "success" else "error"
     arguments = call["args"] if isinstance(call["args"], Mapping) else {}
-    content = _LOST if result is None else str(result.text)
+    content = "" if result is None else str(result.text)
     return ToolOutcome(
         call_id=call["id"] or "", tool=call["name"] or "", arguments=arguments, status=status, content=content
     )

@@ -96,9 +96,25 @@ def test_a_missing_result_is_said_and_one_that_nothing_asked_for_is_left_out():
     first, second = steps_of(record)
     assert kinds(first) == ["human", "ai", "tool", "human", "human"]
     assert kinds(second)[-3:] == ["ai", "tool", "tool"]
-    assert [message.tool_call_id for message in second.messages[-2:]] == ["a", "b"]
-    assert "no result" in second.messages[-2].text
+    # As a prompt is completed in service: results in the order in which they came, then what is missing.
+    assert [message.tool_call_id for message in second.messages[-2:]] == ["b", "a"]
+    assert "no result" in second.messages[-1].text
     assert [outcome.status for outcome in first.round.outcomes] == ["error", "ok"]
+
+
+def test_calls_that_are_numbered_anew_in_every_message_keep_their_own_results():
+    outcomes = tuple(
+        ToolOutcome(call_id="1", tool="look", arguments={}, status=status, content=text)
+        for status, text in (("ok", "one"), ("error", "two"))
+    )
+    record = run(
+        HumanMessage("q"), asking("1"), result("1", "one"), asking("1"), result("1", "two"), AIMessage("done"),
+        history=[HumanMessage("p"), asking("1"), result("1", "old"), AIMessage("so")], outcomes=outcomes,
+    )  # fmt: skip
+    first, second, third = steps_of(record)
+    assert [message.text for message in third.messages if message.type == "tool"] == ["old", "one", "two"]
+    assert [step.round.outcomes[0].content for step in (first, second)] == ["one", "two"]
+    assert [step.round.outcomes[0].status for step in (first, second)] == ["ok", "error"]
 
 
 def test_each_reply_has_its_model_call_and_drafts_are_passed_over():
