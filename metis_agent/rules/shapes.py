@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, Tool
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "has_answer", "joined", "new_answer", "no_tools_choice", "open_calls",
     "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results", "without_calls",
+    "without_last_thoughts",
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall
@@ -173,6 +174,16 @@ def joined(first: AIMessage, second: AIMessage) -> AIMessage:
     if not isinstance(first.content, list) or not isinstance(second.content, list):
         return second
     return second.model_copy(update={"content": [*first.content, *second.content]})
+
+
+def without_last_thoughts(message: AIMessage) -> AIMessage:
+    """The reply without thoughts that nothing follows: what they led to is not there any more, or never was."""
+    if not isinstance(message.content, list):
+        return message
+    kept: list[Any] = list(message.content)
+    while kept and _says_nothing(kept[-1]):
+        kept.pop()
+    return message if len(kept) == len(message.content) else message.model_copy(update={"content": kept})
 
 
 def provider_calls(message: AIMessage) -> list[ProviderCall]:
@@ -360,6 +371,14 @@ def _inner(block: Mapping[str, Any]) -> Mapping[str, Any]:
     """The block itself; where LangChain has wrapped one that it does not know, that one."""
     value = block.get("value")
     return value if block.get("type") == "non_standard" and isinstance(value, Mapping) else block
+
+
+def _says_nothing(block: Any) -> bool:
+    """A thought, or a blank text, which clients leave out."""
+    if isinstance(block, str):
+        return not block.strip()
+    kind = _inner(block).get("type")
+    return kind in _THOUGHTS or (kind == "text" and not str(block.get("text") or "").strip())
 
 
 def _get(value: Any, key: str) -> Any:

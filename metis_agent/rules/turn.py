@@ -39,6 +39,7 @@ from metis_agent.rules.shapes import (
     provider_calls,
     refusal_in,
     without_calls,
+    without_last_thoughts,
 )  # fmt: skip
 from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes
 from metis_agent.types import (
@@ -402,7 +403,7 @@ def _answer(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, stru
         after: tuple[AnyMessage, ...] = (ask_again(structured=structured),)
         if message is not None and message.content and provider_calls(message) and ending_of(message) != "paused":
             # What has been found at the provider is not lost.
-            after = (message, *after)
+            after = (without_last_thoughts(message), *after)
         reply = yield Ask(node="answer", after=after, again=True)
         turn.take_reply(reply.message, "answer", offer)
         message, blocked = stripped(turn.rules, reply.message, reply.answered)

@@ -15,6 +15,7 @@ from metis_agent.rules.shapes import (
     text_of,
     with_free_results,
     without_calls,
+    without_last_thoughts,
 )
 
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
@@ -264,3 +265,13 @@ def test_which_clients_can_forbid_tools():
     assert no_tools_choice(ChatDeepSeek()) == "none"
     assert no_tools_choice(ChatAnthropic()) == {"type": "none"}
     assert no_tools_choice(object()) is None
+
+
+def test_thoughts_that_nothing_follows_are_taken_out():
+    thought, found = {"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "web_search_tool_result"}
+    wrapped = {"type": "non_standard", "value": {"type": "redacted_thinking", "data": "x"}}
+    for last in ([thought], [thought, {"type": "text", "text": " "}], [wrapped, thought, ""]):
+        assert without_last_thoughts(AIMessage([thought, found, *last])).content == [thought, found]
+    for kept in ("text", [thought, found], [thought, {"type": "text", "text": "so"}]):
+        message = AIMessage(kept)
+        assert without_last_thoughts(message) is message
