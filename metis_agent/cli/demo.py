@@ -186,14 +186,18 @@ def run_demo(
         MissingDependencyError: the `train` extra is not installed.
         ConfigurationError: the folder holds a stopped run with other settings, or other files.
     """
-    prepare_training()
-    started = time.perf_counter()
     its = DEMO_WORLDS[world]
     folder, steps, questions = folder or its.folder, steps or its.steps, questions or its.questions
+    if (folder / "metrics.json").exists() and not fresh:
+        console.print(f"The run in {folder} is finished, and stays as it is; --fresh makes it again.")
+        _say_what_next(console, folder, world)
+        return
+    prepare_training()
+    started = time.perf_counter()
     settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
     prepare_folder(
         folder, settings if world == "almanac" else {**settings, "world": world}, console, parts=_PARTS,
-        option="--folder", fresh=fresh or (folder / "metrics.json").exists(),
+        option="--folder", fresh=fresh,
     )  # fmt: skip
     console.print(f"{its.introduction}\n")
     experiment = its.experiment(folder, seed, steps, questions)
@@ -221,6 +225,16 @@ def run_demo(
     write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
     places = [f"Figures: {folder / 'metrics.json'}", f"curve: {folder / 'curve.png'}", further]
     console.print("\n" + "   ".join([*filter(None, places), f"policy: {experiment.policy}"]))
+    _say_what_next(console, folder, world)
+
+
+def _say_what_next(console: Console, folder: Path, world: WorldName) -> None:
+    stores = f"--store {folder}/trajectories/hdpo --before {folder}/trajectories/cold_start"
+    steps = [f"metis report {stores} --history {folder}/metrics.json --out report.html"]
+    if world == "almanac":
+        steps.insert(0, 'metis ask "What is 21 + 34?"')
+    steps.append("metis rollout --help   (your own agent)")
+    console.print("Next: " + "\n      ".join(steps), soft_wrap=True, highlight=False)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

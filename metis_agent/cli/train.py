@@ -166,7 +166,7 @@ def show_figures(console: Console, figures: dict[str, object], title: str) -> No
     console.print(shown)
     console.print(
         f"At the threshold {at['threshold']:.3f}: a tool on {at['tool_rate']:.1%} of the questions; "
-        f"redundant {at['redundant']:.1%}, harmful {at['harmful']:.1%}, necessary {at['necessary']:.1%}, "
+        f"redundant {at['redundant']:.1%} (harmful {at['harmful']:.1%}), necessary {at['necessary']:.1%}, "
         f"missed {at['missed']:.1%}."
     )
 

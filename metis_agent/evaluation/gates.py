@@ -349,13 +349,15 @@ def _ranking(scored: Scored, table: OutcomeTable, draws: Resamples) -> dict[str,
 def _at_threshold(
     called: NDArray[np.bool_], direct: Float, tool: Float, scored: Scored, table: OutcomeTable, draws: Resamples
 ) -> dict[str, Any]:
-    """Shares of all questions: redundant calls (both right), harmful, necessary, and neither right."""
+    """Shares of all questions: redundant calls (the direct answer is right; of them harmful ones, where the tool's is
+    not), necessary ones, and those where neither is right.
+    """
     rows = np.arange(len(table))
     action = np.where(called, scored.tool, 0)
     columns = {
         "accuracy": table.correct[rows, action],
         "tool_rate": called.astype(np.float64),
-        "redundant": called * direct * tool,
+        "redundant": called * direct,
         "harmful": called * direct * (1 - tool),
         "necessary": called * (1 - direct) * tool,
         "neither": called * (1 - direct) * (1 - tool),

@@ -2,8 +2,7 @@
 
 The backend of rollouts and of the offline world. Every reply carries a token record: the exact prompt and
 completion ids and the log-probabilities as sampled. Concurrent calls are batched together.
-A tiny model runs fastest with one thread a process (`torch.set_num_threads(1)`, or OMP_NUM_THREADS=1); that
-setting is the process's, so this library leaves it alone.
+A tiny model runs fastest with one thread: where one is loaded onto the processor, the process is set to that.
 """
 
 from __future__ import annotations
@@ -38,6 +37,9 @@ from metis_agent.models.vision import ImageReader
 from metis_agent.models.wire import TOOL_CALL_OPENING, ToolSchemas, names_of, resolve_tool_choice
 
 __all__ = ["OFFERS_TOOLS_WHEN_DIRECT", "LocalChatModel"]
+
+_TINY = 20_000_000
+"""Weights; above that a second thread pays."""
 
 OFFERS_TOOLS_WHEN_DIRECT = "offers_tools_when_direct"
 """Key of a model's `config.json`: it was trained to answer directly with the tools in its prompt."""
@@ -146,6 +148,8 @@ class LocalChatModel(BaseChatModel):
             CheckpointError: The folder is missing, truncated or not a language model.
         """
         loaded = load_checkpoint(path, device=device, dtype=dtype)
+        if loaded.model.device.type == "cpu" and loaded.model.num_parameters() < _TINY:
+            torch.set_num_threads(1)
         parts = {"model": loaded.model, "tokenizer": loaded.tokenizer, "processor": loaded.processor}
         return cls(**{"model_name": str(path), **options, **parts})
 

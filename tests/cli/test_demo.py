@@ -53,6 +53,14 @@ def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) ->
     assert metrics["cold_start"]["redundant_rate"] == 1.0
     assert [entry["step"] for entry in metrics["history"]] == [1]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "Next: metis ask" in again.stdout
+
+    # A finished run is not run again, and not deleted, unless somebody says so.
+    written = (folder / "metrics.json").stat().st_mtime_ns
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, (folder / "metrics.json").stat().st_mtime_ns) == (0, written)
+    assert "--fresh" in finished.stdout
+    assert "metis report --store" in finished.stdout
 
 
 def test_help_teaches_the_first_step() -> None:
