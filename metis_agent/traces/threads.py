@@ -21,9 +21,9 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, messages_from_dict
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage, messages_from_dict
 
 from metis_agent.errors import InputError
 from metis_agent.rules.answers import with_all_results
@@ -272,9 +272,9 @@ def steps_of(trajectory: Trajectory) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _messages(trajectory: Trajectory, records: Sequence[Mapping[str, Any]]) -> list[BaseMessage]:
+def _messages(trajectory: Trajectory, records: Sequence[Mapping[str, Any]]) -> list[AnyMessage]:
     try:
-        return messages_from_dict([dict(record) for record in records])
+        return cast("list[AnyMessage]", messages_from_dict([dict(record) for record in records]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"trajectory {trajectory.id!r} holds a message that LangChain can't read: {error}. "
