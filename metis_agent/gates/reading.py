@@ -78,12 +78,12 @@ _UNSPACED = (
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _PLAIN = str.maketrans(
-    "\u2018\u2019\u201c\u201d\u00ab\u00bb\u2010\u2011\u2013\u2014\u2212"
-    "\u060c\u061b\u061f\u06d4\u066b\u066c\u0964\u3001\u3002\u00bf\u00a1",
-    '\'\'""""-----,;?..,.,.?!',
+    "\u2212\u060c\u061b\u061f\u06d4\u066b\u066c\u0964\u3001\u3002\u00bf\u00a1",
+    "-,;?..,.,.?!",
     "\u00ad\u0640\u200b\u200c\u200d\u200e\u200f\u2060\ufeff",
 )
-"""Punctuation of other scripts as ASCII's; what is not seen (soft hyphens, joiners, marks of direction) goes."""
+"""Punctuation of other scripts as ASCII's, but for quotes and dashes, whose style tells where a text comes from; what
+is not seen (soft hyphens, joiners, marks of direction) goes."""
 
 _FUNCTION_WORDS = frozenset(
     """
