@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -14,6 +15,7 @@ from langgraph.types import Command, interrupt
 from typing_extensions import TypedDict
 
 from metis_agent.agent import create_metis_agent
+from metis_agent.gates import NeverGate
 from metis_agent.graphs.build import MetisState
 from tests.fakes import call, calling, model
 from tests.looking import ask, look, looking, thread
@@ -160,3 +162,15 @@ def test_ai_messages_survive(caplog):
     agent = create_metis_agent(model(AIMessage("ok", response_metadata={"model_name": "m"}, id="kept")))
     final = agent.invoke(ask())["messages"][-1]
     assert (final.id, final.response_metadata["model_name"]) == ("kept", "m")
+
+
+def test_a_chat_model_within_a_sequence():
+    """As a supervisor puts its workers' names into messages."""
+    chat = model(calling(call("look", query="x")), "it is x")
+    named = RunnableLambda(lambda asked: asked) | chat.bind_tools([look]) | RunnableLambda(lambda said: said)
+    assert create_metis_agent(named, [look]).invoke(ask())["messages"][-1].text == "it is x"
+    assert [asked.tools for asked in chat.asked] == [("look",)] * 2
+    chat = model("hello")
+    sequence = RunnableLambda(lambda asked: asked) | chat
+    assert create_metis_agent(sequence, [look], gate=NeverGate()).invoke(ask())["messages"][-1].text == "hello"
+    assert chat.asked[0].tools == ()

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, AnyMessage, SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
+from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase, RunnableSequence
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
@@ -163,9 +163,10 @@ class Bindings:
         self._acting: dict[tuple[tuple[str, ...], bool], BoundModel] = {}
         self._drafting: dict[tuple[bool, bool], BoundModel] = {}
         settings = {key: value for key, value in self._settings.items() if key not in _ONLY_WITH_TOOLS}
-        self._bare = BoundModel(self._model.bind(**settings) if settings else self._model)
+        inner = self._model.model if isinstance(self._model, _InSequence) else self._model
+        self._bare = BoundModel(self._model.bind(**settings) if settings or inner is not self._model else self._model)
         self._keeps = getattr(self._model, "offers_tools_when_direct", None)
-        self._no_tools = "none" if self._keeps else no_tools_choice(self._model)
+        self._no_tools = "none" if self._keeps else no_tools_choice(inner)
         if tools:
             self.acting(tuple(self._tools), required=False)
 
@@ -220,11 +221,38 @@ class Bindings:
             ) from error
 
 
+class _InSequence:
+    """A chat model with what goes before and after it."""
+
+    logprobs = False
+    """Settings of a call reach a sequence's first step only."""
+
+    def __init__(self, before: Sequence[Any], model: Any, after: Sequence[Any]) -> None:
+        self._before, self.model, self._after = before, model, after
+        self.offers_tools_when_direct = getattr(model, "offers_tools_when_direct", None)
+
+    def bind(self, **settings: Any) -> Runnable[Any, Any]:
+        """The sequence with the chat model bound to these settings."""
+        model = self.model.bind(**settings) if settings else self.model
+        return RunnableSequence(*self._before, model, *self._after)
+
+    def bind_tools(self, tools: Sequence[Any], **settings: Any) -> Runnable[Any, Any]:
+        """The sequence with the chat model bound to these tools."""
+        return RunnableSequence(*self._before, self.model.bind_tools(tools, **settings), *self._after)
+
+
 def taken_apart(model: Any) -> tuple[Any, dict[str, Any], Sequence[Mapping[str, Any]]]:
     """A model, the settings that it was bound to, and the tools among them.
 
-    To bind tools to a model that was bound before is to lose what it was bound to.
+    To bind tools to a model that was bound before is to lose what it was bound to. In a sequence (a supervisor names
+    its workers in messages so) it is the chat model that is bound.
     """
+    if isinstance(model, RunnableSequence):
+        place = next((at for at, step in enumerate(model.steps) if hasattr(taken_apart(step)[0], "bind_tools")), None)
+        if place is None:
+            return model, {}, ()
+        inner, settings, tools = taken_apart(model.steps[place])
+        return _InSequence(model.steps[:place], inner, model.steps[place + 1 :]), settings, tools
     if not isinstance(model, RunnableBinding) or model.config_factories or not hasattr(model.bound, "bind_tools"):
         return model, {}, ()
     settings = dict(model.kwargs)
