@@ -401,9 +401,10 @@ def _answer(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, stru
     turn.outcomes += blocked
     if not reply.ends_turn(message):
         after: tuple[AnyMessage, ...] = (ask_again(structured=structured),)
-        if message is not None and message.content and provider_calls(message) and ending_of(message) != "paused":
+        kept = None if message is None else without_last_thoughts(message)
+        if kept is not None and kept.content and provider_calls(kept) and ending_of(kept) != "paused":
             # What has been found at the provider is not lost.
-            after = (without_last_thoughts(message), *after)
+            after = (kept, *after)
         reply = yield Ask(node="answer", after=after, again=True)
         turn.take_reply(reply.message, "answer", offer)
         message, blocked = stripped(turn.rules, reply.message, reply.answered)

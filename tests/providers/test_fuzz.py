@@ -94,6 +94,11 @@ def test_hundreds(bench, host):
     assert not faults_in(bench, host, range(100))
 
 
+@pytest.mark.parametrize("host", HOSTS)
+def test_those_that_found_something(bench, host):
+    assert not faults_in(bench, host, [211, 227, 558, 731])
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
