@@ -169,7 +169,9 @@ def plan_calls(
             if (same := running.get(key)) is not None:
                 _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
-            if not running and (earlier := earlier_result(key, latest)):
+            # A call of no tool that was seen on offer may run nowhere, so it is nothing that another runs after.
+            beside = any(name in offer.terms for name, _ in running)
+            if not beside and (earlier := earlier_result(key, latest)):
                 _settle(plan, call, "repeated", echo_of(_message_of(earlier, messages), call.id))
                 continue
         if not (rules.counts_calls_only and spent.calls < rules.budget.calls):
