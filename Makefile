@@ -84,7 +84,7 @@ notebooks: $(VENV)/installed ## run the notebooks again and keep what they print
 	$(RUN)/python -m tests.notebooks
 
 unit: $(VENV)/installed ## all tests, on two processes
-	$(RUN)/pytest -n 2 --dist loadfile
+	$(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-exhaustive: $(VENV)/installed ## whole products of cases and long fuzzing, which `make test` samples (hours): TESTS=...
 	$(RUN)/pytest -n 2 --dist loadfile -m exhaustive $(TESTS)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from metis_agent.recording.store import TrajectoryStore
 
 NUMBERS = (
@@ -19,6 +21,7 @@ def metis(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from metis_agent.cli import main; main()", *arguments]
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     command = metis("demo", "--folder", str(folder), "--steps", "1", "--questions", "10")

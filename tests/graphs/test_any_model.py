@@ -242,5 +242,5 @@ def test_thousands_of_models_and_gates(flavour, wants_draft):
     assert max(steps for _, steps, _ in seen) >= 4
 
 
-BEHAVIOURS = 600
-"""For each of four cases: 2,400 together."""
+BEHAVIOURS = 300
+"""For each of four cases: 1,200 together."""

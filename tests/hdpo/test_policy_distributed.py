@@ -49,11 +49,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return launched(tmp_path_factory.mktemp("alone") / "run", 1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(
     "config",
-    [pytest.param("cpu", marks=pytest.mark.exhaustive), "fsdp", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)],
+    ["cpu", "fsdp", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)],
 )
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: dict[str, Any], config: str) -> None:
     """Rollouts split into segments here; "gdpo" normalises over the batch, so over both processes.

@@ -122,8 +122,8 @@ def structured_benches():
     return [Bench(budget, response_format=ToolStrategy(Verdict)) for budget in BUDGETS]
 
 
-# 1,800 scripts of up to five replies, in parts that stay far from the time limit of a test on a busy machine.
-@pytest.mark.parametrize(("flavour", "examples"), [("sync", 300), ("async", 60)])
+# 800 scripts of up to five replies, in parts that stay far from the time limit of a test on a busy machine.
+@pytest.mark.parametrize(("flavour", "examples"), [("sync", 120), ("async", 40)])
 @pytest.mark.parametrize("place", PLACES)
 def test_whatever_the_model_does(benches, place, flavour, examples):
     @settings(max_examples=examples, deadline=None)

@@ -35,7 +35,7 @@ TOOLS = tuple(ToolSpec(name=name, description=text) for name, text in DESCRIPTIO
 QUICK = GradientTraining(epochs=1, batch_size=16, learning_rate=3e-3)
 
 # Training takes seconds, and minutes on a machine that is busy with other things.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def request(text: str, tools: tuple[ToolSpec, ...] = TOOLS) -> GateRequest:

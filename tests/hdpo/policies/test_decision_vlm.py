@@ -33,7 +33,7 @@ from tests.hdpo.policies.tiny import tokenizer
 TOOL = ToolSpec(name="wiki", description="looks up facts")
 
 # Training takes seconds, and minutes on a machine that is busy with other things.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class StillsProcessor(Qwen3VLProcessor):

@@ -23,7 +23,7 @@ from metis_agent.tools.sandboxes import (
     UnsafeSandboxWarning,
     choose,
     diagnose,
-    landlock,
+    local,
     open_sandbox,
 )
 from metis_agent.tools.sandboxes.choose import failures
@@ -72,7 +72,7 @@ def test_the_first_that_works(sandbox: Sandbox) -> None:
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bubblewrap, and a kernel without Landlock."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(landlock, "supported_abi", lambda: 0)
+    monkeypatch.setattr(local, "supported_abi", lambda: 0)
 
 
 def test_refused_with_reasons(bare_machine: None) -> None:

@@ -81,6 +81,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(uninterrupted: Path
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_training_changes_the_policy_and_every_rollout_says_which_weights_made_it(uninterrupted: Path) -> None:
     start, end = (load_file(folder / "model.safetensors") for folder in (COLD_START, uninterrupted / "policy"))
     assert max(float((end[name] - start[name]).abs().max()) for name in end) > 1e-4

@@ -41,6 +41,7 @@ SMALL = replace(
 )
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_the_folder_loads(tmp_path: Path) -> None:
     losses: list[float] = []
     train_cold_start(tmp_path, SMALL, progress=lambda step, loss, model: losses.append(loss))
