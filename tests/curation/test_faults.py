@@ -147,7 +147,7 @@ SOUND = {
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[list[BaseTool]]:
-    sandboxed = PythonTool(limits=SandboxLimits(seconds=3.0), max_sessions=4)
+    sandboxed = PythonTool(limits=SandboxLimits(seconds=10.0), max_sessions=4)
     documents = [Document(id="1", title="figs", text="Figs are sweet."), Document(id="2", title="steer", text=STEERING)]
     found = TextSearchTool(
         backend=CorpusSearch.build(documents), limit=1, label="", template="{text}", no_results="Nothing."

@@ -121,7 +121,7 @@ def _arguments(*, own_uids: bool, bound: Sequence[str], work: str) -> list[str]:
     else:
         arguments.append("--unshare-user")
     # Writable for the packages that are imported beforehand; each session mounts its own over it.
-    arguments += ["--tmpfs", work]
+    arguments += ["--tmpfs", work, "--setenv", "TMPDIR", work]
     if own_uids:
         # Folders that bubblewrap makes on the way to a bound one are otherwise closed to other uids.
         for folder in sorted({str(parent) for path in bound for parent in PurePath(path).parents} - {"/"}):
