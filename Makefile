@@ -38,7 +38,7 @@ lock: ## write constraints.txt anew with today's releases; then make test
 	printf '%s\n' pip setuptools wheel editables "torch==$(TORCH)" | build/lock/bin/uv pip compile --universal --upgrade --extra dev \
 	  --no-annotate --custom-compile-command "make lock" --output-file $(LOCK) pyproject.toml - >/dev/null
 
-demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (about 4 minutes)
+demo: $(VENV)/installed ## train the tiny agent by HDPO and show before and after (5 to 10 minutes)
 	$(RUN)/metis demo
 
 demo-vision: $(VENV)/installed ## the same about pictures: the sign read at a glance, the tiny one cropped, then read (3 minutes)
