@@ -1,6 +1,5 @@
 """Every rule of a turn holds in both hosts, sync and async: in our own graph, and behind `create_agent`."""
 
-import asyncio
 import logging
 import threading
 import time
@@ -8,13 +7,11 @@ from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
-from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from metis_agent import MetisGateMiddleware, create_metis_agent
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
 from metis_agent.recording.recorder import Recorder
@@ -22,45 +19,9 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, make_tools, statuses
+from tests.middleware.helpers import Only, answered, statuses
 
 THREAD = {"configurable": {"thread_id": "t"}}
-
-
-@pytest.fixture(params=["graph", "middleware"])
-def make(request):
-    """Makes an agent of either kind."""
-
-    def make(chat, tools, gate=None, *, checkpointer=None, **options):
-        if request.param == "graph":
-            return create_metis_agent(chat, tools, gate=gate, checkpointer=checkpointer, **options)
-        gate = MetisGateMiddleware(gate or Only(*[one.name for one in tools]), **options)
-        return create_agent(chat, tools, middleware=[gate], checkpointer=checkpointer)
-
-    return make
-
-
-@pytest.fixture(params=["sync", "async"])
-def go(request):
-    """Runs one turn, in either flavour."""
-
-    def go(agent, text="q", config=None):
-        question = {"messages": [HumanMessage(text)]} if isinstance(text, str) else text
-        return (
-            agent.invoke(question, config) if request.param == "sync" else asyncio.run(agent.ainvoke(question, config))
-        )
-
-    return go
-
-
-@pytest.fixture
-def ran():
-    return []
-
-
-@pytest.fixture
-def tools(ran):
-    return make_tools(ran)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from metis_agent.gates.features import BUCKETS
 from tests.fakes import call, calling, model
 from tests.gates.test_artefact import DECISION, write
 from tests.middleware.helpers import make_tools
-from tests.rules.test_both_hosts import go, make  # noqa: F401
 
 SHAPES = {
     "idf": [BUCKETS], "text_weights": [3, BUCKETS], "number_weights": [3, 11], "number_mean": [11],
@@ -48,7 +47,7 @@ def both_called():
         ({"always": ["look"], "ungated": ["pay"]}, ("look", "pay")),
     ],
 )
-def test_with_a_trained_gate(trained, make, go, lists, offered):  # noqa: F811
+def test_with_a_trained_gate(trained, make, go, lists, offered):
     ran = []
     agent = make(both_called(), make_tools(ran), trained, **lists)
     state = go(agent)
