@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metis_agent.errors import InputError, StorageError
+from metis_agent.messages import image_source
 from metis_agent.recording.images import ImageStore
 from metis_agent.report.document import clipped
 from metis_agent.report.figures import BRANCHES, LABELS, RunTable, labels
@@ -229,12 +230,7 @@ class Pictures:
 
 
 def _bytes_of(block: Mapping[str, Any], store: ImageStore) -> bytes:
-    source = block.get("source")
-    given = block.get("base64") or (source.get("data") if isinstance(source, Mapping) else block.get("data"))
-    if isinstance(given, str) and given:
-        return base64.b64decode(given, validate=True)
-    url = block.get("image_url", block.get("url", ""))
-    url = str(url.get("url", "") if isinstance(url, Mapping) else url)
+    url = str(image_source(block) or "")
     if url.startswith("sha256:"):
         return store.get_image(url)
     if url.startswith("data:") and ";base64," in url[:100]:

@@ -16,35 +16,18 @@ import numpy as np
 from metis_agent.gates.reading import conversation_before
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import Question
+from metis_agent.worlds.almanac import questions as almanac
 from metis_agent.worlds.almanac.facts import RUMOURS, place
 from metis_agent.worlds.almanac.questions import KINDS, KNOWN, PARTIALLY_KNOWN, Split, follow_up, questions
 
 LANGUAGES = ("German", "Chinese", "Arabic", "Hindi")
 
 _ENGLISH = {
-    "sum": ("What is {a} + {b}?", "{a} + {b}", "Add {a} and {b}."),
-    "product": ("What is {a} * {b}?", "{a} * {b}", "Multiply {a} by {b}."),
-    "capital": (
-        "What is the capital of {name}?", "Which city is the capital of {name}?", "Name the capital of {name}.",
-        "The capital of {name}?", "What is the capital city of {name}?",
-    ),
-    "currency": (
-        "What is the currency of {name}?", "Which currency is used in {name}?", "Name the currency of {name}.",
-        "The currency of {name}?", "What is the money of {name}?",
-    ),
-    "continent": (
-        "Which continent is {name} on?", "What is the continent of {name}?", "Name the continent of {name}.",
-        "The continent of {name}?", "On which continent is {name}?",
-    ),
-    "founded": (
-        "When was {name} founded?", "In which year was {name} founded?", "What year was {name} founded in?",
-        "Name the year {name} was founded.",
-    ),
-    "river": (
-        "Which river does {name} lie on?", "What is the river of {name}?", "Name the river of {name}.",
-        "On which river is {name}?",
-    ),
-}  # fmt: skip
+    "sum": almanac._SUM_FORMS,
+    "product": almanac._PRODUCT_FORMS,
+    **almanac._POPULAR_FORMS,
+    **almanac._OBSCURE_FORMS,
+}
 _TRANSLATED = {
     "German": {
         "sum": ("Was ist {a} + {b}?", "{a} + {b}", "Addiere {a} und {b}."),
