@@ -29,6 +29,9 @@ __all__ = [
     "TrajectoryStatus",
 ]
 
+READ_ONLY_KEYS = ("read_only", "readOnlyHint")
+"""Where a tool's metadata says that it only reads: ours, and MCP's."""
+
 TOKEN_RECORD = "token_record"
 """Key of `AIMessage.response_metadata` under which a recording chat model leaves its exact tokens.
 

@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from metis_agent.audit.accounting import Amount, AuditedCall, AuditedTurn, Effect, Prices
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.traces.threads import Step, steps_of
-from metis_agent.types import Trajectory
+from metis_agent.types import READ_ONLY_KEYS, Trajectory
 
 __all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "survey", "tokens_of"]
 
@@ -338,7 +338,7 @@ def _declared(definition: Mapping[str, Any]) -> bool | None:
     for part in (definition, function if isinstance(function, Mapping) else {}):
         for place in (part, part.get("metadata"), part.get("annotations")):
             if isinstance(place, Mapping):
-                for key in ("read_only", "readOnlyHint"):
+                for key in READ_ONLY_KEYS:
                     if isinstance(place.get(key), bool):
                         return bool(place[key])
     return None

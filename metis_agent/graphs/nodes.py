@@ -31,7 +31,7 @@ from metis_agent.deadline import arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import BoundModel, Setup
 from metis_agent.rules.answers import sendable
-from metis_agent.rules.asking import Ask, Reply, SentCall, Settled
+from metis_agent.rules.asking import Ask, Reply, SentCall, Settled, Step
 from metis_agent.rules.outcomes import (
     InLoop,
     InThread,
@@ -43,7 +43,7 @@ from metis_agent.rules.outcomes import (
 )
 from metis_agent.rules.state import check_question
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
-from metis_agent.types import OutcomeStatus
+from metis_agent.types import GateDecision, OutcomeStatus
 
 __all__ = ["AskingNode", "GateNode", "RecordNode", "tool_nodes"]
 
@@ -82,6 +82,10 @@ class _Node(Runnable[Mapping[str, Any], Any]):
         model, prompt = self._form(turn, wanted)
         return Reply(message=await model.ainvoke(prompt))
 
+    def _reply(self, turn: Turn, decision: GateDecision, reply: Reply | None = None) -> Step[Settled]:
+        """The steps to a settled reply; a `reply` that is there is not asked for."""
+        return respond(turn, self._setup.offer, decision, reply, structured=self._setup.structured)
+
     def _settled(self, turn: Turn, settled: Settled) -> Command[Any]:
         """What a settled reply writes to state, and where the run goes."""
         setup, plan, reply = self._setup, settled.plan, settled.reply
@@ -105,33 +109,31 @@ class GateNode(_Node):
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step."""
         turn, setup = Turn(self._setup.rules, input), self._setup
-        if turn.new:
-            check_question(turn.notes["question"], turn.messages)
-        elif setup.direct_tools and _answered_directly(turn, setup.direct_tools):
+        if self._has_ended(turn):
             return Command(update=turn.end(), goto=setup.finish)
         decision, draft = drive(turn, decide(turn, setup.offer), self._ask)
         get_stream_writer()({"type": "metis_decision", **vars(decision)})
         if draft is None:
             return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
-        return self._settled(
-            turn, drive(turn, respond(turn, setup.offer, decision, draft, structured=setup.structured), self._ask)
-        )
+        return self._settled(turn, drive(turn, self._reply(turn, decision, draft), self._ask))
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Decide on the next step without blocking the event loop."""
         turn, setup = Turn(self._setup.rules, input), self._setup
-        if turn.new:
-            check_question(turn.notes["question"], turn.messages)
-        elif setup.direct_tools and _answered_directly(turn, setup.direct_tools):
+        if self._has_ended(turn):
             return Command(update=turn.end(), goto=setup.finish)
         decision, draft = await adrive(turn, decide(turn, setup.offer), self._aask)
         get_stream_writer()({"type": "metis_decision", **vars(decision)})
         if draft is None:
             return Command(update=turn.update(), goto="act" if decision.allowed else "answer")
-        return self._settled(
-            turn,
-            await adrive(turn, respond(turn, setup.offer, decision, draft, structured=setup.structured), self._aask),
-        )
+        return self._settled(turn, await adrive(turn, self._reply(turn, decision, draft), self._aask))
+
+    def _has_ended(self, turn: Turn) -> bool:
+        """Whether a tool's result is the turn's answer; a turn that begins has to have a question."""
+        if turn.new:
+            check_question(turn.notes["question"], turn.messages)
+            return False
+        return bool(self._setup.direct_tools) and _answered_directly(turn, self._setup.direct_tools)
 
 
 class AskingNode(_Node):
@@ -141,9 +143,7 @@ class AskingNode(_Node):
         """Ask the model and settle its reply."""
         turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            settled = drive(
-                turn, respond(turn, setup.offer, turn.decisions[-1], structured=setup.structured), self._ask
-            )
+            settled = drive(turn, self._reply(turn, turn.decisions[-1]), self._ask)
         except GraphBubbleUp:
             raise
         except Exception as error:
@@ -155,9 +155,7 @@ class AskingNode(_Node):
         """Ask the model without blocking the event loop, and settle its reply."""
         turn, setup = Turn(self._setup.rules, input), self._setup
         try:
-            settled = await adrive(
-                turn, respond(turn, setup.offer, turn.decisions[-1], structured=setup.structured), self._aask
-            )
+            settled = await adrive(turn, self._reply(turn, turn.decisions[-1]), self._aask)
         except GraphBubbleUp:
             raise
         except Exception as error:

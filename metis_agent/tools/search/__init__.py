@@ -6,8 +6,9 @@
 - `image_folder`: a folder of images, by words or by `likeness`
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from metis_agent.errors import lazy_names
 from metis_agent.tools.search.base import (
     AsyncSearchBackend,
     ImageEmbedder,
@@ -50,11 +51,4 @@ __all__ = [
     "web_search",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # It needs the `images` extra.
-    if name != "ImageFolder":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from metis_agent.tools.search.image_folder import ImageFolder
-
-    return ImageFolder
+__getattr__ = lazy_names(__name__, {"ImageFolder": "image_folder"}, "images")
