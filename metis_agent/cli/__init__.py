@@ -65,7 +65,7 @@ _COMMANDS = {
         "Say what an agent's tool calls changed, from recorded runs alone, and what the others cost.",
     ),
     "report": (
-        "report:report_command", _LOOK,
+        "publish:report_command", _LOOK,
         "Show what was saved and what it cost in accuracy: one page to open in a browser, or to send to somebody.",
     ),
     "drift": (
@@ -73,7 +73,7 @@ _COMMANDS = {
         "Say whether today's questions are like those that the gate was calibrated on.",
     ),
     "push": (
-        "push:push_command", _LOOK,
+        "publish:push_command", _LOOK,
         "Publish a gate or a model with a card: what was measured, on which data, what is promised, how to load it.",
     ),
 }  # fmt: skip
