@@ -29,9 +29,10 @@ from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.advantages import Objective, branch_weight
 from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
+from metis_agent.hdpo.gate_trainer import TrainedGate, train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable, read_outcomes
 
 GROUPS = {

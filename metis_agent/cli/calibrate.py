@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
-from metis_agent.cli.training_options import Records, SeedOption, runs_of, takes_records
+from metis_agent.cli.training_options import Records, SeedOption, runs_of, takes_settings
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _unseen(table: OutcomeTable, gate: PolicyGate, *, drop_seen: bool) -> Outcom
     return table.take(np.flatnonzero(unseen))
 
 
-@takes_records
+@takes_settings
 def calibrate_command(
     records: Records,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder; its threshold is replaced.")],

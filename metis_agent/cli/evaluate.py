@@ -15,7 +15,7 @@ from metis_agent.cli.benchmark import evaluate_benchmark_command
 from metis_agent.cli.calibrate import DropSeenOption, ask_gate, report_drift
 from metis_agent.cli.output import JsonOption, screen, write_json
 from metis_agent.cli.train import show_figures
-from metis_agent.cli.training_options import Records, SeedOption, takes_records
+from metis_agent.cli.training_options import Records, SeedOption, takes_settings
 from metis_agent.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _evaluate(
 
 
 @evaluate_app.command("gate")
-@takes_records
+@takes_settings
 def evaluate_gate_command(
     records: Records,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gate's folder.")],

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,20 +25,8 @@ from metis_agent.cli.output import (
     write_json,
 )
 from metis_agent.cli.train_policy import train_policy_command
-from metis_agent.cli.training_options import (
-    BatchSizeOption,
-    DeviceOption,
-    EpochsOption,
-    LearningRateOption,
-    LoraOption,
-    ModelOption,
-    PolicyChoice,
-    PolicyOption,
-    Records,
-    SeedOption,
-    forget_training,
-    takes_records,
-)
+from metis_agent.cli.training_options import PolicyChoice, Records, forget_training, takes_settings
+from metis_agent.hdpo.settings import GateTraining, SftSettings
 
 if TYPE_CHECKING:
     from metis_agent.rollouts.outcomes import OutcomeTable
@@ -53,42 +42,18 @@ def _train() -> None:
 
 
 @train_app.command("gate")
-@takes_records
+@takes_settings
 def train_gate_command(
-    records: Records,
     out: Annotated[Path, typer.Option("--out", help="Folder for the gate: load it with PolicyGate(FOLDER).")],
+    records: Records,
+    choice: PolicyChoice,
+    training: GateTraining,
     hold_out: Annotated[
         float, typer.Option(help="Share of the questions to leave out, for `evaluate` and `calibrate --drop-seen`.")
     ] = 0.0,
-    policy: PolicyOption = "features",
-    model: ModelOption = None,
-    lora: LoraOption = False,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    learning_rate: LearningRateOption = None,
-    device: DeviceOption = None,
-    beta: Annotated[
-        float, typer.Option(help="Accuracy that may be given up on a question to save a call, at most.")
-    ] = 0.02,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Folds for the held-out estimates: so many fits and one more.",
-            show_default="5; 2 of 20,000 questions or more",
-        ),
-    ] = None,
-    drafted: Annotated[
-        bool,
-        typer.Option(
-            "--drafted",
-            help="The gate will read a draft of every question: of those without, learn about the tools only.",
-        ),
-    ] = False,
     describe: Annotated[
         list[str] | None, typer.Option("--describe", help="NAME=TEXT: a tool's description, kept with the gate.")
     ] = None,
-    seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
     """Train a gate that decides, question by question, whether a tool is worth calling.
@@ -106,29 +71,25 @@ def train_gate_command(
     Next: metis calibrate my-gate ... for a threshold that keeps a promise, on questions that were held out.
     """
     console = screen(json)
-    choice = PolicyChoice(
-        policy=policy, model=model, lora=lora, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        device=device,
-    )  # fmt: skip
     table = records.load(console)
     from metis_agent.evaluation.gates import Scored, evaluate_gate
     from metis_agent.hdpo.export import write_artefact
-    from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+    from metis_agent.hdpo.gate_trainer import train_gate
 
-    table = _kept(console, table, hold_out, seed)
+    table = _kept(console, table, hold_out, training.seed)
     table.check_trainable()
     descriptions = dict(text.partition("=")[::2] for text in describe or [])
     with progress_bars(console) as bars:
-        reader = choice.build(bars, out, len(table), descriptions, seed)
+        reader = choice.build(bars, out, len(table), descriptions, training.seed)
         fit = bars.add_task("fit", total=None)
         gate = train_gate(
             table,
-            GateTraining(beta=beta, drafted=drafted, folds=folds, seed=seed),
+            training,
             policy=reader,
             progress=lambda _, done, total: bars.update(fit, completed=done, total=total),
         )
     scored = Scored(direct_right=gate.accuracy[gate.judged, 0], probabilities=gate.probabilities[gate.judged])
-    figures = evaluate_gate(scored, table.take(gate.judged), 0.5, resamples=200, seed=seed)
+    figures = evaluate_gate(scored, table.take(gate.judged), 0.5, resamples=200, seed=training.seed)
     write_artefact(gate, out, table=table, metrics=figures, descriptions=descriptions)
     forget_training(out)
     show_figures(console, figures, "Held-out folds of the training table")
@@ -178,10 +139,13 @@ def _cell(row: dict[str, object], name: str) -> str:
     return f"{value:.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if isinstance(interval, list) else "")
 
 
+@train_app.command("sft")
+@takes_settings
 def train_sft_command(
     data: Annotated[str, typer.Option("--data", help="Trajectories, such as OUT/kept of `metis curate sft`.")],
     model: Annotated[Path, typer.Option("--model", help="Folder of the model to start from.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the trained model and its checkpoints.")],
+    training: SftSettings,
     tools: Annotated[
         list[str] | None,
         typer.Option(
@@ -193,14 +157,6 @@ def train_sft_command(
         Literal["auto", "recorded", "template"],
         typer.Option(help="Token ids as recorded, text by the model's chat template, or ids where they fit."),
     ] = "auto",
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 2.0,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW, with warm-up and a linear decay.")] = 1e-5,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a device and step.")] = 8,
-    accumulation: Annotated[int, typer.Option(min=1, help="Such steps in one update.")] = 1,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens; what is longer is left out and counted.")] = 8_192,
-    lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates; what a killed run loses at most.")] = 200,
-    seed: SeedOption = 0,
     fresh: FreshOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -211,14 +167,10 @@ def train_sft_command(
     A run that was stopped goes on from its last checkpoint with the same command.
     """
     console = screen(json)
-    settings = {
-        "data": data, "model": str(model), "tools": tools or [], "tokens": tokens, "epochs": epochs, "seed": seed,
-        "learning_rate": learning_rate, "batch": batch, "accumulation": accumulation, "max_length": max_length,
-        "lora": lora,
-    }  # fmt: skip
+    settings = {"data": data, "model": str(model), "tools": tools or [], "tokens": tokens, **asdict(training)}
     quiet_libraries()
     with training_libraries():
-        from metis_agent.hdpo.cold_start import SftSettings, train_sft, write_sft_data
+        from metis_agent.hdpo.cold_start import train_sft, write_sft_data
         from metis_agent.models.checkpoint import load_checkpoint
     from metis_agent.recording.store import TrajectoryStore
 
@@ -230,19 +182,15 @@ def train_sft_command(
     )  # fmt: skip
     offered = open_tools(tools, python=False, corpus=None, sessions=1)[0] if tools else []
     rows = write_sft_data(
-        store.read(), loaded.tokenizer, out / "data.arrow", max_length=max_length, tools=offered, source=tokens
+        store.read(), loaded.tokenizer, out / "data.arrow", max_length=training.max_length, tools=offered, source=tokens
     )
     console.print(
         f"{rows.trajectories} trajectories, {rows.rows} rows, {rows.tokens} tokens, of which {rows.learnt} carry loss."
     )
     for reason, count in rows.excluded.items():
         console.print(f"[yellow]Left out:[/] {count} {reason}.")
-    how = SftSettings(
-        epochs=epochs, learning_rate=learning_rate, batch=batch, accumulation=accumulation, max_length=max_length,
-        seed=seed, lora_rank=lora, checkpoint_every=checkpoint_every,
-    )  # fmt: skip
     with progress_bars(console) as bars:
-        log = train_sft(loaded.model, loaded.tokenizer, rows, out, how, callbacks=[step_bar(bars, "fine-tune")])
+        log = train_sft(loaded.model, loaded.tokenizer, rows, out, training, callbacks=[step_bar(bars, "fine-tune")])
     losses = [entry["loss"] for entry in log if "loss" in entry]
     console.print(f"Loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} updates. Model: {out}")
     figures = {"rows": rows.rows, "tokens": rows.tokens, "learnt": rows.learnt, "excluded": dict(rows.excluded)}
@@ -251,5 +199,4 @@ def train_sft_command(
         write_json(json, {**settings, **figures, "losses": losses})
 
 
-train_app.command("sft")(train_sft_command)
 train_app.command("policy")(train_policy_command)

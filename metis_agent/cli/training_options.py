@@ -1,23 +1,23 @@
-"""Options that commands on outcomes and gates share: the records, and the policy that reads them.
+"""Options made from settings: `takes_settings` turns the fields of a class into options of a command.
 
-Options that say what reads the questions of a gate, and the policy that they make.
-
-Options that every command on outcomes shares, in one place, and how the outcomes are read.
-
-Outcomes come from a table (`--outcomes`) or from the trajectories of a store (`--store`). A command asks for them by
-a parameter `records`, and `takes_records` puts the options in its place.
+The classes are the library's own (`metis_agent.hdpo.settings`), whose documentation becomes the help, or stand here:
+`Records`, where outcomes come from (a table by `--outcomes`, trajectories by `--store`) and how they are read, and
+`PolicyChoice`, what reads the questions of a gate.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import itertools
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -40,76 +40,60 @@ if TYPE_CHECKING:
     from metis_agent.rollouts.outcomes import OutcomeTable
     from metis_agent.types import Trajectory
 
-__all__ = [
-    "BatchSizeOption",
-    "DeviceOption",
-    "EpochsOption",
-    "LearningRateOption",
-    "LoraOption",
-    "ModelOption",
-    "PolicyChoice",
-    "PolicyOption",
-    "Records",
-    "SeedOption",
-    "forget_training",
-    "runs_of",
-    "takes_records",
-]
+__all__ = ["PolicyChoice", "Records", "SeedOption", "forget_training", "runs_of", "takes_settings"]
 
 _PACKAGED = ("features", "encoder", "decision_lm")
-_PANEL = "What reads the questions"
-PolicyOption = Annotated[
-    str,
-    typer.Option(
-        help="'features': n-grams and numbers, no download, seconds. 'encoder': a sequence classifier, from some "
-        "thousand rows on. 'decision_lm': a chat model, which knows tools by their descriptions (--describe). Or "
-        "FILE.py:ATTRIBUTE for a kind of your own.",
-        rich_help_panel=_PANEL,
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME_OR_FOLDER",
-        help="For 'encoder' and 'decision_lm': a folder that save_pretrained wrote, or a name on the Hub.",
-        rich_help_panel=_PANEL,
-    ),
-]
-LoraOption = Annotated[
-    bool,
-    typer.Option(
-        "--lora", help="For 'decision_lm': train low-rank adapters, merged at the end.", rich_help_panel=_PANEL
-    ),
-]
-EpochsOption = Annotated[
-    int | None, typer.Option(min=1, help="At most; held-out loss stops it earlier.", rich_help_panel=_PANEL)
-]
-BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Questions a step.", rich_help_panel=_PANEL)]
-LearningRateOption = Annotated[
-    float | None,
-    typer.Option(help="Default: 3e-5 for 'encoder', 1e-5 for 'decision_lm', 1e-4 with --lora.", rich_help_panel=_PANEL),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="Such as cpu or cuda:1; by default the accelerator, if any.", rich_help_panel=_PANEL),
-]
+_READS, _TABLE, _STORE = "What reads the questions", "Outcomes from a table", "Outcomes from a store"
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+VERDICTS = "verdicts.sqlite"
+"""File of a store in which a judge's verdicts are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyChoice:
-    """The options, as given.
+    """What reads the questions of a gate; each field is an option.
 
     Raises:
         ConfigurationError: they don't go together.
     """
 
-    policy: str
-    model: str | None
-    lora: bool
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    device: str | None
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="'features': n-grams and numbers, no download, seconds. 'encoder': a sequence classifier, from some "
+            "thousand rows on. 'decision_lm': a chat model, which knows tools by their descriptions (--describe). Or "
+            "FILE.py:ATTRIBUTE for a kind of your own.",
+            rich_help_panel=_READS,
+        ),
+    ] = "features"
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FOLDER",
+            help="For 'encoder' and 'decision_lm': a folder that save_pretrained wrote, or a name on the Hub.",
+            rich_help_panel=_READS,
+        ),
+    ] = None
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora", help="For 'decision_lm': train low-rank adapters, merged at the end.", rich_help_panel=_READS
+        ),
+    ] = False
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="At most; held-out loss stops it earlier.", rich_help_panel=_READS)
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Questions a step.", rich_help_panel=_READS)] = None
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Default: 3e-5 for 'encoder', 1e-5 for 'decision_lm', 1e-4 with --lora.", rich_help_panel=_READS
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(help="Such as cpu or cuda:1; by default the accelerator, if any.", rich_help_panel=_READS),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.policy not in _PACKAGED and ":" not in self.policy:
@@ -167,7 +151,7 @@ class PolicyChoice:
     def _torch_policy(self, progress: Any, state: Path, descriptions: Mapping[str, str], seed: int) -> Policy:
         from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy, Lora
         from metis_agent.hdpo.policies.encoder import EncoderPolicy
-        from metis_agent.hdpo.policies.gradient import GradientTraining
+        from metis_agent.hdpo.settings import GradientTraining
 
         rates = {"encoder": 3e-5, "decision_lm": 1e-4 if self.lora else 1e-5}
         training = GradientTraining(
@@ -197,12 +181,6 @@ def forget_training(out: Path) -> None:
 
 def _state_folder(out: Path) -> Path:
     return out.parent / f"{out.name}.training"
-
-
-SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.")]
-VERDICTS = "verdicts.sqlite"
-"""File of a store in which a judge's verdicts are kept."""
-_TABLE, _STORE = "Outcomes from a table", "Outcomes from a store"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,31 +337,59 @@ class Records:
                 yield run
 
 
-def takes_records(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, in place of its parameter `records`, the options of `Records`."""
-    own = inspect.signature(command, eval_str=True)
-    hints = get_type_hints(Records, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(Records)
-    ]
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, in place of each parameter that is a settings class, an option for each field of it.
+
+    A field that says nothing of the command line becomes an option by its name, its default and the documentation that
+    stands below it. One that a command line can't give, such as a mapping, stays the library's alone.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    classes = {name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)}
+    options = {name: _options(each) for name, each in classes.items()}
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
-        records = Records(**{field.name: given.pop(field.name) for field in fields(Records)})
-        command(records=records, **given)
+        settings = {
+            name: each(**{option.name: given.pop(option.name) for option in options[name]})
+            for name, each in classes.items()
+        }
+        command(**settings, **given)
 
-    kept = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in own.parameters.items()
-        if name != "records"
-    ]
-    with_options.__signature__ = own.replace(parameters=[*kept, *shared])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *shared]}
+    alone = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in own.items() if name not in classes]
+    shown = [*alone, *itertools.chain.from_iterable(options.values())]
+    with_options.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     del with_options.__wrapped__  # the options are its own
     return with_options
+
+
+def _options(settings: type) -> list[inspect.Parameter]:
+    words = _documentation(settings)
+    hints = get_type_hints(settings, include_extras=True)
+    options = []
+    for field in fields(settings):
+        hint = hints[field.name]
+        if get_origin(hint) is not Annotated:
+            if not {*(get_args(hint) or (hint,))} <= {bool, int, float, str, type(None)}:
+                continue
+            flag = [f"--{field.name.replace('_', '-')}"] if field.default is False else []
+            hint = Annotated[hint, typer.Option(*flag, help=words.get(field.name))]
+        options.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+        )
+    return options
+
+
+def _documentation(settings: type) -> dict[str, str]:
+    """What stands below each field in the source."""
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    body = found.body if isinstance(found, ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
 
 
 def runs_of(url: str, console: Console, *, whole: bool = False) -> Iterator[Trajectory]:

@@ -31,12 +31,13 @@ from typing import Any, Literal
 from langchain_core.messages import BaseMessage, convert_to_openai_messages, messages_from_dict
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.errors import InputError
 from metis_agent.hdpo.config import last_checkpoint
+from metis_agent.hdpo.settings import SftSettings
 from metis_agent.hdpo.token_sequences import segments
 from metis_agent.types import Trajectory
 
-__all__ = ["IGNORED", "SftData", "SftRow", "SftSettings", "Source", "sft_rows", "train_sft", "write_sft_data"]
+__all__ = ["IGNORED", "SftData", "SftRow", "Source", "sft_rows", "train_sft", "write_sft_data"]
 
 IGNORED = -100
 """The label of a token without loss."""
@@ -252,38 +253,6 @@ def _short(message: str) -> str:
     return "template writes replies otherwise" if "chat template" in message else "no usable token ids"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SftSettings:
-    """How to fine-tune; the defaults are for a model of billions of parameters."""
-
-    epochs: float = 2.0
-    max_steps: int = -1
-    """Where 1 or more, it ends the run, whatever `epochs` says."""
-    learning_rate: float = 1e-5
-    batch: int = 8
-    """Rows a device and step."""
-    accumulation: int = 1
-    """Such steps in one update."""
-    warmup: float = 0.03
-    """Share of the updates."""
-    max_length: int | None = 8_192
-    seed: int = 0
-    lora_rank: int = 0
-    """0 trains all weights."""
-    checkpoint_every: int = 200
-    """Updates; what a killed run loses at most."""
-    activation_checkpointing: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of TRL's SFTConfig."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "batch", "accumulation", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"SftSettings({name}={getattr(self, name)!r}): it must be more than 0.")
-        if not 0 <= self.warmup < 1 or self.lora_rank < 0:
-            raise ConfigurationError(f"{self!r}: warmup is a share below 1, lora_rank 0 or more.")
-
-
 def train_sft(
     model: Any,
     tokenizer: Any,
@@ -359,10 +328,8 @@ def _arguments(out: Path, settings: SftSettings) -> Any:
 
 
 def _lora(settings: SftSettings) -> Any:
-    if not settings.lora_rank:
+    if not settings.lora:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    return LoraConfig(r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear", task_type="CAUSAL_LM")

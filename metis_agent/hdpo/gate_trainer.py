@@ -42,13 +42,13 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.gates.reading import FURTHEST, PLACES, SEEN, hashed_ngrams
 from metis_agent.hdpo.policies import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "SHARE",
     "Calibrated",
     "Contrast",
-    "GateTraining",
     "TrainedGate",
     "calibrate",
     "fit_temperature",
@@ -61,40 +61,6 @@ SWEEPS = 2
 """Of backward induction over decision points: each replays the rule of the one before."""
 MANY = 20_000
 """From here on there is enough of everything: by default two folds, and no search for the strength."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateTraining:
-    """How to train.
-
-    Raises:
-        ConfigurationError: a value is out of its range.
-    """
-
-    beta: float = 0.02
-    """Accuracy that may be given up on a question to save a tool that costs everything; see the module."""
-    trust: float | None = None
-    """How far the *differences between questions* in a tool's estimated accuracy count, in [0, 1]; by default
-    1, and 0.5 where every question has a draft: then the direct accuracy is known much better than the tool's."""
-    drafted: bool = False
-    """The gate will read a draft of every question. Questions that were recorded without one then teach how often the
-    tools are right, and nothing about the direct answer: without a draft their words have to explain too much of it."""
-    folds: int | None = None
-    """By default 5, and 2 of 20,000 questions or more."""
-    strengths: Sequence[float] | None = None
-    """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch. By default
-    `STRENGTHS`, and 1 alone of 20,000 questions or more."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
-            raise ConfigurationError(f"beta={self.beta!r}: an accuracy in [0, 1), such as 0.02.")
-        if self.trust is not None and not 0 <= self.trust <= 1:
-            raise ConfigurationError(f"trust={self.trust!r}: a share in [0, 1].")
-        if self.folds is not None and self.folds < 2:
-            raise ConfigurationError(f"folds={self.folds!r}: at least 2; 5 is usual.")
-        if self.strengths is not None and (not self.strengths or min(self.strengths) <= 0):
-            raise ConfigurationError(f"strengths={self.strengths!r}: one or more, above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

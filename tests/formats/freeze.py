@@ -81,7 +81,8 @@ def gate(kind: str) -> str:
     """A tiny gate of that kind."""
     from metis_agent.gates.policy import PolicyGate
     from metis_agent.hdpo.export import set_threshold, write_artefact
-    from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+    from metis_agent.hdpo.gate_trainer import train_gate
+    from metis_agent.hdpo.settings import GateTraining
     from tests.hdpo.policies.tiny import planted
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +101,7 @@ def _policy(kind: str, scratch: str) -> Any:
     from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy
     from metis_agent.hdpo.policies.encoder import EncoderPolicy
     from metis_agent.hdpo.policies.features import FeaturesPolicy
-    from metis_agent.hdpo.policies.gradient import GradientTraining
+    from metis_agent.hdpo.settings import GradientTraining
     from tests.hdpo.policies.tiny import DESCRIPTIONS
 
     quick = GradientTraining(epochs=1, batch_size=8, learning_rate=2e-3, patience=1)

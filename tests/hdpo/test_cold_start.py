@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from metis_agent.curation.replay import ReplayStage
 from metis_agent.curation.sft import AnswersStage, SoundStage, curate_sft
 from metis_agent.errors import InputError
-from metis_agent.hdpo.cold_start import IGNORED, SftSettings, sft_rows, train_sft, write_sft_data
+from metis_agent.hdpo.cold_start import IGNORED, sft_rows, train_sft, write_sft_data
+from metis_agent.hdpo.settings import SftSettings
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts

@@ -15,7 +15,8 @@ from metis_agent.evaluation.calibration import Promise, choose_threshold
 from metis_agent.evaluation.gates import evaluate_stopping, replay, score_table
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.export import set_threshold, write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, _followed, _step_saving, train_gate
+from metis_agent.hdpo.gate_trainer import _followed, _step_saving, train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable, read_outcomes
 from metis_agent.types import GateRequest, ToolSpec
 from tests.worlds.almanac.two_hops import Run, decision_points, records

@@ -15,7 +15,8 @@ from metis_agent.gates.policy import UNFAMILIAR, PolicyGate
 from metis_agent.gates.reading import SEEN, Familiarity, load_familiarity
 from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, calibrate, other_questions, train_gate
+from metis_agent.hdpo.gate_trainer import calibrate, other_questions, train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import GateRequest, ToolSpec
 from metis_agent.worlds.almanac.questions import questions

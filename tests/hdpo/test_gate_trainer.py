@@ -25,7 +25,8 @@ from metis_agent.gates.features import agreement
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo import export
 from metis_agent.hdpo.export import set_threshold, trained_keys, write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
+from metis_agent.hdpo.gate_trainer import TrainedGate, train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import Draft, GateRequest, ToolSpec
 

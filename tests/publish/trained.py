@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 ROWS = 120

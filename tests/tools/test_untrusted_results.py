@@ -14,7 +14,8 @@ from metis_agent import Budget, create_metis_agent
 from metis_agent.errors import ToolError
 from metis_agent.gates.policy import PolicyGate, read_request
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.tools.image_search import ImageSearchTool
 from metis_agent.tools.search import SearchHit, SearchUnavailableError, resilient

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,13 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from metis_agent.errors import ConfigurationError, StorageError
+from metis_agent.errors import StorageError
 from metis_agent.formats import atomic_path
+from metis_agent.hdpo.settings import GradientTraining
 
 __all__ = [
     "FitProgress",
     "FitState",
-    "GradientTraining",
     "Heads",
     "fit_heads",
     "fit_name",
@@ -45,46 +45,6 @@ __all__ = [
 
 FitProgress = Callable[[str, int, int], None]
 """Called with what goes on, how many rows of it are done, and of how many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientTraining:
-    """How a fit goes.
-
-    Raises:
-        ConfigurationError: a value is out of its range.
-    """
-
-    epochs: int = 10
-    """At most."""
-    batch_size: int = 16
-    learning_rate: float = 3e-5
-    """Of AdamW; falls linearly to 0 over `epochs`."""
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    """Share of the steps in which the learning rate rises."""
-    patience: int = 2
-    """Epochs without a lower held-out loss after which it stops."""
-    held_out: float = 0.15
-    """Share of the groups of questions that decide when to stop; at least 0 (never stop early), below 1."""
-    clip: float = 1.0
-    """Of the gradient's norm."""
-    seed: int = 0
-    resume: Path | None = None
-    """Folder for the state after each epoch; a fit found in it goes on from there. None keeps nothing."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r}: at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigurationError(f"learning_rate={self.learning_rate!r}: above 0; 3e-5 is usual for an encoder.")
-        if not 0 <= self.held_out < 1:
-            raise ConfigurationError(f"held_out={self.held_out!r}: a share of the questions in [0, 1), such as 0.15.")
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but where the state is kept."""
-        return {name: value for name, value in asdict(self).items() if name != "resume"}
 
 
 class Heads(Protocol):

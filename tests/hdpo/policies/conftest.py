@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, TrainedGate, train_gate
+from metis_agent.hdpo.gate_trainer import TrainedGate, train_gate
 from metis_agent.hdpo.policies import Policy
 from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy
 from metis_agent.hdpo.policies.encoder import EncoderPolicy
-from metis_agent.hdpo.policies.gradient import GradientTraining
+from metis_agent.hdpo.settings import GateTraining, GradientTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 from tests.hdpo.policies.tiny import DESCRIPTIONS, planted, save_bert, save_qwen
 from tests.one_thread import one_thread as one_thread

@@ -24,7 +24,7 @@ from metis_agent.gates.scorers.decision_lm import decision_request, questions_ab
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
 from metis_agent.hdpo.policies.decision_lm import DecisionLMPolicy, Lora
-from metis_agent.hdpo.policies.gradient import GradientTraining
+from metis_agent.hdpo.settings import GradientTraining
 from metis_agent.types import GateRequest, ToolSpec
 from tests.hdpo.policies.conftest import TRAINING, Trained
 from tests.hdpo.policies.tiny import DESCRIPTIONS, planted

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.hdpo.policies.gradient import GradientTraining, fit_heads, fit_name, load_state, logits_of
+from metis_agent.hdpo.policies.gradient import fit_heads, fit_name, load_state, logits_of
+from metis_agent.hdpo.settings import GradientTraining
 
 
 class Killed(Exception):

@@ -7,7 +7,8 @@ import numpy as np
 from metis_agent import HDPOConfig, HDPOTrainer, PolicyGate
 from metis_agent.evaluation.gates import score_table
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 assert HDPOConfig.__module__.startswith("metis_agent.")

@@ -9,7 +9,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from metis_agent.evaluation.gates import area_under_curve, score_table
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
+from metis_agent.hdpo.gate_trainer import train_gate
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable, question_key
 from metis_agent.types import GateRequest, ToolSpec
 from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN, questions
