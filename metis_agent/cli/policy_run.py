@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from metis_agent.cli.curate_parts import open_tools
 from metis_agent.errors import ConfigurationError, InputError, MissingDependencyError
+from metis_agent.hdpo.advantages import Objective
+from metis_agent.hdpo.exploration import StratifiedGroups
 
 if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent
@@ -220,7 +222,6 @@ def _weights_version(chat: Any) -> Any:
 
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -291,25 +292,6 @@ class Validation(_Part):
     tool: _Count = 1
 
 
-class Objective(_Part):
-    """Which advantages, and what a call costs."""
-
-    name: Literal["hdpo", "grpo", "coupled", "gdpo"] = "hdpo"
-    w_acc: _Weight = 1.0
-    w_tool: _Weight = 0.15
-    alpha: _Weight = 0.15
-    branch_weight: bool = False
-    margin: _Weight = 0.1
-
-
-class Groups(_Part):
-    """How the rollouts of a question start."""
-
-    size: int = Field(default=16, ge=2)
-    direct: int = Field(default=4, ge=0)
-    tool: int = Field(default=4, ge=0)
-
-
 class Training(_Part):
     """Steps, batches and the optimiser."""
 
@@ -346,7 +328,7 @@ class PolicyRun(_Part):
     validation: Validation = Validation()
     judge: str | None = None
     objective: Objective = Objective()
-    groups: Groups = Groups()
+    groups: StratifiedGroups = StratifiedGroups()
     training: Training
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] | list[str] = "none"
 

@@ -10,9 +10,10 @@ import json as json_module
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -29,9 +30,11 @@ from metis_agent.cli.output import (
     training_libraries,
     write_json,
 )
-from metis_agent.cli.policy_run import PolicyRun, build_trainer, check_reporters, model_folder, processes
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.formats import RUN_FILE
+
+if TYPE_CHECKING:
+    from metis_agent.cli.policy_run import PolicyRun
 
 __all__ = ["CONFIGS", "locate", "read_run", "train_policy_command"]
 
@@ -78,6 +81,8 @@ def train_policy_command(
     if show:
         console.print(locate(config).read_text(encoding="utf-8"), markup=False, highlight=False)
         return
+    with training_libraries():
+        from metis_agent.cli.policy_run import check_reporters, model_folder, processes
     run = read_run(config, changes or ())
     count = processes()
     generation, accumulated = run.batches(count)
@@ -109,6 +114,7 @@ def train_policy_command(
 
 
 def _train(run: PolicyRun, console: Console, *, fresh: bool) -> dict[str, Any]:
+    from metis_agent.cli.policy_run import build_trainer, model_folder, processes
     from metis_agent.hdpo.config import last_checkpoint
     from metis_agent.models.checkpoint import load_checkpoint
 
@@ -191,6 +197,8 @@ def read_run(path: str | Path, changes: Sequence[str] = ()) -> PolicyRun:
     Raises:
         ConfigurationError: it can't be read, or a key is wrong: which, what is there, and what should be.
     """
+    from metis_agent.cli.policy_run import PolicyRun
+
     place = locate(str(path))
     found = _parse(place.read_text(encoding="utf-8"), str(place))
     if not isinstance(found, dict):
@@ -200,7 +208,9 @@ def read_run(path: str | Path, changes: Sequence[str] = ()) -> PolicyRun:
     try:
         return PolicyRun.model_validate(found)
     except ValidationError as error:
-        raise ConfigurationError(f"{str(place)!r}: " + "; ".join(_explained(each) for each in error.errors())) from None
+        raise ConfigurationError(
+            f"{str(place)!r}: " + "; ".join(_explained(each, PolicyRun) for each in error.errors())
+        ) from None
 
 
 def locate(path: str) -> Path:
@@ -244,22 +254,23 @@ def _change(found: dict[str, Any], change: str) -> None:
     part[last] = _parse(value, f"--set {change}")
 
 
-def _explained(error: Mapping[str, Any]) -> str:
+def _explained(error: Mapping[str, Any], run: type[PolicyRun]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "missing":
         return f"{key} is missing; every run needs it"
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys(PolicyRun), n=1)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(str(error["loc"][-1]), _keys(run), n=1)
         return f"{key} is no key of a run" + (f"; did you mean {near[0]!r}?" if near else "; take it out")
+    if error["type"] == "value_error":  # what a settings class of the library says itself
+        return f"{key}: {error['ctx']['error']}"
     return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
+def _keys(part: Any) -> list[str]:
     names: list[str] = []
-    for name, field in model.model_fields.items():
+    for name, kind in get_type_hints(part).items():
         names.append(name)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                names += _keys(kind)
+        for inner in (kind, *get_args(kind)):
+            if is_dataclass(inner) or (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                names += _keys(inner)
     return names

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -363,6 +364,9 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+_PLAIN = {bool, int, float, str, type(None)}
+
+
 def _options(settings: type) -> list[inspect.Parameter]:
     words = _documentation(settings)
     hints = get_type_hints(settings, include_extras=True)
@@ -370,7 +374,7 @@ def _options(settings: type) -> list[inspect.Parameter]:
     for field in fields(settings):
         hint = hints[field.name]
         if get_origin(hint) is not Annotated:
-            if not {*(get_args(hint) or (hint,))} <= {bool, int, float, str, type(None)}:
+            if not {*(get_args(hint) if isinstance(hint, UnionType) else (hint,))} <= _PLAIN:
                 continue
             flag = [f"--{field.name.replace('_', '-')}"] if field.default is False else []
             hint = Annotated[hint, typer.Option(*flag, help=words.get(field.name))]

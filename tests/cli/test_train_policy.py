@@ -82,7 +82,8 @@ def test_the_papers_figures_stand_in_the_papers_file() -> None:
     ("change", "message"),
     [
         ("training.steps=two", r"training\.steps is 'two': input should be a valid integer"),
-        ("groups.size=1", r"groups\.size is 1: input should be greater than or equal to 2"),
+        ("groups.size=1", r"groups: direct=4 and tool=4 don't fit in size=1.*Raise size, or force fewer"),
+        ("groups.seize=4", r"groups\.seize is no key of a run; did you mean 'size'"),
         ("trainng.steps=3", "trainng is no key of a run; did you mean 'training'"),
         ("training.learning_rat=1", "did you mean 'learning_rate'"),
         ("objective.name=ppo", r"objective\.name is 'ppo': input should be 'hdpo', 'grpo'"),
