@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from recorded_groups import GroupTraining, train_on_groups
 
 from metis_agent.evaluation.comparison import compare_rankings, feature_baselines, supervised_baselines
 from metis_agent.evaluation.gates import Resamples, Scored, evaluate_gate, merge_folds
@@ -31,7 +32,6 @@ from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import TrainedGate, train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
-from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
 from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable, read_outcomes
 

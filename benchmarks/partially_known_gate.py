@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recorded_groups import GroupTraining, train_on_groups
 
 from metis_agent.evaluation.agents import evaluate, share_right
 from metis_agent.gates.base import Gate
@@ -35,7 +36,6 @@ from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
-from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
 from metis_agent.messages import is_first_step, turn_of
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from benchmarks.recorded_groups import GroupTraining, train_on_groups
 from metis_agent.evaluation.comparison import feature_baselines, ranking_figures, supervised_baselines
 from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.hdpo.policies.features import FeaturesPolicy
-from metis_agent.hdpo.recorded_groups import GroupTraining, train_on_groups
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 pytest.importorskip("sklearn")

@@ -1,10 +1,9 @@
 """HDPO as published, and with stratified groups, on groups re-sampled from recorded branches.
 
-Beside `gate_trainer`, to compare with: the rollouts of a group take the policy's own decision (or a forced one),
-and come out as that branch was recorded; rewards and advantages are those of `rewards` and `advantages`, z-scored
-per group. Where each branch was recorded once, a
-group holds one record of each however large it is, and no bound on the accuracy lost follows from it; how long
-it trains decides how far it goes.
+The objectives that `gates.py` and `partially_known_gate.py` compare gates with: the rollouts of a group take the
+policy's own decision (or a forced one), and come out as that branch was recorded; rewards and advantages are those of
+`metis_agent.hdpo`, z-scored per group. Where each branch was recorded once, a group holds one record of each however
+large it is, and no bound on the accuracy lost follows from it; how long it trains decides how far it goes.
 """
 
 from __future__ import annotations
