@@ -118,16 +118,40 @@ def rollout_weights(
 def decisions_of(
     trajectories: Sequence[Trajectory], groups: StratifiedGroups
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """[P, G]: whether a run began with a call; [P]: how likely a call is, read off the forced tool rollouts."""
+    """What each run decided first, and how likely a call was.
+
+    A run that was forced to call did so, also where its call came out malformed: it is weighed as what it is.
+
+    Returns:
+        [P, G]: whether the run began with a call. [P]: the probability of one, read off the forced openings; NaN where
+        none was forced, or where the free rollouts belie it. A policy may call in other words, or think first: then
+        what the forced opening says is no account of it.
+    """
     first = [trajectory.calls[0] if trajectory.calls else None for trajectory in trajectories]
-    called = np.array([bool(call and call.tool_calls) for call in first]).reshape(-1, groups.size)
-    forced = [
+    called = np.array([bool(call and (call.tool_calls or call.forced)) for call in first]).reshape(-1, groups.size)
+    opening = [
         math.exp(sum((call.log_probs or ())[: call.forced])) if call and call.forced else math.nan for call in first
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group in which none was forced is NaN
-        probability = np.nanmean(np.array(forced).reshape(-1, groups.size), axis=1)
+        probability = np.nanmean(np.array(opening).reshape(called.shape), axis=1)
+    free = np.array([run.branch == "free" and bool(run.calls) for run in trajectories]).reshape(called.shape)
+    for place, (calls, runs) in enumerate(zip((free & called).sum(1), free.sum(1), strict=True)):
+        if not _believable(int(calls), int(runs), probability[place]):
+            probability[place] = math.nan
     return called, probability
+
+
+IMPLAUSIBLE = 0.005
+"""Fewer calls among the free rollouts, or more, than a probability would give in so few groups belie it."""
+
+
+def _believable(calls: int, runs: int, probability: float) -> bool:
+    """Whether so many calls among free runs agree with the probability of one, by both tails of the binomial."""
+    if math.isnan(probability):
+        return True
+    chances = [math.comb(runs, k) * probability**k * max(0.0, 1 - probability) ** (runs - k) for k in range(runs + 1)]
+    return sum(chances[: calls + 1]) >= IMPLAUSIBLE and sum(chances[calls:]) >= IMPLAUSIBLE
 
 
 @dataclass(frozen=True, kw_only=True)

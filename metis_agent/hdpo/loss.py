@@ -62,6 +62,7 @@ def clipped_surrogate(
     clip_high: float = 0.2,
     normaliser: Normaliser = "grpo",
     total_tokens: Tensor | float | None = None,
+    correction: Tensor | None = None,
 ) -> Surrogate:
     """The PPO-clipped surrogate L_clip(A), to be minimised.
 
@@ -76,6 +77,8 @@ def clipped_surrogate(
         normaliser: See `Normaliser`.
         total_tokens: For "dapo", the divisor: unmasked tokens of the accumulated batch (divided by the
             processes that average their gradients).
+        correction: [B, T] or [B, 1], multiplies each token's loss: how much likelier the policy makes it than the
+            engine that sampled it.
 
     Raises:
         ConfigurationError: The clip or the normaliser is not one of those described.
@@ -88,6 +91,8 @@ def clipped_surrogate(
     ratio = torch.where(mask, log_probs - old_log_probs.detach(), 0.0).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     per_token = torch.where(mask, -torch.minimum(ratio * A, clipped * A), 0.0)
+    if correction is not None:
+        per_token = torch.where(mask, per_token * correction, 0.0)
     is_clipped = ((ratio < 1 - clip_low) & (A < 0)) | ((ratio > 1 + clip_high) & (A > 0))
     return Surrogate(
         loss=_aggregate(per_token, A, mask, normaliser, total_tokens),

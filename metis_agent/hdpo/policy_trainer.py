@@ -260,6 +260,8 @@ class HDPOTrainer(GRPOTrainer):
             clip_high=self.epsilon_high,
             normaliser=cast(Normaliser, args.loss_type),
             total_tokens=total,
+            # TRL corrects the accuracy channel by it where rollouts come from vLLM.
+            correction=inputs.get("importance_sampling_ratio"),
         )
         loss = surrogate.loss if total is not None else surrogate.loss / accumulated
         self._note(

@@ -52,7 +52,7 @@ class Segment:
     mask: tuple[int, ...]
     """1 where the model wrote the token, 0 where it observed it."""
     log_probs: tuple[float, ...]
-    """As sampled; 0 at observations."""
+    """As sampled; 0 at observations, NaN where no choice of the policy's own was sampled (see `_as_sampled`)."""
 
 
 def segments(trajectory: Trajectory) -> tuple[Segment, ...]:
@@ -97,8 +97,21 @@ def _join(run: Sequence[ModelCall]) -> Segment:
         written = call.completion_ids or ()
         tokens += [*observation, *written]
         mask += [0] * len(observation) + [1] * len(written)
-        log_probs += [0.0] * len(observation) + list(call.log_probs or (0.0,) * len(written))
+        log_probs += [0.0] * len(observation) + _as_sampled(call, len(written))
     return Segment(prompt_ids=prompt, completion_ids=tuple(tokens), mask=tuple(mask), log_probs=tuple(log_probs))
+
+
+def _as_sampled(call: ModelCall, length: int) -> list[float]:
+    """Log-probabilities that a trainer may correct its gradient by, for an engine that samples otherwise than it reads.
+
+    A forced token was not sampled, so there is nothing to correct; and where a call was banned but the engine tells no
+    log-probability from before the ban, the ratio to what it tells would be the ban's and not the engine's.
+    """
+    if call.log_probs is None:
+        return [0.0] * length
+    if call.sampling.get("tool_choice") == "none" and call.allowed_log_probs is None:
+        return [math.nan] * length
+    return [math.nan] * call.forced + list(call.log_probs[call.forced :])
 
 
 _BLANK = Segment(prompt_ids=(0,), completion_ids=(0,), mask=(0,), log_probs=(0.0,))
@@ -196,7 +209,7 @@ def rows_of(
     pictures: dict[int, Sequence[Sequence[Any]]] = {}
     for rollout, trajectory in enumerate(trajectories):
         found = () if trajectory.status == "failed" else segments(trajectory)
-        if reason := _unusable(found, max_length):
+        if reason := _unusable(trajectory, found, max_length):
             unusable[rollout] = reason
             found = ()
         elif images is not None:
@@ -209,12 +222,12 @@ def rows_of(
     return Rows(first=tuple(first), further=tuple(further), unusable=unusable, images=pictures)
 
 
-def _unusable(found: Sequence[Segment], max_length: int | None) -> str:
+def _unusable(trajectory: Trajectory, found: Sequence[Segment], max_length: int | None) -> str:
     if not found:
         return "failed run"
     if max_length and any(len(each.prompt_ids) + len(each.completion_ids) > max_length for each in found):
         return "too long"
-    if not all(math.isfinite(log_prob) for each in found for log_prob in each.log_probs):
+    if not all(math.isfinite(log_prob) for call in trajectory.calls for log_prob in call.log_probs or ()):
         return "log-probability not finite"
     return ""
 

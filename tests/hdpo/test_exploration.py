@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, InputError
-from metis_agent.hdpo.exploration import BranchCounts, StratifiedGroups, count_branches, rollout_weights
+from metis_agent.hdpo.exploration import (
+    BranchCounts,
+    StratifiedGroups,
+    count_branches,
+    decisions_of,
+    rollout_weights,
+)
 from metis_agent.hdpo.rewards import score
 from metis_agent.rollouts.branches import branch_of
+from metis_agent.types import Branch, ModelCall, Trajectory
 
 from .reference import group, trajectory
 
@@ -134,3 +141,42 @@ def test_a_decision_always_moves_towards_the_branch_that_did_better(
 def test_forcing_direct_alone_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="Force at least one"):
         StratifiedGroups(direct=4, tool=0)
+
+
+def begun(branch: Branch, *, called: bool, opening: float = 0.5) -> Trajectory:
+    """A rollout of one model call; a forced one begins with an opening of that probability."""
+    forced = branch == "tool"
+    call = ModelCall(
+        node="act",
+        step=0,
+        tool_calls=({"name": "python"},) if called else (),
+        log_probs=(math.log(opening), -1.0),
+        forced=int(forced),
+    )
+    return trajectory(branch=branch, calls=(call,))
+
+
+def test_the_probability_of_a_call_is_that_of_the_forced_opening_where_free_rollouts_agree() -> None:
+    groups = StratifiedGroups(size=8, direct=1, tool=1)
+    runs = [begun("direct", called=False), begun("tool", called=True, opening=0.5)]
+    runs += [begun("free", called=place < 3) for place in range(6)]
+    called, probability = decisions_of(runs, groups)
+    assert called.tolist() == [[False, True, True, True, True, False, False, False]]
+    assert probability.tolist() == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize(("opening", "calls"), [(1.2e-4, 6), (1.2e-4, 2), (0.999, 1)])
+def test_a_probability_that_the_free_rollouts_belie_is_not_guessed(opening: float, calls: int) -> None:
+    """A policy that thinks first, say, calls in all of its free runs and never opens as the forced ones do."""
+    groups = StratifiedGroups(size=8, direct=1, tool=1)
+    runs = [begun("direct", called=False), begun("tool", called=True, opening=opening)]
+    runs += [begun("free", called=place < calls) for place in range(6)]
+    called, probability = decisions_of(runs, groups)
+    assert np.isnan(probability).all()
+    np.testing.assert_array_equal(rollout_weights(-np.ones((1, 8)), called, probability, groups), np.ones((1, 8)))
+
+
+def test_a_forced_call_that_comes_out_malformed_is_a_call() -> None:
+    groups = StratifiedGroups(size=4, direct=1, tool=1)
+    runs = [begun("direct", called=False), begun("tool", called=False), *[begun("free", called=True)] * 2]
+    assert decisions_of(runs, groups)[0].tolist() == [[False, True, True, True]]

@@ -322,3 +322,16 @@ def test_shapes_are_checked() -> None:
         clipped_surrogate(two, two, torch.zeros(3), two)
     with pytest.raises(InputError, match=r"\(2, 4\)"):
         clipped_surrogate(two, two, torch.zeros(2), torch.zeros(2, 4))
+
+
+def test_a_correction_multiplies_each_tokens_loss() -> None:
+    # On policy (ratio 1) a token's loss is -A times its correction: -(1 * 0.5 + 1 * 3) / 2 tokens; the last is masked.
+    log_probs = torch.zeros(1, 3)
+    found = clipped_surrogate(
+        log_probs,
+        log_probs,
+        torch.ones(1),
+        torch.tensor([[1, 1, 0]]),
+        correction=torch.tensor([[0.5, 3.0, math.nan]]),
+    )
+    assert found.loss.item() == pytest.approx(-1.75)

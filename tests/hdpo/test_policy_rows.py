@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
-from metis_agent.hdpo.token_sequences import Row, Rows, rows_of
+from metis_agent.hdpo.token_sequences import Row, Rows, rows_of, segments
 from metis_agent.types import ModelCall, Question, Trajectory
 
 QUESTION = Question(id="q", text="How much?", answer="3")
@@ -117,3 +117,22 @@ def test_a_rollout_with_one_segment_too_many_tokens_leaves_no_other_behind() -> 
 
 def test_rows_are_rounded_up_to_whole_groups_and_micro_batches() -> None:
     assert [Rows(first=(None,) * n, further=(), unusable={}).padded_count(4) for n in (4, 5, 8)] == [4, 8, 8]
+
+
+def test_what_was_not_sampled_is_not_corrected_for() -> None:
+    """A forced token; a reply under a ban, where the engine tells no log-probability from before it."""
+
+    def log_probs(**fields: object) -> list[float]:
+        call = ModelCall(
+            node="act", step=0, prompt_ids=(1,), completion_ids=(7, 8), log_probs=(-3.0, -1.0), **fields
+        )  # type: ignore[arg-type]  # fmt: skip
+        (found,) = segments(Trajectory(id="run", question=QUESTION, calls=(call,)))
+        assert rows_of([Trajectory(id="run", question=QUESTION, calls=(call,))]).usable == 1
+        return list(found.log_probs)
+
+    nan = float("nan")
+    assert log_probs() == [-3, -1]
+    assert log_probs(forced=1) == pytest.approx([nan, -1], nan_ok=True)
+    banned = {"tool_choice": "none"}
+    assert log_probs(sampling=banned) == pytest.approx([nan, nan], nan_ok=True)
+    assert log_probs(sampling=banned, allowed_log_probs=(-2.0, -1.0)) == [-3, -1]

@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from metis_agent.errors import ConfigurationError, SandboxGoneError
 from metis_agent.hdpo.advantages import Objective
 from metis_agent.hdpo.exploration import StratifiedGroups
-from metis_agent.hdpo.loss import hdpo_loss
+from metis_agent.hdpo.loss import clipped_surrogate, hdpo_loss
 from metis_agent.hdpo.policy_trainer import HDPOTrainer
 from metis_agent.hdpo.rewards import score
 from metis_agent.hdpo.token_sequences import segments
@@ -114,18 +114,30 @@ def test_the_loss_is_that_of_hdpo_loss(tmp_path: Path) -> None:
     inputs["num_items_in_batch"] = mask.sum()
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    loss = trainer._compute_loss(trainer.model, dict(inputs))
     log_probs, _, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model,
         torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
         torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
         width,
     )
+    old = inputs["old_per_token_logps"]
     expected = hdpo_loss(
-        log_probs, inputs["old_per_token_logps"], A_acc, A_tool, mask,
-        w_tool=0.5, normaliser="dapo", total_tokens=mask.sum(),
+        log_probs, old, A_acc, A_tool, mask, w_tool=0.5, normaliser="dapo", total_tokens=mask.sum()
     )  # fmt: skip
+    loss = trainer._compute_loss(trainer.model, dict(inputs))
     torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-6)
+
+    # With rollouts from vLLM, both channels are corrected by how its log-probabilities differ from the trainer's.
+    ratio = inputs["importance_sampling_ratio"] = 0.5 + torch.rand(
+        mask.shape, generator=torch.Generator().manual_seed(2)
+    )
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+    corrected = [
+        clipped_surrogate(log_probs, old, A, mask, normaliser="dapo", total_tokens=mask.sum(), correction=ratio).loss
+        for A in (A_acc, A_tool)
+    ]
+    loss = trainer._compute_loss(trainer.model, dict(inputs))
+    torch.testing.assert_close(loss, corrected[0] + 0.5 * corrected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_forced_rollouts_take_their_branch_and_are_weighted_whole(tmp_path: Path) -> None:
