@@ -193,6 +193,10 @@ class SessionProcess:
         out, error, dropped = wire.read_screen(self._screen_fd, self._limits.text)
         return out.decode("utf-8", "replace"), error.decode("utf-8", "replace"), dropped
 
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self._handle.wait(0)
+
     def kill(self) -> None:
         """SIGKILL it, from any thread; nothing happens after `release`."""
         if self._free.alive:

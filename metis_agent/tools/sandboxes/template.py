@@ -61,6 +61,20 @@ class TemplatePlan:
     """`folder`, `boxed`, `readable`, `site`, `packages`, `uids`, `landlock_abi`, `namespaces`: see `inside.contain`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A session that the template was asked for."""
+
+    limits: SandboxLimits
+    name: str
+    stream: socket.socket
+    screen: int
+
+    def close(self) -> None:
+        self.stream.close()
+        os.close(self.screen)
+
+
 class Template:
     """A running template process; made once it is warm and has said so.
 
@@ -71,6 +85,9 @@ class Template:
     def __init__(self, plan: TemplatePlan) -> None:
         self._plan = plan
         self._opened = 0
+        self._keeping = threading.Lock()
+        self._spares: list[_Begun] = []
+        """One at most, contained while nobody waits: the next session begins at once."""
         self._stopped = False
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process: subprocess.Popen[bytes] | None = None
@@ -105,38 +122,18 @@ class Template:
             SandboxGoneError: the template died.
             SandboxUnavailableError: the session could not be contained, and so was not started.
         """
-        self._opened += 1
-        name = f"{os.getpid()}-{self._opened}-{os.urandom(4).hex()}"
-        ours, theirs = socket.socketpair()
-        screen = new_screen(limits.output_bytes)
-        try:
-            with theirs:
-                request = json.dumps(self._request(limits, name)).encode()
-                socket.send_fds(self._control, [request], [theirs.fileno(), screen])
-            handle = _await_ready(ours)
-        except BaseException as error:
-            ours.close()
-            os.close(screen)
-            if isinstance(error, OSError | EOFError):
-                raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
-            raise
-        folder = None if self._own_mount else os.path.join(self._plan.settings["folder"], name)
-        threads = None if self._own_count else limits.processes
-        watched = threads is not None or folder is not None
-        watch = Watch(handle, folder=folder, disk_mb=limits.disk_mb, threads=threads) if watched else None
-        return SessionProcess(
-            stream=ours,
-            screen_fd=screen,
-            answer=answer_limits(limits),
-            handle=handle,
-            watch=watch,
-            backend_alive=lambda: self.alive(PATIENCE_SECONDS),
-            clean_up=lambda: remove_folder(folder) if folder is not None else None,
-        )
+        process = self._spare_for(limits) or self._contained(self._begin(limits))
+        if self._opened > 1:
+            # A second one was wanted, and so perhaps a third.
+            with self._keeping, contextlib.suppress(SandboxGoneError, OSError):
+                if not self._spares:
+                    self._spares.append(self._begin(limits))
+        return process
 
     def stop(self) -> None:
         """End it and all its sessions; once."""
         self._stopped = True
+        self._drop_spares()
         self._control.close()
         if not self._handle.wait(_STOP_SECONDS):
             self._handle.send_signal(signal.SIGKILL)
@@ -149,8 +146,65 @@ class Template:
     def forget(self) -> None:
         """In a forked copy of the host: let go of what belongs to the original."""
         self._stopped = True
+        self._drop_spares()
         self._control.close()
         self._handle.close()
+
+    def _begin(self, limits: SandboxLimits) -> _Begun:
+        """Ask for a session, and don't wait for it."""
+        self._opened += 1
+        name = f"{os.getpid()}-{self._opened}-{os.urandom(4).hex()}"
+        ours, theirs = socket.socketpair()
+        begun = _Begun(limits=limits, name=name, stream=ours, screen=new_screen(limits.output_bytes))
+        try:
+            with theirs:
+                request = json.dumps(self._request(limits, name)).encode()
+                socket.send_fds(self._control, [request], [theirs.fileno(), begun.screen])
+        except OSError as error:
+            begun.close()
+            raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
+        return begun
+
+    def _contained(self, begun: _Begun) -> SessionProcess:
+        """Wait until the session is."""
+        try:
+            handle = _await_ready(begun.stream)
+        except BaseException as error:
+            begun.close()
+            if isinstance(error, OSError | EOFError):
+                raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
+            raise
+        limits = begun.limits
+        folder = None if self._own_mount else os.path.join(self._plan.settings["folder"], begun.name)
+        threads = None if self._own_count else limits.processes
+        watched = threads is not None or folder is not None
+        watch = Watch(handle, folder=folder, disk_mb=limits.disk_mb, threads=threads) if watched else None
+        return SessionProcess(
+            stream=begun.stream,
+            screen_fd=begun.screen,
+            answer=answer_limits(limits),
+            handle=handle,
+            watch=watch,
+            backend_alive=lambda: self.alive(PATIENCE_SECONDS),
+            clean_up=lambda: remove_folder(folder) if folder is not None else None,
+        )
+
+    def _spare_for(self, limits: SandboxLimits) -> SessionProcess | None:
+        """The session that was begun ahead of time, where it has these limits and still lives."""
+        try:
+            begun = self._spares.pop()
+            process = self._contained(begun)
+        except (IndexError, SandboxGoneError, SandboxUnavailableError):
+            return None
+        if begun.limits == limits and process.alive():
+            return process
+        process.release()
+        return None
+
+    def _drop_spares(self) -> None:
+        # No lock: a thread that is not in this fork of the host may hold it.
+        while self._spares:
+            self._spares.pop().close()
 
     def _request(self, limits: SandboxLimits, name: str) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,27 @@ def test_sessions_share_nothing(sandbox: Sandbox) -> None:
         one.run("x = 1\nimport math\nmath.pi = 3")
         assert "NameError" in other.run("x").traceback
         assert other.run("import math\nmath.pi > 3").result == "True"
+
+
+def test_a_session_made_ahead_of_time(sandbox: Sandbox) -> None:
+    """It has what was asked for, not what the last one had; one that died meanwhile is nobody's; few are made."""
+    code = "import os, resource\nos.getpid(), resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> 20"
+    for disk in (3, 3, 3, 5, 3):
+        with sandbox.open(SandboxLimits(disk_mb=disk)) as session:
+            assert (session.run(code).result or "").endswith(f", {disk})")
+    assert isinstance(sandbox, WarmSandbox)
+    template = sandbox._running_template()
+    with sandbox.open(), sandbox.open(), sandbox.open():
+        (spare,) = template._spares
+        spare.stream.shutdown(socket.SHUT_WR)  # its process ends
+    with sandbox.open() as session:
+        assert session.run("1 + 1").result == "2"
+    opening = [threading.Thread(target=lambda: sandbox.open().close()) for _ in range(20)]
+    for thread in opening:
+        thread.start()
+    for thread in opening:
+        thread.join()
+    assert len(template._spares) == 1
 
 
 def test_sessions_draw_different_numbers(sandbox: Sandbox) -> None:
@@ -249,7 +271,8 @@ def test_a_template_that_dies_under_a_call(sandbox: Sandbox) -> None:
 
 
 def test_nothing_is_left_behind(sandbox: Sandbox) -> None:
-    sandbox.open().close()
+    for _ in range(2):  # from the second on, one is made ahead of time
+        sandbox.open().close()
     before = resources()
     for _ in range(10):
         with sandbox.open() as session:

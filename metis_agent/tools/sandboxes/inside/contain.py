@@ -38,7 +38,11 @@ class Containment:
         self._filter = Filter()
         self._template = os.getpid()
         paths = [path for path in (*settings["readable"], *_DEVICES) if os.path.exists(path)]
-        self._readable = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths] if self._abi else []
+        opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths] if self._abi else []
+        self._grants = [linux.Grant(fd, linux.READ, self._abi) for fd in opened]
+        if self._abi:
+            null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
+            self._grants.append(linux.Grant(null, linux.READ_AND_WRITE, self._abi))
         tried = bool(settings["namespaces"])
         self.own_mount = self._boxed or (tried and _works(lambda: self._mount(_MB)))
         """The kernel holds the limit of a session's files: they are in a tmpfs of its own."""
@@ -115,13 +119,10 @@ class Containment:
 
     def _rules(self, folder: str) -> linux.Ruleset:
         rules = linux.Ruleset(self._abi)
-        for fd in self._readable:
-            rules.grant(fd, linux.READ)
-        null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
+        for grant in self._grants:
+            rules.add(grant)
         own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        rules.grant(null, linux.READ_AND_WRITE)
-        rules.grant(own, linux.READ_AND_WRITE)
-        os.close(null)
+        rules.add(linux.Grant(own, linux.READ_AND_WRITE, self._abi))
         os.close(own)
         return rules
 

@@ -17,6 +17,7 @@ __all__ = [
     "CLONE_NEWUSER",
     "READ",
     "READ_AND_WRITE",
+    "Grant",
     "Ruleset",
     "capabilities_drop",
     "die_with_parent",
@@ -141,24 +142,34 @@ def supported_abi() -> int:
         return 0
 
 
+def _handled(abi: int) -> int:
+    return (1 << _RIGHTS_BY_ABI.get(abi, 16)) - 1
+
+
+class Grant:
+    """Rights on the file, or on the folder and all beneath it, that `fd` is open on; for any number of rulesets."""
+
+    def __init__(self, fd: int, rights: int, abi: int) -> None:
+        rights &= _handled(abi)
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= _FILE_RIGHTS
+        self._rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd), 12)
+        self.address = ctypes.addressof(self._rule)
+
+
 class Ruleset:
     """Grants, collected and then put on this process; everything not granted is refused."""
 
     def __init__(self, abi: int) -> None:
-        self._handled = (1 << _RIGHTS_BY_ABI.get(abi, 16)) - 1
         network, scopes = 0b11, 0b11
-        attribute = struct.pack("=QQQ", self._handled, network, scopes)
+        attribute = struct.pack("=QQQ", _handled(abi), network, scopes)
         size = 24 if abi >= 6 else 16 if abi >= 4 else 8
         pointer = ctypes.create_string_buffer(attribute[:size], size)
         self._fd = syscall("landlock_create_ruleset", _CREATE, ctypes.byref(pointer), size, 0)
 
-    def grant(self, fd: int, rights: int) -> None:
-        """Grant `rights` on the file, or on the folder and all beneath it, that `fd` is open on."""
-        rights &= self._handled
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            rights &= _FILE_RIGHTS
-        pointer = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd), 12)
-        syscall("landlock_add_rule", _ADD, self._fd, _RULE_PATH_BENEATH, ctypes.byref(pointer), 0)
+    def add(self, grant: Grant) -> None:
+        """What is granted; `grant`'s descriptor is still open."""
+        syscall("landlock_add_rule", _ADD, self._fd, _RULE_PATH_BENEATH, grant.address, 0)
 
     def restrict_self(self) -> None:
         """Put the rules on this thread and its children; needs `forbid_new_privileges` first."""

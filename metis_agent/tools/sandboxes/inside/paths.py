@@ -86,10 +86,10 @@ def reroute(folders: Iterable[str]) -> list[int]:
 
 
 def reseed() -> None:
-    """After a fork: sessions must not draw the same random numbers. `random` does this by itself."""
+    """Before a fork: sessions must not draw the same random numbers. `random` does this by itself, after it."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed()
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))  # by far the cheapest of its ways
 
 
 def _routed(entry: str, routes: dict[str, str]) -> str:

@@ -21,19 +21,17 @@ _MOST_NOTES = 20
 
 
 class Pictures:
-    """One session's.
+    """One session's; made before it, as the hooks that show images are the same in all."""
 
-    Args:
-        most: how many a call may show.
-        pixels: of each; a larger one is made smaller.
-    """
-
-    def __init__(self, most: int, pixels: int) -> None:
-        self._most, self._pixels = most, pixels
+    def __init__(self) -> None:
         self._absent: dict[str, str] = {}
         self.begin()
         vars(builtins)["display"] = self._display
         _after_import({"PIL.Image": self._hook_pillow, "matplotlib.pyplot": self._hook_pyplot})
+
+    def limit(self, most: int, pixels: int) -> None:
+        """So many images a call may show, of so many pixels each; a larger one is made smaller."""
+        self._most, self._pixels = most, pixels
 
     def begin(self) -> None:
         """Forget what an earlier call showed."""

@@ -30,6 +30,9 @@ _KILL_PROCESS = 0x80000000
 _REFUSE = 0x00050000 | errno.EPERM
 _MISSING = 0x00050000 | errno.ENOSYS
 
+_VALUE_OF_FIRST_CHECK = 3 * 8 + 4
+"""In a rule: behind the call's number, a load and a mask stands the comparison, whose last half is the value."""
+
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
@@ -45,19 +48,23 @@ class Filter:
         if machine not in NUMBERS:
             raise OSError(errno.ENOSYS, f"no seccomp table for the processor {machine!r}")
         self._numbers = NUMBERS[machine]
-        self._head = b"".join((*_prologue(_AUDIT_ARCHITECTURE[machine]), *self._fixed_blocks()))
+        head = b"".join((*_prologue(_AUDIT_ARCHITECTURE[machine]), *self._fixed_blocks()))
+        own = [self._rule(Rule(name, (Check(0, (0,)),))) for name in OWN_PROCESS_ONLY]
+        program = head + b"".join(own) + _instruction(_RETURN, _REFUSE)
+        self._code = ctypes.create_string_buffer(program, len(program))
+        self._header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(self._code)))
+        self._process_at = [len(head) + place * len(own[0]) + _VALUE_OF_FIRST_CHECK for place in range(len(own))]
 
     def program(self, process: int) -> bytes:
         """The assembled filter, 8 bytes an instruction, for the process with this id."""
-        own = b"".join(self._rule(Rule(name, (Check(0, (process,)),))) for name in OWN_PROCESS_ONLY)
-        return self._head + own + _instruction(_RETURN, _REFUSE)
+        for place in self._process_at:
+            struct.pack_into("=I", self._code, place, process)
+        return self._code.raw
 
     def install(self, process: int) -> None:
         """Filter this process from now on; it can't be undone. Needs `forbid_new_privileges` first."""
-        program = self.program(process)
-        code = ctypes.create_string_buffer(program, len(program))
-        header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
-        prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(header))
+        self.program(process)
+        prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._header))
 
     def _fixed_blocks(self) -> list[bytes]:
         blocks = [self._answer(name, _ALLOW) for name in ALLOWED]

@@ -141,15 +141,16 @@ def announce(stream: socket.socket, prepare: Callable[[], None]) -> bool:
     return True
 
 
-def serve(stream: socket.socket, screen: Screen, limits: AnswerLimits) -> None:
+def serve(stream: socket.socket, screen: Screen, pictures: Pictures, limits: AnswerLimits) -> None:
     """Take pictures and answer calls until the host hangs up.
 
     Args:
         stream: the host's stream.
         screen: where prints go.
+        pictures: of this session.
         limits: of an answer.
     """
-    pictures = Pictures(limits.pictures, limits.pixels)
+    pictures.limit(limits.pictures, limits.pixels)
     repl = Repl(screen.stdout, screen.stderr, pictures)
     while True:
         try:
@@ -202,7 +203,7 @@ def main_uncontained() -> None:
 
     if announce(stream, prepare):
         answer = AnswerLimits(*settings["answer"])
-        serve(stream, Screen(int(sys.argv[3]), answer.text), answer)
+        serve(stream, Screen(int(sys.argv[3]), answer.text), Pictures(), answer)
 
 
 def _end_with_host() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from . import paths
 from .contain import Containment
 from .paths import remove_folder
+from .pictures import Pictures
 from .session import announce, serve
 from .wire import HANDLE, AnswerLimits, Screen
 
@@ -75,6 +76,7 @@ class Template:
         routes = paths.reroute(settings["readable"]) if rerouting else []
         self._first_free = max([_SCREEN_FD, *routes]) + 1
         self._containment = Containment(settings)
+        self._pictures = Pictures()
         # What exists now is shared with every session; a collection there should not copy its pages.
         gc.collect()
         gc.freeze()
@@ -129,6 +131,7 @@ class Template:
 
     def _fork(self, request: Mapping[str, Any], stream: int, screen: int) -> None:
         uid = self._uids.pop() if self._uids else None
+        paths.reseed()
         pid = os.fork()
         if pid == 0:
             try:
@@ -156,14 +159,13 @@ class Template:
         answer = AnswerLimits(*request["answer"])
 
         def prepare() -> None:
-            paths.reseed()
             self._containment.enter(request, uid)
             os.closerange(self._first_free, self._open_files)
 
         # Before any door is closed: a contained process passes no descriptors.
         socket.send_fds(connection, [HANDLE], [os.pidfd_open(os.getpid())])
         if announce(connection, prepare):
-            serve(connection, Screen(_SCREEN_FD, answer.text), answer)
+            serve(connection, Screen(_SCREEN_FD, answer.text), self._pictures, answer)
 
 
 def _move_up(fd: int) -> int:
