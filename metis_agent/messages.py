@@ -1,14 +1,10 @@
 """Reading messages: the latest turn of a conversation, and the images in its blocks.
 
-The latest turn of a conversation: the last human message and all that has come after it.
+A turn is the last human message and all that has come after it. A checkpointed thread holds many; budgets, the loop
+guard, gates and trajectories each look at the latest one only, and this is the one place that says where it begins.
 
-A checkpointed thread holds many turns. Budgets, the loop guard, gates and trajectories each look at the
-latest one only; this is the one place that says where it begins.
-
-Images in messages: reading one from a content block, naming those of a conversation, writing one.
-
-The one reader of the package: gates, models, reports and tools read blocks through it. It decodes nothing, and needs
-neither Pillow nor an HTTP client.
+Images are read from content blocks, named, and written here alone. Nothing is decoded, so neither Pillow nor an HTTP
+client is needed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Opening SQLite: the one place that says how the package's indexes and caches use it.
+"""SQLite as the package's indexes and caches use it.
 
 Every connection commits by itself (`BEGIN` where a transaction is meant), and may pass from thread to thread, one
 thread at a time. What differs is how much of a file has to survive.
 
-What was asked once and need not be asked again, kept on disk by the hash of its content.
-
-Under judges (a verdict costs money), probes of the base model and re-executed tool calls. One SQLite file: it
-holds JSON, never pickle; what is in it survives a kill -9; several threads and processes may share it.
+`DiskCache` keeps what was asked once and need not be asked again, by the hash of its content: a judge's verdicts (each
+costs money), probes of the base model, re-executed tool calls. It holds JSON, never pickle; what is in it survives a
+kill -9; several threads and processes may share it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,5 @@
 """Which tool calls of a recorded run changed its outcome, and what each call cost.
 
-What model calls and tool calls cost, in dollars: a price file of the user's own, then `genai-prices`, then unknown.
-
-An unknown price is never a price of nothing: such tokens are counted and said to be unpriced.
-
-Which tool calls of a recorded run changed its outcome: redundant, necessary, harmful ones, and those kept apart.
-
 Pure: verdicts in, labels out. A run visits states s_0 .. s_K, one before each round of tool calls and one after the
 last. The verdict a_k says whether the model, asked to commit itself at s_k, would have done as well as the run did:
 given its answer, or made the acting call that the run went on to make.
@@ -16,6 +10,9 @@ given its answer, or made the acting call that the run went on to make.
 - A call that acts (books, mails, writes) is never redundant: its effect is its purpose. It ends a *stretch* of the
   run, and the calls after it are counted from there. A call of a tool of which nobody said what it does may act, so
   it is treated alike, and counted apart.
+
+Costs are in dollars: by a price file of the user's own, then `genai-prices`, then unknown. An unknown price is never a
+price of nothing: such tokens are counted and said to be unpriced.
 """
 
 from __future__ import annotations

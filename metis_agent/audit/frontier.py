@@ -1,18 +1,15 @@
 """What any rule of stopping would have saved, and the intervals of the audit's estimates.
 
-Shares of calls with their intervals, by conversation; and what a person's check makes of a judge's verdicts.
+Recorded runs are replayed under caps, self-reports, a gate, and an oracle. A rule stops a run at the first state where
+it says so. The run does not change until then, so its outcome under the rule is known exactly, verdicts and costs
+alike: no importance weights, no model of the tools. This holds as long as going on leaves the run as it was. A rule
+never stops before an acting call that the run went on to make, so only the last stretch of a turn can be cut short
+(see `accounting`).
 
-Calls of one conversation are alike, so conversations are resampled whole. A share is a ratio of sums: redundant calls
-of all turns by calls of all turns. Where verdicts come from a judge that errs, turns drawn at random are checked by a
-person, and the judge's error there corrects the share everywhere (prediction-powered inference: Angelopoulos et al.,
-2023, arXiv 2301.09633, with the weight of PPI++, arXiv 2311.01453).
-
-What any rule of stopping would have saved: recorded runs replayed under caps, self-reports, a gate, and an oracle.
-
-A rule stops a run at the first state where it says so. The run does not change until then, so its outcome under the
-rule is known exactly, verdicts and costs alike: no importance weights, no model of the tools. This holds as long as
-going on leaves the run as it was. A rule never stops before an acting call that the run went on to make, so only the
-last stretch of a turn can be cut short (see `accounting`).
+Calls of one conversation are alike, so intervals resample conversations whole. A share is a ratio of sums: redundant
+calls of all turns by calls of all turns. Where verdicts come from a judge that errs, turns drawn at random are checked
+by a person, and the judge's error there corrects the share everywhere (prediction-powered inference: Angelopoulos et
+al., 2023, arXiv 2301.09633, with the weight of PPI++, arXiv 2311.01453).
 """
 
 from __future__ import annotations

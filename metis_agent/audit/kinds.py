@@ -1,11 +1,8 @@
 """The audit's figures, whole and by kind of question.
 
-Kinds of question where nobody labelled any: clusters of their words, named by the words that set each apart.
-
-The audit's figures: shares of calls by what they were for, and what the redundant ones took.
-
-Between the accounting of single turns and the page. A sample stands for all turns with calls: shares are those of the
-sample, totals are scaled up. Where a person has checked verdicts, the headline's share and totals are corrected.
+Shares are those of the sample, totals are scaled up to all turns with calls. Where a person has checked verdicts, the
+headline's share and totals are corrected. Where nobody labelled the questions, their kinds are clusters of their words,
+each named by the words that set it apart.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""An audit from its trajectories to its findings, and the check of its verdicts by a person.
+"""An audit in one call: recorded turns are sampled, probed, ruled on, counted, and replayed under rules of stopping.
 
-The audit in one call: a sample of recorded turns is probed, ruled on, counted, and replayed under rules of stopping.
+The command line, a notebook and the page work on its `Findings`.
 
-Put together from the rest of the package; the command line, a notebook and the page work on its `Findings`.
-
-A person's check of the judge: a page with pairs of answers to click through, and the file that comes of it.
-
-The pairs belong to turns drawn at random from those that the judge ruled on, whatever it said, so what the person says
-corrects the judge's share without bias (`estimates.corrected_ratio`). The page does not show the judge's verdict, and
-which of the two answers was sent is shown in random order: a person who knows either is led by it.
+A person can check the judge: a page with pairs of answers to click through, and the file that comes of it. The pairs
+belong to turns drawn at random from those that the judge ruled on, whatever it said, so what the person says corrects
+the judge's share without bias (`frontier.corrected_ratio`). The page does not show the judge's verdict, and which of
+the two answers was sent is shown in random order: a person who knows either is led by it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Options that say which agent to run, and how its answers are judged.
 
-Which agent a command runs: a model by name or folder and tools from a module, or an agent of the user's own.
-
-Python objects are named `package.module:attribute` or `path/to/file.py:attribute`; the current folder is searched
-first. Where a model is named and no tools are, the commands that can do with it take the sandboxed python tool.
-
-How answers are judged: the options of every command that scores runs, and the `Verify` that they ask for.
+An agent is a model by name or folder with tools from a module, or an agent of the user's own. Python objects are named
+`package.module:attribute` or `path/to/file.py:attribute`; the current folder is searched first. Where a model is named
+and no tools are, the commands that can do with it take the sandboxed python tool.
 """
 
 from __future__ import annotations

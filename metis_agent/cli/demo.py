@@ -1,10 +1,7 @@
-"""`metis demo`: the whole loop in one sitting, in one of two worlds.
+"""`metis demo`: the whole loop in one sitting, in one of two worlds, with what it did shown as it does it.
 
-The worlds that `metis demo` can show: what each says of itself, how its runs are set up, what it leaves behind.
-
-`metis demo`: the whole loop in one sitting, with what it did shown as it does it.
-
-Of the gallery there is a page besides: the picture, what the model sees of it, the call, the crop, the answer.
+A world says what it is about, how its runs are set up, and what it leaves behind; of the gallery there is a page
+besides: the picture, what the model sees of it, the call, the crop, the answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`metis train gate`: a gate from recorded outcomes, with the figures that it earned on held-out folds.
-
-`metis train sft`: the cold start, from curated trajectories.
-"""
+"""`metis train gate`, from recorded outcomes, and `metis train sft`, the cold start, from curated trajectories."""
 
 from __future__ import annotations
 

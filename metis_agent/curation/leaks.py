@@ -1,17 +1,13 @@
 """Stage `leaks`: training keeps away from the test set, also from questions that are nearly the same.
 
-Which questions are the same? Exactly, up to spelling, and nearly; looked up in a local file, not in memory.
-
-Two questions are near duplicates where their letters are (Jaccard index of 5-byte shingles, found by MinHash and
-then computed exactly) *and* their numbers and symbols are the same in the same order: "12 + 7" and "12 - 7" differ in
-one character and are two questions.
-
-MinHash with one permutation and rotation: P. Li, A. Owen, C.-H. Zhang, 2012; A. Shrivastava, P. Li, 2014.
-
-Stage `leaks`: training keeps away from the test set.
-
 Dropped is what asks a test question again, exactly or nearly, whatever answer it gives; what holds most of a longer
 test question's word 13-grams; and, where questions have images, what shares one with a test question.
+
+Two questions are near duplicates where their letters are (Jaccard index of 5-byte shingles, found by MinHash in a local
+file and then computed exactly) *and* their numbers and symbols are the same in the same order: "12 + 7" and "12 - 7"
+differ in one character and are two questions.
+
+MinHash with one permutation and rotation: P. Li, A. Owen, C.-H. Zhang, 2012; A. Shrivastava, P. Li, 2014.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
-"""Curation: what a stage is, what it did, and rows through stages in chunks.
+"""Curation: rows through stages, in chunks: bounded memory, nothing lost, nothing twice, resumed where it was killed.
 
-What a stage of curation is: a pure filter that says of each row keep, drop or undecided, and why.
-
-What curation did: for each stage how many rows came in, how many went on, and why the others did not.
-
-Rows through stages, in chunks: bounded memory, nothing lost, nothing twice, resumed where it was killed.
-
-A chunk is the unit of work. Its rows are ruled on, then written as whole files whose names follow from the chunk's
-number, and last its report: that one file says that the chunk is done. A run that was killed, or had no room on the
-disk, does the unfinished chunk again and writes the same files over. So in = kept + quarantined holds at any time,
-over the chunks that are done.
+A stage is a pure filter that says of each row keep, drop or undecided, and why. A chunk is the unit of work. Its rows
+are ruled on, then written as whole files whose names follow from the chunk's number, and last its report: that one file
+says that the chunk is done. A run that was killed, or had no room on the disk, does the unfinished chunk again and
+writes the same files over. So in = kept + quarantined holds at any time, over the chunks that are done.
 
     OUT/run.json                           what the run depends on
     OUT/kept/segment-00000000.jsonl        what every stage kept

@@ -1,14 +1,11 @@
 """Curation for RL: recorded rollouts in, prompts worth rolling out again out.
 
-Two passes: the rollouts of each question are counted (`prompts`), then the prompts go through the stages. What is
-kept is a JSONL file of questions, or with `hold_out` two: `train` and `test`, split by a hash of the question, so
-that the same question always falls on the same side.
+Two passes: the rollouts of each question are counted (`prompts`), then the prompts go through the stages `corrupted`
+(its images are there, and are images), `mix`, `disagreement` and `duplicates`, and `leaks`, shared with SFT. What is
+kept is a JSONL file of questions, or with `hold_out` two: `train` and `test`, split by a hash of the question, so that
+the same question always falls on the same side.
 
 Source: arXiv:2604.08545, the RL data: prompts with a mix of successes and failures.
-
-The stages of curation for RL: corrupted, mix, disagreement, duplicates. (`leaks` is shared with SFT.)
-
-Are the images of a question there, and are they images?
 """
 
 from __future__ import annotations

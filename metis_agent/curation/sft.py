@@ -1,13 +1,11 @@
 """Curation for SFT: recorded trajectories in, those that teach strategic tool use out.
 
+Two of its stages are here. `sound`: does the record agree with itself? What was altered, torn or invented after the run
+falls out, and with `unique` a trajectory whose id was seen before. `answers`: was the run right? A wrong run teaches
+the wrong thing, however well it used its tools.
+
 Source: arXiv:2604.08545, the data of the cold start: run all code, drop what the base model solves without tools,
 let a judge keep strategic tool use.
-
-Stage `sound`: does the record agree with itself? What was altered, torn or invented after the run falls out here.
-
-It needs nothing but the record. `unique`, beside it, drops a trajectory whose id was seen before.
-
-Stage `answers`: was the run right? A wrong run teaches the wrong thing, however well it used its tools.
 """
 
 from __future__ import annotations

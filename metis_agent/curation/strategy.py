@@ -1,16 +1,14 @@
-"""Stages `strategy` and `direct`, (c) and (b) of the paper.
+"""Stages `direct` and `strategy`, (b) and (c) of the paper.
 
-Stage `strategy`, (c) of the paper: a judge keeps runs that use their tools strategically.
+`direct` drops what the base model answers without tools: a run that calls a tool on such a question teaches the very
+habit that Metis is to lose. The base model is asked k times, through the graph with a forced direct answer; the paper
+drops a question with pass@k = 1, that is with one right answer among the k = 8. Questions are asked once, however many
+runs they have.
 
-Relevance, coherence, rationale: all three must hold, by a rubric that is a file to edit. A run holds text by
-strangers (search results), which may address the judge. So what is kept is ruled on once more under a question that
-it has nothing to do with: a run that is "relevant" there too steers the judge, and is dropped.
-
-Stage `direct`, (b) of the paper: drop what the base model answers without tools.
-
-A run that calls a tool on such a question teaches the very habit that Metis is to lose. The base model is asked k
-times, through the graph with a forced direct answer; the paper drops a question with pass@k = 1, that is with one
-right answer among the k = 8. Questions are asked once, however many runs they have.
+`strategy`: a judge keeps runs that use their tools strategically. Relevance, coherence, rationale: all three must hold,
+by a rubric that is a file to edit. A run holds text by strangers (search results), which may address the judge. So what
+is kept is ruled on once more under a question that it has nothing to do with: a run that is "relevant" there too steers
+the judge, and is dropped.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
-"""All that HDPO needs to know of a rollout in one number, for engines that let only one through.
-
-Between an engine's reward function, which packs, and its advantage estimator, which unpacks. The number can still be
-read: `r_acc - 0.001 T`, so 0.997 is a right and well formed answer after three calls, and the mean over a batch is the
-accuracy reward but for a few thousandths. A rollout that says nothing of the model is -1.
-
-HDPO for verl: a reward function, and the advantage estimator `algorithm.adv_estimator=hdpo`.
+"""HDPO for verl: a reward function, and the advantage estimator `algorithm.adv_estimator=hdpo`.
 
 Beside `hdpo.policy_trainer`, for runs that verl drives: its rollouts and loss, our `rewards` and `advantages`. verl
 imports this module by itself (an entry point of the group `verl.plugins`), and as the reward function by
 `reward.custom_reward_function.path=pkg://metis_agent.engines.verl`. Read from verl 0.9.1.
 
-verl hands an estimator one number for each rollout, so the reward function packs what HDPO needs into one
-(`pack`). The estimator unpacks it, does what `hdpo.advantages` does, and returns w_acc A_acc + w_tool A_tool:
-verl clips the sum once. That is HDPO's gradient as long as the ratios are 1 (one update for each batch of rollouts);
-after that it differs where the channels disagree on the sign and a clip takes hold.
+verl hands an estimator one number for each rollout, so the reward function packs what HDPO needs into one (`pack`). It
+can still be read: `r_acc - 0.001 T`, so 0.997 is a right and well formed answer after three calls, and the mean over a
+batch is the accuracy reward but for a few thousandths. A rollout that says nothing of the model is -1.
+
+The estimator unpacks it, does what `hdpo.advantages` does, and returns w_acc A_acc + w_tool A_tool: verl clips the sum
+once. That is HDPO's gradient as long as the ratios are 1 (one update for each batch of rollouts); after that it differs
+where the channels disagree on the sign and a clip takes hold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Does the agent call tools where they help, and only there?
+"""Does the agent call tools where they help, and only there? Run it freely, probe both branches, evaluate.
 
-Last of the flow: trajectories of an agent on fresh questions -> accuracy, tool use, redundancy, each with a
-bootstrap interval over questions. Per-question means come first, so a question asked often counts once.
+Trajectories of an agent on fresh questions -> accuracy, tool use, redundancy, each with a bootstrap interval over
+questions. Per-question means come first, so a question asked often counts once.
 
 Whether a call was needed is a fact about the model, not about one run: it is read off two reference sets of
 runs by the same model, forced direct and forced to call a tool (see `share_right`).
@@ -11,11 +11,6 @@ runs by the same model, forced direct and forced to call a tool (see `share_righ
 - *necessary*: forced direct fails (in more than `failed_at` of the runs it is right: not necessary; default:
   none right) and forced tool runs succeed (at least `helped_at` of them right).
 - In between, neither: those questions count in accuracy and tool rate only.
-
-Measure an agent on questions: run it freely, probe both branches, evaluate.
-
-Whether a call was redundant is a fact about the model: can it answer the question without? So each question is
-also run forced direct, several times, and forced to call a tool, and `evaluation` reads both.
 """
 
 from __future__ import annotations

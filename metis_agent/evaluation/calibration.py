@@ -7,22 +7,14 @@ calls, or cost. Thresholds are tested in an order fixed beforehand, from the one
 certain, each null hypothesis "the mean loss exceeds the limit" at level delta, up to the first that can't be
 rejected: the error over the whole sequence is then at most delta, though losses need not be monotone (Learn
 Then Test, arXiv:2110.01052, fixed-sequence testing). Each p-value is of a test by betting (Waudby-Smith and
-Ramdas, arXiv:2010.09686): valid at every sample size, and narrow where most losses are 0. Questions that came
-together, say those about one table, win and lose together: then it is the groups that count as drawn independently.
+Ramdas, arXiv:2010.09686): valid at every sample size, and narrow where most losses are 0; with replacement for the long
+run, without for the records that come next. Questions that came together, say those about one table, win and lose
+together: then it is the groups that count as drawn independently.
 
 What is bounded is the chance that the threshold was chosen although its *long-run mean* breaks the limit, for
-questions drawn like those calibrated on; `drift` tests for that. The mean over the next few hundred questions scatters
-around the long-run mean, so it may break the limit a little more often. `ahead` bounds that as well.
-
-Is a mean above a limit? A p-value from records alone, valid at every sample size, by betting against it.
-
-Where it stands: `calibration` tests every threshold with it. Waudby-Smith and Ramdas, arXiv:2010.09686: with
-replacement for the long run, without for the records that come next.
-
-Are today's questions like those that a gate was calibrated on? Its scores of both, side by side.
-
-Where it stands: after `calibration`, in service. `metis calibrate` keeps a sample of the scores with the gate;
-`calibration.drift` compares others with it. No outcomes are needed.
+questions drawn like those calibrated on; `drift` tests for that, in service and without outcomes, by the scores that
+were kept with the gate. The mean over the next few hundred questions scatters around the long-run mean, so it may break
+the limit a little more often. `ahead` bounds that as well.
 """
 
 from __future__ import annotations

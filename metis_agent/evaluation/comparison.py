@@ -1,12 +1,11 @@
 """How a gate ranks questions, with intervals, and by how much it beats another gate on the same questions.
 
-Beside `gate_evaluation`. Several scorings of the same questions (one a seed of the folds) count as one method: a
-figure is their mean, and one bootstrap over groups of questions gives the interval of that mean. Two methods are
-compared on the same resamples, so what makes a question hard for both does not widen the interval of their gap.
+Several scorings of the same questions (one a seed of the folds) count as one method: a figure is their mean, and one
+bootstrap over groups of questions gives the interval of that mean. Two methods are compared on the same resamples, so
+what makes a question hard for both does not widen the interval of their gap.
 
-Supervised baselines that a trained gate has to beat, fitted on the same folds with scikit-learn.
-
-Beside `gate_evaluation`. TF-IDF (words and pairs) of the question, with and without its context, and
+Supervised baselines that a trained gate has to beat are fitted on the same folds with scikit-learn. TF-IDF (words and
+pairs) of the question, with and without its context, and
 
 - logistic regression of P(direct answer right): the tool is called where that is lowest;
 - benefit regression: ridge regression of (tool right) - (direct right), called where that is highest.

@@ -1,13 +1,8 @@
-"""How good a gate is, with intervals by bootstrap over groups, beside baselines.
+"""How good a gate is: its frontier, its calibration, and what it does at its threshold, beside baselines.
 
-Bootstrap resamples of whole groups: of a document's questions, of a conversation's turns.
-
-Under the evaluation of gates, their comparison, and the audit, which measure on each resample.
-
-How good is a gate: its frontier, its calibration, and what it does at its threshold, beside baselines.
-
-Where it stands: last, on questions that the gate was not trained on. For each question all branches' outcomes
-are known, so what any gate would have got is read off, not sampled.
+On questions that the gate was not trained on. For each question all branches' outcomes are known, so what any gate
+would have got is read off, not sampled. Intervals are by bootstrap over whole groups: of a document's questions, of a
+conversation's turns.
 """
 
 from __future__ import annotations

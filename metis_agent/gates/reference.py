@@ -1,15 +1,11 @@
-"""The gates that need no training: always, never, the model's own choice, one branch, a sure draft.
-
-Gates that need no training: the model decides, always a tool, never a tool, and forced rollout branches.
+"""Gates that need no training: always, never, the model's own choice, one branch, a sure draft.
 
 `ModelGate` is the agent's default, and the right one for a self-gating model; the others are the baselines
 that a trained gate has to beat, and the branches of stratified rollouts.
 
-`DraftConfidenceGate`: a tool is needed where the model is unsure of its own direct answer. No training.
-
-Where it stands: the graph writes a direct draft at the first step of a turn and hands it over with its
-log-probabilities; a sure draft becomes the answer at no further cost. With log p_t the log-probability of the
-draft's token t of n, the model's confidence c is
+`DraftConfidenceGate` calls a tool where the model is unsure of its own direct answer. The graph writes a direct draft
+at the first step of a turn and hands it over with its log-probabilities; a sure draft becomes the answer at no further
+cost. With log p_t the log-probability of the draft's token t of n, the model's confidence c is
 
     mean:  c = exp((1/n) sum_t log p_t)      the geometric mean of the tokens' probabilities
     min:   c = min_t p_t                     the least sure token

@@ -1,16 +1,12 @@
 """Gates around a gate, one that only watches and one that explores; and what the watching one would have saved.
 
-What a gate that only watched would have saved: counted turn by turn, live or from recorded trajectories.
-
-Where it stands: `ShadowGate` leaves in each decision what its inner gate would have decided; this sets that beside
-what then ran. A turn is followed as far as it really went: where the gate would have answered at some step, every
-call from that step on would not have run; where it would have allowed other tools, the calls of those that it
-would not. What the model would have answered instead is not known, so nothing is said about accuracy: for that,
-evaluate the gate on recorded branches.
-
-Gates around a gate: one that only watches, and one that now and then tries the other branch.
-
 They compose, in any order. Each asks the gate that it holds once a decision, in the flavour that it was asked in.
+
+`ShadowGate` leaves in each decision what its inner gate would have decided; the savings, live or from recorded
+trajectories, set that beside what then ran. A turn is followed as far as it really went: where the gate would have
+answered at some step, every call from that step on would not have run; where it would have allowed other tools, the
+calls of those that it would not. What the model would have answered instead is not known, so nothing is said about
+accuracy: for that, evaluate the gate on recorded branches.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""The graph's state, and the graph itself.
+"""The graph's state and its wiring: START -> gate -> (answer | act); act -> one node per tool -> gate; then END.
 
-The agent's state: what comes in, what goes out, and what the nodes keep between them.
-
-`decisions`, `outcomes` and `calls` describe the latest turn; the gate node clears them when a new turn begins.
-History is the trajectory store's business.
-
-Wiring, and nothing else: START -> gate -> (answer | act); act -> one node per tool -> gate; then END. The nodes say
-where a run goes next. Where a person has changed the state of a run that stands still, `way_on` says it.
+The state holds what comes in, what goes out, and what the nodes keep between them. `decisions`, `outcomes` and `calls`
+describe the latest turn; the gate node clears them when a new turn begins. History is the trajectory store's business.
+The nodes say where a run goes next. Where a person has changed the state of a run that stands still, `way_on` says it.
 """
 
 from __future__ import annotations

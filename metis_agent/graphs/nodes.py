@@ -1,12 +1,8 @@
-"""The graph's nodes: the gate and the model, and the tools.
+"""The graph's nodes: they ask the gate and the model, record, run one tool call each, and say where a run goes next.
 
-The nodes that decide, ask the model and record: they fetch what the rules want, and say where to go next.
-
-The node behind each tool's name: runs one call that has passed enforcement, within its time.
-
-Two kinds. A tool that is given nothing but the model's arguments is called at once. One that has state, store
-or `ToolRuntime` injected goes through LangGraph's `ToolNode`, which knows how, and so does every tool where a
-recorder needs the state of a failed run; this module then wraps each call.
+A tool that is given nothing but the model's arguments is called at once. One that has state, store or `ToolRuntime`
+injected goes through LangGraph's `ToolNode`, which knows how, and so does every tool where a recorder needs the state
+of a failed run; each call is then wrapped here.
 """
 
 from __future__ import annotations

@@ -1,19 +1,10 @@
-"""Cold start: curated trajectories as token sequences, and supervised fine-tuning on them with TRL.
+"""Cold start: curated trajectories as token sequences, and supervised fine-tuning on them with TRL's SFTTrainer.
 
-A trajectory as token sequences to learn from: only what the model itself wrote carries loss.
-
-The question, the tools' results and everything that a template puts between are context. Where a trajectory holds the
-exact token ids of the model that is trained, those are used; text that another model wrote is rendered by the student's
-own chat template, turn by turn. `sft_data` writes the rows to a file, `cold_start` trains on them.
-
-The rows of many trajectories in an Arrow file, and what became of the trajectories.
-
-Between `sft_rows` and the training in `cold_start`.
-
-Cold start: supervised fine-tuning on curated trajectories, with TRL's SFTTrainer.
-
-Stands between curation and HDPO: it teaches a base model the tool habit and the format that RL then prices. What
-carries loss is decided in `sft_rows`.
+Between curation and HDPO: it teaches a base model the tool habit and the format that RL then prices. Only what the
+model itself wrote carries loss; the question, the tools' results and everything that a template puts between are
+context. Where a trajectory holds the exact token ids of the model that is trained, those are used; text that another
+model wrote is rendered by the student's own chat template, turn by turn. Rows go through an Arrow file, so there may be
+more of them than memory holds.
 
 Source: arXiv:2604.08545, the SFT stage.
 """

@@ -17,12 +17,10 @@ replayed under the rule itself, backwards (optimal stopping by regression; Longs
 Direct wins only where p_a - p_D < beta: at most beta of accuracy is lost on any question that the gate can
 tell apart. Proof and conditions: docs/accuracy-safe.md.
 
-From when on a question is unlike a gate's training: the score of `metis_agent.gates.reading`, calibrated.
-
-Where it stands: `train_gate` -> **familiarity** -> `export`. Each training question is scored by what the questions of
-the other folds have in common with it, so as a new one would be. The weights separate these from other people's
-questions (`other_questions.txt`: of all kinds, in several languages); the threshold is the conformal quantile of the
-training questions' own scores: of new ones like them at most `share` are left to the model, whatever the others are.
+*Familiarity*: each training question is scored (`metis_agent.gates.reading`) by what the questions of the other folds
+have in common with it, so as a new one would be. The weights separate these from other people's questions
+(`other_questions.txt`: of all kinds, in several languages); the threshold is the conformal quantile of the training
+questions' own scores: of new ones like them at most `share` are left to the model, whatever the others are.
 """
 
 from __future__ import annotations

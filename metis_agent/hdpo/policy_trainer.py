@@ -4,22 +4,17 @@
 
 TRL does what it does well: batching, the forward pass, the accuracy surrogate, optimisation, checkpoints,
 distribution, logging. Here the rollouts come from the graph (whole groups in a process), their tokens from
-`policy_rows`, the advantages from `advantages` over the groups of all processes; TRL gets both as a `StepBatch`. The
-tool surrogate is added in `_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0 the
-update is TRL's own.
+`token_sequences`, the advantages from `advantages` over the groups of all processes; TRL gets both as a `StepBatch`.
+The tool surrogate is added in `_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0
+the update is TRL's own.
 
 What goes wrong is counted: a rollout that failed is left out, an update whose gradient is no number is skipped, and
 where nothing is left to learn from, or nothing can be saved, training ends with an error, to be resumed.
 
-The rollouts of one step in one process, as TRL takes them: rows of tokens, and an advantage for each row.
-
-Between `policy_rows`, `rewards` and `advantages`, which make the parts, and the trainer, which hands them to TRL.
-
-The whole model to sample rollouts from, where FSDP or DeepSpeed has spread its weights over the processes.
-
-Stands between the policy trainer and its rollouts. DeepSpeed and FSDP 1 gather the weights for as long as the rollouts
-take. FSDP 2 gathers layer by layer, in step with the other processes, and processes whose rollouts differ in length
-are not in step: there a second, whole copy of the model is sampled from, and gets the weights before each time.
+Rollouts are sampled from a whole model. Where DeepSpeed or FSDP 1 has spread its weights over the processes, they are
+gathered for as long as the rollouts take. FSDP 2 gathers layer by layer, in step with the other processes, and
+processes whose rollouts differ in length are not in step: there a second, whole copy of the model is sampled from, and
+gets the weights before each time.
 """
 
 from __future__ import annotations

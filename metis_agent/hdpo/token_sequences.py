@@ -1,14 +1,12 @@
-"""From a trajectory to the tokens that a policy is trained on, never through text.
+"""From a trajectory to the rows of tokens that a policy is trained on, never through text.
 
 A trajectory's model calls are joined as long as each prompt repeats the previous prompt and completion token
 for token; what stands between two completions is an observation and is masked out. Where a prompt does not
 repeat them (a rewritten history, a template that is not append-only) a new segment starts.
 
-The rows of tokens that one step of policy training sees: one for each segment of each rollout.
-
-Between `segments` and the trainer. TRL wants one row a rollout, whole groups of them, and as many in every process.
-So the first segments of the rollouts come first, in their order; what a rollout has beyond that follows, then blank
-rows (every token masked out) up to a number that fits.
+A segment is a row. TRL wants one row a rollout, whole groups of them, and as many in every process. So the first
+segments of the rollouts come first, in their order; what a rollout has beyond that follows, then blank rows (every
+token masked out) up to a number that fits.
 
 A rollout that splits counts once. With a normaliser over tokens ("dapo", "bnpo") it does so by itself: each token that
 the model wrote stands in one row only. With one over sequences ("grpo"), row s of a rollout gets the share of its
@@ -16,11 +14,9 @@ tokens, n_s / N, and the mean over R rows is made the mean over B rollouts again
 
     w_s = (n_s / N) (R / B)
 
-The pictures of a batch of token rows: what a model that sees needs beside the ids.
-
-Between `policy_rows` and the trainer's forward pass. A rollout's pictures are in its messages, in their order; a row
-holds the first so many of them, as many as its placeholder tokens account for: every prompt begins with the whole
-history. Pixels are made by what made them for the rollout (`metis_agent.models.vision.ImageReader`).
+A rollout's pictures are in its messages, in their order; a row holds the first so many of them, as many as its
+placeholder tokens account for: every prompt begins with the whole history. Pixels are made by what made them for the
+rollout (`metis_agent.models.vision.ImageReader`).
 """
 
 from __future__ import annotations

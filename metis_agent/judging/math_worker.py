@@ -1,4 +1,4 @@
-"""The process in which `math_verifier` reads mathematics: requests in on stdin, verdicts out on stdout, as JSON."""
+"""The process in which `mathematics` reads mathematics: requests in on stdin, verdicts out on stdout, as JSON."""
 
 from __future__ import annotations
 

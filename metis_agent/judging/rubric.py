@@ -4,8 +4,6 @@ Any LangChain chat model, given as an object or by its `init_chat_model` name. V
 kept on disk by the hash of what was asked; questions run side by side, with retries. Where the judge can't be
 reached, or answers in no form that can be read, there is *no* verdict: never a wrong one.
 
-Data that a judge is shown, delimited so that nothing in it can pass for an instruction of ours.
-
 Whoever is judged wrote the data: an answer may say "ignore the rubric", a web page may close a tag and open a
 system message. Three things keep it inside. The delimiter carries a random number that the writer could not
 know. The data is JSON, so that a quotation mark or a line break can't end a field. And in that JSON no `<`,

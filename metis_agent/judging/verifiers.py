@@ -1,17 +1,14 @@
-"""Verifiers: is an answer right? Also where it stands in a sentence or two.
-
-`prose`: does a sentence, or a few, commit to the reference answer? For agents that answer as people do.
-
-Beside `short_answers`, whose rules want an answer that is nothing but the answer. "There are 259 of part-7 in stock."
-is right where 259 is expected, "It could be Paris or Rome." is not where Paris is: what is looked for is a commitment,
-not an occurrence. Where in doubt the answer is wrong, so that no policy learns to list candidates.
-
-Is an answer right? The verifiers that turn a trajectory's final message into r_ans.
+"""Verifiers: is an answer right? From a trajectory's final message to r_ans.
 
 First step of `verifiers -> rewards -> advantages -> loss`. Only the model's own final message is ever judged
 (`Trajectory.answer`), never a tool's output, and no verifier is content with the reference somewhere *inside* the
 answer: an answer that lists every candidate is wrong. Standard library only, but for `math`, which needs the extra
 of that name.
+
+`prose` is for agents that answer as people do. "There are 259 of part-7 in stock." is right where 259 is expected, "It
+could be Paris or Rome." is not where Paris is: what is looked for is a commitment, not an occurrence. Where in doubt
+the answer is wrong, so that no policy learns to list candidates. The other rules (`short_answers`) want an answer that
+is nothing but the answer.
 
 A judge (`judging.judge.AnswerJudge`) slots in as one more: `verify(q, a, verifiers={**VERIFIERS, "judge": my_judge})`.
 """

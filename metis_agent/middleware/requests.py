@@ -1,6 +1,4 @@
-"""One tool call of an agent behind the gate: may it run, and what became of it.
-
-Between LangChain's requests and responses and what the rules speak of: tools on offer, what to ask, a reply.
+"""Between LangChain's requests and responses and what the rules speak of: tools on offer, what to ask, a reply, a call.
 
 With LangChain's `ToolStrategy` the structured answer is itself a call, which LangChain has answered by the time
 that middleware sees it. Such a call is none of the gate's business, and is kept as it is.

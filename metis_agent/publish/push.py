@@ -1,16 +1,12 @@
-"""Trained gates and policies published: a folder with its model card, copied or pushed to a hub.
-
-The model card of a gate or of a policy: measured figures, data hash, promise, base model, licence, how to load.
-
-Read from the folder itself (`gate.json` has most of it) and from figures that `metis evaluate --json` wrote. What is
-not known is said not to be known. Every word that comes from elsewhere, tool descriptions above all, is made inert.
-
-Words of others in Markdown: what a tool's description says must not become a heading, a link or a table's end.
-
-Publish a trained folder: copied with its model card, or pushed to a Hugging Face hub.
+"""Publish a trained folder: copied with its model card, or pushed to a Hugging Face hub.
 
 Only what belongs to it goes: of a gate the files that `gate.json` names, whose hashes are checked first; of a model
 weights as safetensors, configuration and tokenizer. Never a pickle, never a checkpoint of the trainer.
+
+The card has measured figures, data hash, promise, base model, licence and how to load it, read from the folder itself
+(`gate.json` has most of it) and from figures that `metis evaluate --json` wrote. What is not known is said not to be
+known. Every word that comes from elsewhere is made inert: what a tool's description says must not become a heading, a
+link or a table's end.
 """
 
 from __future__ import annotations

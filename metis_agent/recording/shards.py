@@ -1,11 +1,8 @@
-"""A folder, wherever it is: local or on any fsspec file system.
+"""Shards of a store and the folder that they are in: local, or on any fsspec file system.
 
-What the trajectory store and the image store have in common: list, read in blocks, put a whole file.
-
-Writers of shards: where a store's lines really go.
-
-A shard belongs to one process, so that many can write to one store at once. Local shards are appended to,
-line by line; object stores can't append, so there lines are gathered and go up as whole shards.
+The trajectory store and the image store share the folder: list, read in blocks, put a whole file. A shard belongs to
+one process, so that many can write to one store at once. Local shards are appended to, line by line; object stores
+can't append, so there lines are gathered and go up as whole shards.
 """
 
 from __future__ import annotations

@@ -1,16 +1,10 @@
-"""What every page of ours is made of: one HTML file that loads nothing, and the words and numbers in it.
-
-What every page of ours is made of: one HTML file that loads nothing, and can't, written whole or not at all.
+"""What every page of ours is made of: one HTML file that loads nothing, and can't, written whole or not at all.
 
 Its policy (`Content-Security-Policy`) allows just its own style and script, by their hashes, and images from `data:`:
-what a record holds can't run, and can't reach out. Shared by the report and the audit.
-
-Numbers as the report says them, in HTML where they come with an interval.
-
-Text that others wrote, made fit to be looked at: nothing invisible, nothing endless.
+what a record holds can't run, and can't reach out. Shared by the report and the audit, as are the words and numbers.
 
 Questions, answers and tool output may be hostile. Escaping for HTML is the page's own business (`html.escape` here,
-`textContent` in the browser); this sees to what escaping leaves: terminal codes, characters that turn the reading
+`textContent` in the browser); `clipped` sees to what escaping leaves: terminal codes, characters that turn the reading
 direction or can't be seen, halves of characters, and fields of many megabytes. All of it stays recognisable: a
 reader of the report should see that an answer holds a zero-width space.
 """

@@ -1,12 +1,8 @@
 """All that a report says, before any of it is drawn: read from the stores and files that it is given.
 
-What a report takes in besides runs: a gate, its evaluation, and the history of a training.
-
-Each is a file that another command wrote; what is not such a file is refused with the key that is missing.
-
-All that a report says, before any of it is drawn: read from the stores and files that it is given.
-
-Third step of the report: `runs` and `figures` for each store, `inputs` for the rest, `archive` for single runs.
+Between `figures` and `transcript`, which read the stores' runs, and the page. Besides runs a report takes in a gate,
+its evaluation, and the history of a training. Each is a file that another command wrote; what is not such a file is
+refused with the key that is missing.
 """
 
 from __future__ import annotations

@@ -1,21 +1,14 @@
 """The report's figures: a store as columns of numbers, and what an agent did on its questions.
 
-The runs of a store as columns of numbers: what the report's figures need of each, in some sixty bytes.
+A store is read once, run by run, and nothing of a run's text is kept: some sixty bytes each. So a store of a hundred
+thousand trajectories takes a few megabytes, and several times that for its questions' ids.
 
-First step of the report: a store is read once, run by run, and nothing of a run's text is kept. So a store of a
-hundred thousand trajectories takes a few megabytes, and several times that for its questions' ids.
+The words mean what they mean in `evaluation.agents`: a question is *known* where all of its forced-direct runs are
+right, *necessary* where none is and at least half of its forced-tool runs are; a call is redundant on a known question.
+Means are over questions, so one that was asked often counts once, with 95% intervals:
 
-The report's numbers: what an agent did on its questions, and what changed between two of them.
-
-Second step of the report, from the columns of `runs`. The words mean what they mean in `hdpo.evaluation`: a question
-is *known* where all of its forced-direct runs are right, *necessary* where none is and at least half of its
-forced-tool runs are; a call is redundant on a known question. Means are over questions, so one that was asked often
-counts once.
-
-Means over questions with 95% intervals, as the report gives them.
-
-- Percentile bootstrap over questions, 1,000 resamples, as in `hdpo.evaluation`; from 5,000 questions on the normal
-  approximation, which is then the same to the digits shown.
+- Percentile bootstrap over questions, 1,000 resamples; from 5,000 questions on the normal approximation, which is then
+  the same to the digits shown.
 - A share that was the same on every question has no bootstrap interval worth the name: [0, 0] of 20 questions would
   read as a promise. There the exact (Clopper-Pearson) bound stands: after n questions without an exception, a rate
   of exceptions up to 1 - 0.025^(1/n) is compatible with what was seen.

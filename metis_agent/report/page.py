@@ -1,13 +1,8 @@
-"""The report's page: its top, what was left out, and all of it as one HTML file.
+"""The report's page: everything that is known, in one HTML file that loads nothing.
 
-The top of the page: what was saved, what that cost in accuracy, and before and after in full.
-
-The page: everything that is known, in one HTML file that loads nothing.
-
-Last step of the report; see `document` for what such a file may do. The summary stands before the runs in it, so a
-browser draws it while the rest still arrives.
-
-What the report's words mean, what was left out of its figures, and which runs it carries.
+Its top says what was saved, what that cost in accuracy, and before and after in full; its end what the words mean, what
+was left out of the figures, and which runs it carries. See `document` for what such a file may do. The summary stands
+before the runs in it, so a browser draws it while the rest still arrives.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The parts of the page below its top, each with a chart, words, and the figures as a table.
 
 A part for which nothing is known says which option brings it: a reader should not wonder what is missing.
-
-The parts of the page that are about training: the frontier with the threshold, calibration, the training curve.
 """
 
 from __future__ import annotations

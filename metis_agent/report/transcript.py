@@ -1,19 +1,13 @@
 """The runs that a report carries: each as the page's browser shows it, packed so that it reads what is looked at.
 
-One run as the page's browser shows it: its question, its decisions, and its messages in order.
+A run is its question, its decisions, and its messages in order, as plain values; every text in it is `clipped`, and
+nothing is HTML. An index holds a line for each run (question, answer, and what filters need); the runs themselves lie
+behind it in compressed blocks. The browser unpacks the index when the page has been drawn, and a block when one of its
+runs is opened. Where a store holds more runs than the page may carry, `choose` says which ones it carries.
 
-From a `Trajectory` to plain values; every text in it is `clipped`, and nothing is HTML.
-
-Images of trajectories, as the report embeds them: once each, small, and only what a browser draws safely.
-
-PNG, JPEG, GIF and WebP by their first bytes, whatever the record calls them: an SVG is a document, not a picture. A
-larger one is shrunk where Pillow is installed. What stands at an address is not fetched, neither now nor by the page.
-
-The runs that a report carries with it, packed so that the page reads only what is looked at.
-
-An index holds a line for each run (question, answer, and what filters need); the runs themselves lie behind it in
-compressed blocks. The browser unpacks the index when the page has been drawn, and a block when one of its runs is
-opened. Where a store holds more runs than the page may carry, `choose` says which ones it carries.
+Images are embedded once each, small, and only what a browser draws safely: PNG, JPEG, GIF and WebP by their first
+bytes, whatever the record calls them: an SVG is a document, not a picture. A larger one is shrunk where Pillow is
+installed. What stands at an address is not fetched, neither now nor by the page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Record what comes of each question down every branch: direct, each tool forced, and as the model likes.
 
-Where it stands: questions -> **recorded branches** -> `recorded_outcomes` -> `gate_trainer`. Made for hours against
+Where it stands: questions -> **recorded branches** -> `recorded` -> `gate_trainer`. Made for hours against
 somebody else's model: what is finished is in the store at once and never run again, an outage is waited out, then
 counted and excluded, and memory stays the same however many rollouts there are.
 """

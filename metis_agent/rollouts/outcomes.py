@@ -1,6 +1,6 @@
 """Outcome tables: for each question, what came of answering directly and of each tool.
 
-Where it stands: records -> **outcomes** -> `gate_trainer` and `gate_evaluation`. For a gate the executor is
+Where it stands: records -> **outcomes** -> `gate_trainer` and `evaluation.gates`. For a gate the executor is
 frozen, so these records are all that training needs: no model is called. One row a question: `question`, optional
 `context` and `history` (the conversation before it), for each branch `<branch>_correct` in 0..1 and optional
 `<branch>_cost`, `<branch>_seconds`, `<branch>_answer`, and what a direct draft showed before the decision: numbers

@@ -1,11 +1,7 @@
 """Questions from files, and the one reader of tables: JSONL, CSV, Parquet and registered formats.
 
-Rows of a table in a file: JSONL, CSV and Parquet, and whatever format is registered beside them.
-
-Questions (`questions`) and recorded outcomes (`outcome_files`) are read by it. Text stays text: in a CSV the id "007"
-is not 7, and which columns are numbers is for the reader of the rows to know.
-
-Questions from JSONL, CSV and Parquet files: what `metis rollout` asks.
+Text stays text: in a CSV the id "007" is not 7, and which columns are numbers is for the reader of the rows to know
+(questions here, outcomes in `outcomes`).
 
 A row a question: `question` (or `text`), optional `id`, `answer`, `verifier`, `kind`, `context` and `images`. Any other
 column goes along in `Question.metadata`, for `--group-by` and the like.

@@ -1,6 +1,6 @@
 """From trajectories in a store to an outcome table: what came of each question down each branch.
 
-Where it stands: recorded runs -> **pooled outcomes** -> `gate_trainer` and `gate_evaluation`. A pool reads each
+Where it stands: recorded runs -> **pooled outcomes** -> `gate_trainer` and `evaluation.gates`. A pool reads each
 trajectory once and keeps a few sums a question. Of more questions than it has room for it keeps a sample: those whose
 hash is smallest, which is a fair draw and the same in whatever order the store is read. So memory is bounded, however
 large the store.

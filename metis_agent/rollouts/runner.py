@@ -3,12 +3,6 @@
 A rollout is named before it runs. Its trajectory is stored under that name as soon as it is finished, so
 whoever asks for the same rollouts again, after a kill -9 say, gets the finished ones back from the store and
 runs only the rest.
-
-The garbage collector while rollouts run: it looks at what they make, not at all that the process has loaded.
-
-Hundreds of graph runs at once keep so many objects alive that Python sweeps its whole heap again and again, and with
-torch, transformers and LangChain loaded that heap is half a million objects: a third of the time of a small model's
-rollouts went there. `gc.freeze` sets the heap aside for the while, and the youngest objects are looked at less often.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""Results kept for a while, so that the same call is made once.
+"""A proxy of a tool, and results kept for a while, so that the same call is made once.
 
-Stands under `CachedSearch` and `InstrumentedTool`. Callers that ask for the same key at the same time share one
-call: in training, the G rollouts of one question often begin with the same search.
-
-A proxy of a tool: the same name, description and schema, and it calls the tool.
-
-Neither the model nor the graph sees a difference. The base of `InstrumentedTool`, which adds to the call.
+A `ProxyTool` has the tool's name, description and schema, and calls it: neither the model nor the graph sees a
+difference. `InstrumentedTool` adds to the call. Callers that ask a `ResultCache` for the same key at the same time
+share one call: in training, the G rollouts of one question often begin with the same search.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Files of records, read as a stream: JSONL, JSON documents, Parquet; plain, gzip, from any fsspec URL.
+"""Records of files, read as a stream and sorted by trace, one at a time in memory.
 
-A record is one line, one element of a document's array, or one row. None is gathered up beyond the limit, and what is
-no record comes as `BadRecord` in its place, so that nothing is lost silently.
-
-Parts of an export sorted by the trace they belong to, on disk: memory holds one trace at a time.
+JSONL, JSON documents, Parquet; plain, gzip, from any fsspec URL. A record is one line, one element of a document's
+array, or one row. None is gathered up beyond the limit, and what is no record comes as `BadRecord` in its place, so
+that nothing is lost silently.
 
 An export has the spans of a trace wherever the collector put them. So each part is appended to one of a fixed number
 of files by a hash of its key, as the export is read; then each file is grouped by an index of its keys alone, and its

@@ -1,18 +1,16 @@
-"""The model calls of a trace joined to threads: conversations in which each call goes on from the last.
+"""The model calls of a trace joined to conversations, and a recorded run as the states that it visited.
 
 The calls of one agent follow from each other: what a call replied stands in the input of the next. So they are joined
-by their messages, not by the order of their clocks, and calls that don't follow (a retry, a guard, a sub-agent) are
-threads of their own. Between the importers' traces and `assemble`, which cuts a thread into turns.
+by their messages, not by the order of their clocks, to *threads*; calls that don't follow (a retry, a guard, a
+sub-agent) are threads of their own. `assemble` cuts a thread into turns.
 
-A recorded run as the states that it visited: what the model had read each time it answered or went on.
+Each turn is a trajectory of its own. Its `messages` are the turn (from the user's message on), its `history` is what
+the model had read before them: the system prompt and the earlier turns, as it saw them, so trimmed or summarised where
+the agent did that. The record stands alone: `history + messages` is the whole prompt. `conversation` names what its
+turns have in common and `metadata["turn"]` counts them from 0; `tools` holds the definitions that were offered.
 
-Read by the audit and by training on decision points; written by nobody, since it follows from a `Trajectory`.
-
-How a conversation is kept: each turn is a trajectory of its own. Its `messages` are the turn (from the user's message
-on), its `history` is what the model had read before them: the system prompt and the earlier turns, as it saw them, so
-trimmed or summarised where the agent did that. The record stands alone: `history + messages` is the whole prompt, and
-no other record is needed to ask a model again. `conversation` names what its turns have in common and
-`metadata["turn"]` counts them from 0; `tools` holds the definitions that were offered.
+A run's *steps* are what the model had read each time it answered or went on. The audit and training on decision points
+read them; nobody writes them, since they follow from a `Trajectory`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
 """What a benchmark is: rows of a public data set in, questions out, answers in, figures out.
 
-Between `rows` and `run` (the agent). A benchmark neither asks a model nor touches a store, so its rules can be
-read, and tested, by themselves.
-
-Which option does an answer choose? For benchmarks with options A, B, C, ...
-
-A benchmark's figures with their intervals: whole units are resampled, and the figure taken anew of each resample.
-
-Finds a benchmark's data set, on the hub or in a folder that holds a copy, and reads its rows without its pictures.
-
-A data set is somebody else's file. Pictures are never decoded here; a row's path leads nowhere but into the folder.
+A benchmark neither asks a model nor touches a store, so its rules can be read, and tested, by themselves. Beside it:
+which of the options A, B, C, ... an answer chooses; figures with their intervals, by resampling whole units; and rows
+of a data set, on the hub or in a folder that holds a copy. That is somebody else's file: pictures are never decoded
+here, and a row's path leads nowhere but into the folder.
 """
 
 from __future__ import annotations

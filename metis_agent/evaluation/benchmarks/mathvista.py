@@ -1,21 +1,18 @@
-"""From what a model said to the answer that MathVista scores: by rules, or, as its authors do it, by a language model.
-
-The authors' quick rules come first in both: the answer alone, an option alone, and 'The answer is "...".'. Beyond those
-the rules here read the letter that an answer commits to, the content of a box, the last number, the last list.
-
-MathVista: mathematics that has to be seen. Options, whole numbers, decimals and lists.
+"""MathVista: mathematics that has to be seen. Options, whole numbers, decimals and lists.
 
 Source: lupantech/MathVista, `extract_answer.py` and `calculate_score.py` (Lu et al., arXiv:2310.02255); testmini, 1,000
-questions with public answers. Two steps: an answer is *extracted* from what the model said (`extraction`), then
-*normalised* by the question's type, and compared as text:
+questions with public answers. Two steps: an answer is *extracted* from what the model said, by rules or, as its authors
+do it, by a language model; then it is *normalised* by the question's type, and compared as text:
 
     options    the option of that letter; of any other text the option with the fewest edits to it (Levenshtein)
     integer    int(float(x))
     float      x rounded to the question's precision
     list       as it is written
 
-Where nothing can be extracted the authors' script falls back on the option closest to the empty text; here, as under
-its own flag `ignore_empty_extractions`, that is a wrong answer.
+The authors' quick rules come first in both: the answer alone, an option alone, and 'The answer is "...".'. Beyond those
+the rules here read the letter that an answer commits to, the content of a box, the last number, the last list. Where
+nothing can be extracted the authors' script falls back on the option closest to the empty text; here, as under its own
+flag `ignore_empty_extractions`, that is a wrong answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs an agent on a benchmark, recorded so that a run that was stopped goes on, and scores what is recorded.
 
 Each question is asked as the agent is deployed, and, to tell what its tool calls were worth, several times without any
-tool and with one forced: see `hdpo.evaluation`. Pictures are read when a question's turn comes, and kept once.
+tool and with one forced: see `evaluation.agents`. Pictures are read when a question's turn comes, and kept once.
 """
 
 from __future__ import annotations

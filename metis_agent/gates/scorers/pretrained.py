@@ -1,13 +1,8 @@
-"""Pretrained models in a gate: loaded with care, and a sentence encoder that reads questions.
+"""Pretrained models in a gate: loaded with care, and the sequence classifier that the `encoder` policy is.
 
-What scorers and policies on transformers models share: loading, with errors that say what to do, and batching.
-
-Imports torch and transformers inside the functions: a gate of kind `features` needs neither.
-
-The `encoder` policy at run time: a sequence classifier with one logit a branch.
-
-Question and context go in as a pair, the longer of the two cut where they don't fit. `EncoderModel` is what
-training (`metis_agent.hdpo.policies.encoder`) and serving share.
+Loading says in its errors what to do. torch and transformers are imported inside the functions: a gate of kind
+`features` needs neither. Question and context go in as a pair, the longer of the two cut where they don't fit.
+`EncoderModel`, with one logit a branch, is what training (`metis_agent.hdpo.policies.encoder`) and serving share.
 """
 
 from __future__ import annotations

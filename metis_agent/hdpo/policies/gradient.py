@@ -2,11 +2,8 @@
 
 Shared by the `encoder` and `decision_lm` policies. Some groups of questions are held out of each fit; the epoch with
 the lowest loss on them is kept, the untrained state included. Every epoch's order and dropout follow from the seed
-and its number alone, so a run that was killed and resumed gives the weights of one that was not.
-
-The state of a fit on disk, so that one which was killed goes on from its last whole epoch.
-
-One safetensors file a fit, its numbers in the header; written beside its place and moved there whole.
+and its number alone, so a run that was killed and resumed gives the weights of one that was not. The state of a fit is
+one safetensors file, its numbers in the header; written beside its place and moved there whole.
 """
 
 from __future__ import annotations

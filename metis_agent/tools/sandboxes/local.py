@@ -1,39 +1,27 @@
 """The three local backends: bubblewrap, Landlock, and a plain process that contains nothing.
 
-Sessions inside bubblewrap's namespaces, with Landlock (where the kernel has it) and seccomp on top.
+**Bubblewrap**, with Landlock (where the kernel has it) and seccomp on top. The template runs in namespaces of its own:
+a read-only file system that holds the interpreter's library, installed packages, shared libraries and fonts, and
+nothing else; no network; no other processes; no /proc. Each session then gets its own mount namespace with a tmpfs of
+limited size as `/tmp`, its work folder, so that the kernel holds the disk limit and other paths do not even exist. Its
+files count as memory of the machine, beyond the session's memory limit. Works as root and, where the kernel allows user
+namespaces, as an ordinary user. The session's rights to mount are given up before any code runs.
 
-The template runs in namespaces of its own: a read-only file system that holds the interpreter's library,
-installed packages, shared libraries and fonts, and nothing else; no network; no other processes; no /proc.
-Each session then gets its own mount namespace with a tmpfs of limited size as `/tmp`, its work folder, so
-that the kernel holds the disk limit and other paths do not even exist. Its files count as memory of the
-machine, beyond the session's memory limit.
+**Landlock** and seccomp, without root and without anything to install. Contained: reading and writing outside the
+session's own folder (but for the interpreter's library, installed packages, shared libraries and fonts, which it may
+read), the network, other processes (signals, ptrace, memory), new processes and programs, memory, time, output,
+threads. Where the kernel lets this user make namespaces, a session's folder is a tmpfs of its own and its threads are
+counted alone, so that the kernel holds both limits; its files then count as memory of the machine. Where not (many
+containers), the size of one file is held by the kernel, and the host counts the sum, deleted files that are still open
+or mapped included, and the threads of an ordinary user: every 50 ms at most, sooner as the limit comes nearer, the
+process standing still. A session over its limit is killed, and can exceed it by what it takes in that time. Not
+contained: metadata. Code can learn whether a path exists, its size and its times (`stat`), where the file permissions
+of its uid allow that. Needs Linux 5.13 or newer with Landlock switched on. Each ABI below 6 lacks something (truncation
+before 3, TCP before 4, signals before 6); the system-call filter refuses those in any case.
 
-Works as root and, where the kernel allows user namespaces, as an ordinary user. The session's rights to mount
-are given up before any code runs.
-
-Sessions contained by Landlock and seccomp: without root, and without anything to install.
-
-Contained: reading and writing outside the session's own folder (but for the interpreter's library, installed
-packages, shared libraries and fonts, which it may read), the network, other processes (signals, ptrace,
-memory), new processes and programs, memory, time, output, threads.
-
-Disk and threads. Where the kernel lets this user make namespaces, a session's folder is a tmpfs of its own and its
-threads are counted alone, so that the kernel holds both limits; its files then count as memory of the machine. Where
-not (many containers), the size of one file is held by the kernel, and the host counts the sum, deleted files that are
-still open or mapped included, and the threads of an ordinary user: every 50 ms at most, sooner as the limit comes
-nearer, the process standing still. A session over its limit is killed, and can exceed it by what it takes in that time.
-
-Not contained: metadata. Code can learn whether a path exists, its size and its times (`stat`), where the file
-permissions of its uid allow that.
-
-Needs Linux 5.13 or newer with Landlock switched on. Each ABI below 6 lacks something (truncation before 3,
-TCP before 4, signals before 6); the system-call filter refuses those in any case.
-
-Code in a plain subprocess: **not a sandbox**. It can read and change all that the user can.
-
-For machines where nothing contains code and its author is trusted. It has the timeout, the output cap and
-the session of the real backends, and a process of its own, so a crash stays there. Behind an explicit flag,
-and it warns.
+**A plain subprocess** is *not a sandbox*: code in it can read and change all that the user can. For machines where
+nothing contains code and its author is trusted. It has the timeout, the output cap and the session of the real
+backends, and a process of its own, so a crash stays there. Behind an explicit flag, and it warns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What this machine has to offer a sandbox: paths to read, uids to spare, the bare environment.
+"""What this machine has to offer a sandbox, and what the host watches where the kernel can't hold a limit itself.
 
-What the host looks at during a call, where the kernel can't hold the limit itself: threads, and files.
-
-Files are counted as they are taken from the disk: every inode once, whatever it is called, folders too, and those that
-no folder shows any more because they are deleted, and still open or mapped. The process stands still meanwhile, so it
-can't move files out of sight.
+It offers paths to read, uids to spare, the bare environment. It watches threads and files during a call. Files are
+counted as they are taken from the disk: every inode once, whatever it is called, folders too, and those that no folder
+shows any more because they are deleted, and still open or mapped. The process stands still meanwhile, so it can't move
+files out of sight.
 """
 
 from __future__ import annotations

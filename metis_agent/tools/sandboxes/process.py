@@ -2,7 +2,7 @@
 
 Between calls the process is stopped (SIGSTOP), so threads that a call left behind use no time and send
 nothing. What it sends is capped and checked; see `inside.wire`. What the kernel can't limit is watched during a call;
-see `watch`.
+see `machine`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A session on this machine: one process at a time, replaced after a timeout or a death.
 
-Open sessions by key: the least recently used and the idle ones are closed.
+A pool holds open sessions by key: the least recently used and the idle ones are closed.
 """
 
 from __future__ import annotations

@@ -3,10 +3,7 @@
 Stands between `TextSearchTool`, which shows hits to a model, and whatever finds them: the embedded
 `CorpusSearch`, a LangChain retriever (`RetrieverSearch`), or a class of your own with this one method. Likewise between
 `ImageSearchTool` and `DdgsImageSearch` (the web, by words) or `ImageFolder` (files here, by words and by likeness).
-
-Text that strangers wrote, made fit to be shown to a model: visible, short, on one line, without markup.
-
-Used by the search tools for everything they show, and by the web backends for what comes off the network.
+Text that strangers wrote is made fit to be shown to a model: visible, short, on one line, without markup.
 """
 
 from __future__ import annotations

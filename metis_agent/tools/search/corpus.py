@@ -1,16 +1,12 @@
-"""The local corpus: in SQLite FTS5, with nothing to install, or in Tantivy.
-
-The embedded search engine: a local corpus in SQLite FTS5, with nothing to install and no server.
+"""The local corpus: in SQLite FTS5, with nothing to install and no server, or in Tantivy.
 
 Any term of a query may match (OR), ranked by BM25 with the title weighing more. Ranking every document that
 holds "the" would take most of the time and change next to nothing, so candidates are the documents that hold
 one of the query's rarer terms; its common terms still count in their ranking, exactly. That is the "common
 terms query" of Lucene, with a budget in place of a fixed frequency.
 
-The local corpus in Tantivy: an alternative to `CorpusSearch` where searches come by the thousand.
-
-An order of magnitude faster to ask than SQLite, for 17 MB to install (the `tantivy` extra). Text is prepared by
-the same `terms`, so the same words find the same documents; ranking is BM25, the title weighing more.
+Tantivy is an order of magnitude faster to ask, for 17 MB to install (the `tantivy` extra): for searches by the
+thousand. Text is prepared by the same `terms`, so the same words find the same documents, ranked by BM25 as well.
 """
 
 from __future__ import annotations

@@ -1,21 +1,16 @@
-"""Message logs as JSONL: OpenAI's, Anthropic's and LangChain's.
+"""Message logs as JSONL: OpenAI's, Anthropic's and LangChain's, one conversation a line or one request a line.
 
-OpenAI: message logs as JSONL, one conversation a line or one request a line.
+OpenAI: a conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what
+was sent with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or
+`choices` beside, of Chat Completions or Responses; lines of the batch API too. Requests that go on from each other are
+joined to conversations by their messages.
 
-A conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what was sent
-with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or `choices`
-beside, of Chat Completions or Responses; lines of the batch API too. Requests that go on from each other are joined to
-conversations by their messages.
+Anthropic: as OpenAI's, in the form of the Messages API: `system` beside the messages, calls as `tool_use` blocks,
+results as `tool_result` blocks of a user's message, tools with an `input_schema`.
 
-Anthropic: message logs as JSONL, one conversation a line or one request a line.
-
-As OpenAI's, in the form of the Messages API: `system` beside the messages, calls as `tool_use` blocks, results as
-`tool_result` blocks of a user's message, tools with an `input_schema`.
-
-LangChain: messages as JSONL, one conversation a line, in any of the three forms that LangChain writes.
-
-`message_to_dict` (`type` and `data`), `dumpd` (`lc`, `id`, `kwargs`) and `model_dump` (flat, with `type`); as a list or
-under `messages`, such as the state that a LangGraph agent returns.
+LangChain: conversations in any of the three forms that it writes, `message_to_dict` (`type` and `data`), `dumpd` (`lc`,
+`id`, `kwargs`) and `model_dump` (flat, with `type`); as a list or under `messages`, such as the state that a LangGraph
+agent returns.
 """
 
 from __future__ import annotations

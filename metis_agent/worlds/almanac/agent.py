@@ -1,14 +1,11 @@
-"""The almanac's agent and its tools: what `metis ask` and the graph for LangGraph Studio run without a model's name.
+"""The almanac's agent and its tools: what `metis ask` and LangGraph Studio run where nobody names a model.
 
-The almanac's tools: the real Python sandbox and the real text search, with the world's noise in front.
+No key, no network, no download: the packaged cold start, the real Python sandbox and the real text search. Each
+question stands alone, since the tiny model has never seen a conversation.
 
-A small share of calls come back wrong or fail, as tools in the world do. So a needless call costs accuracy as well as
-time; most of the accuracy that economy wins in this world comes from here, by construction.
-
-The almanac's agent, ready to be asked: the packaged cold start and the world's tools, which here never lie.
-
-What `metis ask` and the graph for LangGraph Studio run where nobody names a model: no key, no network, no download.
-Each question stands alone, since the tiny model has never seen a conversation.
+In training the world's noise stands in front: a small share of calls come back wrong or fail, as tools in the world do.
+So a needless call costs accuracy as well as time; most of the accuracy that economy wins in this world comes from here,
+by construction. Where users ask, the tools never lie.
 """
 
 from __future__ import annotations

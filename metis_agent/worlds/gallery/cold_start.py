@@ -1,6 +1,6 @@
 """The recipe of the gallery's cold start: a tiny Qwen3-VL that reads, points, crops and searches, and far too often.
 
-Supervised from nothing on pictures that the world draws (`make gallery`). First the eyes alone (see `sight`): digits
+Supervised from nothing on pictures that the world draws (`make gallery`). First the eyes alone (see `tokens`): digits
 and words, then charts as well. Then the eyes stay as they are, and the language model learns in three stages: *look*
 (read large text, read a crop, point at the cell of tiny text), *act* (whole trajectories, nearly all with a call,
 beside direct answers with the decision left out of the loss, which keep the reading), *polish* (the same at half the

@@ -1,12 +1,8 @@
-"""The gallery's agent, and a training run of it.
+"""The gallery's agent, with Python to crop and the collection to search in by image, and a training run of it.
 
-The gallery's agent: Python to crop with, and the collection to search in by image.
-
-In training the Python tool makes the same crop of the same picture once: the rollouts of one question nearly all crop
-the same cell, each in a session of its own. What a single call in a fresh session gives depends on the code and the
-pictures alone, and opening the session is most of its cost.
-
-A training run in the gallery: what `metis demo --world gallery` shows.
+What `metis demo --world gallery` shows. In training the Python tool makes the same crop of the same picture once: the
+rollouts of one question nearly all crop the same cell, each in a session of its own. What a single call in a fresh
+session gives depends on the code and the pictures alone, and opening the session is most of its cost.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
 """What the tiny vision model has before it learns: tokenizer, template, image processor, and a vision tower that sees.
 
-The tiny model's tokenizer, chat template and image processor.
-
 Words of the questions and of the signs, the parts of a crop as single tokens, and every printable ASCII character. A
 word on a sign is one token, as frequent words are in real vocabularies, and a number is read digit by digit; a
 coordinate is one token with the comma after it, so it can't be taken for a number that is read.
 
-The eyes first: the vision tower learns to tell digits, words and places before it has a language model behind it.
-
-As in real VLMs, whose towers come trained. What is to be told of a picture is told by a linear map of its image
-tokens, pooled over them; the map is thrown away afterwards. A step costs a third of one with the language model, and
-what a picture shows reaches the tower directly.
+The vision tower learns to tell digits, words and places before it has a language model behind it, as in real VLMs,
+whose towers come trained. What is to be told of a picture is told by a linear map of its image tokens, pooled over
+them; the map is thrown away afterwards. A step costs a third of one with the language model, and what a picture shows
+reaches the tower directly.
 """
 
 from __future__ import annotations

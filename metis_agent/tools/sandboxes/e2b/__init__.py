@@ -2,8 +2,7 @@
 
 - `sandbox`: `E2BSandbox`, which imports the SDK only when one is made, and `E2BSession`, which keeps the deadlines
 - `service`: makes, extends and kills remote sandboxes, and one attempt at a call; on an event loop of its own
-- `client`: the SDK's client, with its answers bounded and its errors sorted
-- `call`: what one call sent back, as an `Execution`; images in and out
+- `client`: the SDK's client, with its answers bounded and its errors sorted; what a call sent back, as an `Execution`
 
 What was tested, and what not: the tests run the real SDK (e2b-code-interpreter 2.11, e2b 2.63) against a small
 server on the same machine that speaks E2B's HTTP protocol and runs the code for real. E2B's own service was not

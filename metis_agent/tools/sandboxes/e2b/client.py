@@ -1,10 +1,4 @@
-"""What one call sent back, as it comes, and the `Execution` that it makes.
-
-Everything in it was under the code's control: texts are cut, images are kept for the safe loader. The local backends
-move bare pixels; E2B's protocol moves files, so here what the code wrote does reach a decoder of the host: Pillow's PNG
-or JPEG reader, behind the rules of `load_image`.
-
-The SDK's own client, with what it lacks: a bound on what an answer may bring, and a sight of how it went.
+"""The E2B SDK's own client, with what it lacks, and the `Execution` that a call's messages make.
 
 Defects of the SDK that are met here (e2b-code-interpreter 2.11, e2b 2.63; read in their source):
 
@@ -14,7 +8,10 @@ Defects of the SDK that are met here (e2b-code-interpreter 2.11, e2b 2.63; read 
   connection is an `httpx` error: `execute` and `translated` sort them all
 - `timeout=T` ends a call at twice T: the session keeps the time itself, and cancels
 
-Imports the SDK; only `E2BSandbox` imports this, when one is made.
+Everything in an answer was under the code's control: texts are cut, images are kept for the safe loader. The local
+backends move bare pixels; E2B's protocol moves files, so here what the code wrote does reach a decoder of the host:
+Pillow's PNG or JPEG reader, behind the rules of `load_image`. Imports the SDK; only `E2BSandbox` imports this, when one
+is made.
 """
 
 from __future__ import annotations
