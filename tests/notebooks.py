@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def run_notebook(path: Path, folder: Path) -> Any:
-    """A copy of the notebook with fresh outputs, run with `folder` as its current one."""
+    """A copy of the notebook with fresh outputs, run with `folder` as its current one, the data beside it in reach."""
+    shutil.copytree(EXAMPLES / "qwen15", folder / "qwen15", dirs_exist_ok=True)
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}.items():

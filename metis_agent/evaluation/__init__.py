@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from metis_agent.evaluation.agents import measure
     from metis_agent.evaluation.benchmarks import register_benchmark
     from metis_agent.evaluation.calibration import Promise, choose_threshold
-    from metis_agent.evaluation.gates import evaluate_gate, score_table
+    from metis_agent.evaluation.gates import Scored, evaluate_gate, score_table
 
 __all__ = [
     "Promise",
+    "Scored",
     "choose_threshold",
     "evaluate_gate",
     "measure",
@@ -24,6 +25,7 @@ __all__ = [
 
 _MODULES = {
     "Promise": "calibration",
+    "Scored": "gates",
     "choose_threshold": "calibration",
     "evaluate_gate": "gates",
     "measure": "agents",

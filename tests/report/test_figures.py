@@ -1,4 +1,4 @@
-"""What the report says of a store that was worked out by hand, and the same by `hdpo.evaluation`."""
+"""What the report says of a store that was worked out by hand, and the same by `evaluation.agents`."""
 
 import json
 from dataclasses import asdict, replace
