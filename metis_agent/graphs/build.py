@@ -3,30 +3,49 @@
 The state holds what comes in, what goes out, and what the nodes keep between them. `decisions`, `outcomes` and `calls`
 describe the latest turn; the gate node clears them when a new turn begins. History is the trajectory store's business.
 The nodes say where a run goes next. Where a person has changed the state of a run that stands still, `way_on` says it.
+
+`run_nodes` goes the same way without LangGraph's engine, for rollouts: nearly half of their Python time goes into that,
+for checkpoints, streams and callbacks that they do not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Required, get_type_hints
 
+from langchain_core.callbacks import AsyncCallbackManager
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.errors import GraphInterrupt, GraphRecursionError, ParentCommand
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import DEFAULT_RUNTIME
 from langgraph.types import Command, Send, StateSnapshot, StateUpdate
 from typing_extensions import TypedDict, is_typeddict
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.graphs.models import Setup
-from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, tool_nodes
+from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, is_plain_node, tool_nodes
 from metis_agent.rules.asking import SentCall
 from metis_agent.rules.shapes import open_calls
 from metis_agent.rules.state import Notes, Records, RunMarker, begins_anew
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
-__all__ = ["NODES", "MetisInput", "MetisOutput", "MetisState", "build_graph", "schemas_with", "way_on"]
+__all__ = [
+    "NODES",
+    "MetisInput",
+    "MetisOutput",
+    "MetisState",
+    "build_graph",
+    "is_straight",
+    "run_nodes",
+    "schemas_with",
+    "way_on",
+]
 
 
 class MetisInput(TypedDict):
@@ -251,3 +270,107 @@ def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence
             call = SentCall(name=call["name"], args=call["args"], id=call["id"], type="tool_call")
             sent.append(Send(call["name"], [call]))
     return sent or (setup.finish if last is message and not calls else setup.entry)
+
+
+def is_straight(setup: Setup, graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
+    """Whether a run of this graph is nothing but its nodes: nothing is kept, stopped for, tried again or hooked in."""
+    nodes = graph.builder.nodes
+    return (
+        setup.hooks is None
+        and setup.rules.recorder is None
+        and graph.builder.state_schema is MetisState
+        and not (graph.checkpointer or graph.cache or graph.debug or graph.step_timeout or graph.retry_policy)
+        and not (graph.interrupt_before_nodes or graph.interrupt_after_nodes)
+        and all(is_plain_node(nodes[name].runnable) for name in setup.tools)
+    )
+
+
+class _NoPause:
+    """In the place of what `interrupt` reads: nobody is there to answer, so the run ends where it asks."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise GraphInterrupt
+
+
+_NO_PAUSE = _NoPause()
+
+
+async def run_nodes(
+    graph: CompiledStateGraph[Any, Any, Any, Any], input: Mapping[str, Any], config: RunnableConfig
+) -> dict[str, Any]:
+    """What a run of a graph that `is_straight` gives: its nodes in turn, each step's writes in the channels.
+
+    Args:
+        graph: an agent's.
+        input: as the graph takes it.
+        config: with all keys, and without callbacks.
+
+    Raises:
+        GraphRecursionError: the run takes more steps than its configuration allows.
+    """
+    nodes, entry = graph.builder.nodes, next(target for source, target in graph.builder.edges if source == START)
+    specs: Mapping[str, Any] = graph.channels
+    channels = {key: specs[key].copy() for key in graph.builder.channels}
+    for key, value in input.items():
+        channels[key].update([value])
+    given = {"__pregel_runtime": DEFAULT_RUNTIME.override(store=graph.store), "__pregel_scratchpad": _NO_PAUSE}
+    config = {**config, "callbacks": AsyncCallbackManager([]), "configurable": {**config["configurable"], **given}}
+    token, due = var_child_runnable_config.set(config), [Send(entry, None)]
+    try:
+        for _ in range(config["recursion_limit"]):
+            results = await _run(nodes, channels, due, config)
+            due = _take(graph, channels, due, results)
+            if not due or None in results:
+                break
+        else:
+            raise GraphRecursionError(f"No end within {config['recursion_limit']} steps; see `recursion_limit`.")
+    finally:
+        var_child_runnable_config.reset(token)
+    return {key: channels[key].get() for key in graph.output_channels if channels[key].is_available()}
+
+
+async def _run(nodes: Mapping[str, Any], channels: Mapping[str, Any], due: Sequence[Send], config: Any) -> list[Any]:
+    """Run the nodes of one step, side by side; a node that was sent nothing reads the state. `None`: it has paused."""
+    state = {key: channel.get() for key, channel in channels.items() if channel.is_available()}
+    runs = [_unless_paused(nodes[send.node].runnable.ainvoke(send.arg or state, config)) for send in due]
+    if len(runs) == 1:
+        return [await runs[0]]
+    tasks = [asyncio.ensure_future(run) for run in runs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _unless_paused(run: Awaitable[Any]) -> Any:
+    try:
+        return await run
+    except GraphInterrupt:
+        return None
+
+
+def _take(
+    graph: CompiledStateGraph[Any, Any, Any, Any], channels: Mapping[str, Any], ran: Sequence[Send],
+    results: Sequence[Any],
+) -> list[Send]:  # fmt: skip
+    """Write a step's results to the channels, and say what is to run next."""
+    writes: dict[str, list[Any]] = {}
+    following: dict[str, None] = {}
+    sent: list[Send] = []
+    for send, result in zip(ran, results, strict=True):
+        following |= {target: None for source, target in graph.builder.edges if source == send.node}
+        for command in result if isinstance(result, list) else [result] if result else []:
+            if command.graph == Command.PARENT:
+                raise ParentCommand(command)
+            for key, value in dict(command.update or {}).items():
+                if key in channels:
+                    writes.setdefault(key, []).append(value)
+            for target in [command.goto] if isinstance(command.goto, str | Send) else command.goto:
+                if isinstance(target, Send):
+                    sent.append(target)
+                else:
+                    following[target] = None
+    for key, values in writes.items():
+        channels[key].update(values)
+    return [*sent, *[Send(target, None) for target in following if target != END]]

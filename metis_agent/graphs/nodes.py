@@ -41,7 +41,7 @@ from metis_agent.rules.state import check_question
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
 from metis_agent.types import GateDecision, OutcomeStatus
 
-__all__ = ["AskingNode", "GateNode", "RecordNode", "tool_nodes"]
+__all__ = ["AskingNode", "GateNode", "RecordNode", "is_plain_node", "tool_nodes"]
 
 
 class _Node(Runnable[Mapping[str, Any], Any]):
@@ -244,6 +244,11 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
         if self._runner.records:
             # A node that was sent a call alone reads the state as LangGraph's own does.
             self._runner.record_failure(self._full._extract_state(list(input), config or {}), error)  # type: ignore[arg-type]
+
+
+def is_plain_node(node: object) -> bool:
+    """Whether a tool's node reads nothing but the call that it is sent."""
+    return isinstance(node, _PlainToolNode)
 
 
 class _Runner:

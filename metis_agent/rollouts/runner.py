@@ -195,13 +195,14 @@ async def roll_out(
     started = time.time()
     # No thread_id: that belongs to conversations, and each rollout is a run of its own.
     config = RunnableConfig(configurable={"seed": rollout.seed})
+    run = agent.aresult if isinstance(agent, MetisAgent) else agent.ainvoke
     state: Mapping[str, Any] = {"messages": []}
     status: TrajectoryStatus = "finished"
     error = ""
     try:
         with noted_outages() as outages:
             async with asyncio.timeout(timeout):
-                state = await agent.ainvoke({"messages": [question_message(rollout.question)]}, config)
+                state = await run({"messages": [question_message(rollout.question)]}, config)
     except ConfigurationError:
         raise
     except excused as failure:
