@@ -132,19 +132,21 @@ def _metis(
 
 def main() -> None:
     """Run the command line; a known error is one line and exit code 1, Ctrl-C is 130."""
-    console = Console(stderr=True)
     try:
         app()
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            console.print("\nStopped. Run the same command again to go on from here.")
+            Console(stderr=True).print("\nStopped. Run the same command again to go on from here.")
         raise
     except Exception as error:
         known = _in_one_line(error)
         if known is None:
             raise
+        from metis_agent.cli.output import Screen  # after the fact: help and version need no more than they show
+
         # Not wrapped: the remedy is often a command to copy.
-        console.print(f"[bold red]{type(known).__name__}[/]: {escape(str(known))}", highlight=False, soft_wrap=True)
+        said = f"[bold red]{type(known).__name__}[/]: {escape(str(known))}"
+        Screen(stderr=True).print(said, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -156,7 +158,8 @@ _EXTRAS = {
               "torch", "transformers", "trl", "yaml"),
 }  # fmt: skip
 """Extra -> what comes with it alone."""
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+                errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # fmt: skip
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
 
 

@@ -28,6 +28,7 @@ from metis_agent.cli.output import (
     prepare_folder,
     progress_bars,
     quiet_libraries,
+    screen,
     training_libraries,
     write_json,
 )
@@ -168,7 +169,7 @@ def demo_command(
 
     Offline, on the CPU, in a few minutes. A run that was stopped, by Ctrl-C or worse, goes on where it was.
     """
-    run_demo(Console(), folder, world=world, seed=seed, steps=steps, questions=questions, fresh=fresh)
+    run_demo(screen(None), folder, world=world, seed=seed, steps=steps, questions=questions, fresh=fresh)
 
 
 def run_demo(

@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metis_agent.cli.output import screen
+
 if TYPE_CHECKING:
     from metis_agent.tools.sandboxes import Backend, BackendReport
 
@@ -114,7 +116,7 @@ def doctor(
     if as_json:
         print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
-        _show(Console(), checks, healthy)
+        _show(screen(None), checks, healthy)
     raise typer.Exit(0 if healthy else 1)
 
 

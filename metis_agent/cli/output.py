@@ -54,7 +54,7 @@ _STDOUT = Path("-")
 _PAGE = 1 << 14
 
 _UNSEEN = re.compile(
-    r"[^\n\t\x20-\x7e\xa0-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ud7ff\ue000-\ufefe\uff00-\U0010ffff]"
+    r"[^\n\t\x20-\x7e\xa0-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ud7ff\ue000-\ufefe\uff00-\ufff8\ufffc-\U000dffff]"
 )
 _LINK = re.compile(r"(?<!\\)\[(?=link|@)")
 

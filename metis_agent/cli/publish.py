@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.errors import ConfigurationError, InputError
@@ -105,7 +104,7 @@ def push_command(
     """
     from metis_agent.publish import CardFacts, push_to_hub
 
-    console = Console()
+    console = screen(None)
     facts = CardFacts(
         license=license, base_model=base_model, figures=_figures(figures), measured_on=measured_on,
         data=tuple(data or ()),

@@ -77,7 +77,8 @@ def train_policy_command(
     A run that was stopped, by Ctrl-C or worse, goes on from its last checkpoint with the same command; rollouts that
     were finished are not run again.
     """
-    console = Console(quiet=not _is_main(), stderr=screen(json).stderr)
+    console = screen(json)
+    console.quiet = not _is_main()
     if show:
         console.print(locate(config).read_text(encoding="utf-8"), markup=False, highlight=False)
         return

@@ -301,9 +301,9 @@ class FeaturesScorer:
             self._numbers = [tensors["number_weights"].row(head) for head in heads]
             if tensors["text_weights"].shape[0] != len(heads) or tensors["number_weights"].shape[0] != len(heads):
                 raise ValueError(f"weights for other heads than {len(heads)}")
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            self._check(artefact)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise CheckpointError(f"{str(artefact.folder)!r} lacks a part: {error!r}; export it again.") from error
-        self._check(artefact)
 
     def _check(self, artefact: Artefact) -> None:
         read = len(QUESTION_FEATURES) + len(self._draft)

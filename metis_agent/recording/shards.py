@@ -55,13 +55,11 @@ class Storage:
             fs, root = url_to_fs(self.url, **self._options)
         except ImportError as error:
             raise MissingDependencyError(
-                f"{self.url!r} needs a package that isn't installed: {error}. "
-                "Install it with pip, or use a local folder."
+                f"{self.url!r} needs a package that isn't installed: {error}. Install it with pip, or use a local path."
             ) from error
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{self.url!r} is no place for a store: {error}. "
-                "Give a folder or a URL that fsspec knows, such as s3://bucket/runs."
+                f"{self.url!r} is no address: {error}. Give a path or a URL that fsspec knows, such as s3://bucket/runs."
             ) from error
         self.fs = cast(AbstractFileSystem, fs)
         self.root = str(root).rstrip("/")

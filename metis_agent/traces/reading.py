@@ -28,6 +28,7 @@ from typing import IO, Any
 import fsspec
 
 from metis_agent.errors import InputError, MissingDependencyError, StorageError
+from metis_agent.recording.shards import Storage
 from metis_agent.traces.values import parse_json
 
 __all__ = ["BadRecord", "Record", "Spool", "expanded", "records_of", "shelves_for", "size_of"]
@@ -66,15 +67,20 @@ def expanded(paths: list[str]) -> list[str]:
     """Return the files that paths, folders, patterns and URLs name, in order.
 
     Raises:
-        StorageError: one names nothing.
+        StorageError: one names nothing, or can't be reached.
+        ConfigurationError: a URL's file system is unknown, or its package isn't installed.
     """
     found: list[str] = []
     for path in paths:
-        fs, root = fsspec.core.url_to_fs(path)
-        if fs.isdir(root):
-            names = [name for name in fs.find(root) if _is_readable(name)]
-        else:
-            names = fs.glob(root) if any(sign in root for sign in "*?[") else [root] if fs.exists(root) else []
+        place = Storage(path)
+        fs, root = place.fs, place.root
+        try:
+            if fs.isdir(root):
+                names = [name for name in fs.find(root) if _is_readable(name)]
+            else:
+                names = fs.glob(root) if any(sign in root for sign in "*?[") else [root] if fs.exists(root) else []
+        except Exception as error:  # each file system has exceptions of its own
+            raise StorageError(f"{path!r} can't be read: {error}. Check the address.") from error
         if not names:
             raise StorageError(
                 f"{path!r} names no file with traces; give a file, a folder, a pattern or an fsspec URL."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from langchain_core.messages import HumanMessage
 
-from metis_agent.errors import CheckpointError
+from metis_agent.errors import CheckpointError, MetisError
 from metis_agent.gates.artefact import GATE_FILE, TENSOR_FILE, description_hash, file_hash
 from metis_agent.gates.features import BUCKETS
 from metis_agent.gates.policy import PolicyGate
@@ -129,6 +130,50 @@ def test_tensors_of_other_sizes_are_refused(tmp_path: Path, name: str, change: i
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         PolicyGate(write(tmp_path, **changes))
+
+
+HOSTILE = (
+    None, True, -1, 0, 2**70, 1e308, float("nan"), float("-inf"), "", "\ud83d", "x" * 70_000, "../../etc/passwd", [],
+    {}, [[]], [None, "a"], {"a": {}}, [10**9] * 2,
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place of a JSON value, the outer ones first."""
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield from places(each, (*path, key))
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_anything_in_any_place_of_a_description(tmp_path: Path, every: int) -> None:
+    """It is refused by name, or decides with numbers that are some; never a raw error, never hours or gigabytes."""
+    write(tmp_path)
+    whole = json.loads((tmp_path / GATE_FILE).read_text())
+    asked = GateRequest(messages=[HumanMessage("What is 2 + 3?")], tools=(ToolSpec(name="search"),))
+    refused, number = 0, 0
+    for path in places(whole):
+        for value in HOSTILE:
+            number += 1
+            if number % every:
+                continue
+            changed = json.loads(json.dumps(whole))
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            if path[0] != "hash":
+                changed["hash"] = description_hash(changed)
+            (tmp_path / GATE_FILE).write_text(json.dumps(changed))
+            try:
+                decided = PolicyGate(tmp_path).decide(asked)
+            except MetisError:
+                refused += 1
+                continue
+            assert all(0 <= probability <= 1 for probability in (decided.probabilities or {}).values()), (path, value)
+    assert refused > number / every / 2
 
 
 def test_a_description_that_never_ends_is_not_read(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
+import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from metis_agent.errors import CheckpointError
+from metis_agent.errors import CheckpointError, MetisError
 from metis_agent.models.checkpoint import load_checkpoint
 from metis_agent.models.local import LocalChatModel
 
@@ -91,21 +92,73 @@ def test_broken_folders_teach(folder: Path, damage: Any, says: str) -> None:
     assert isinstance(caught.value, OSError)
 
 
-def test_code_in_the_folder_neither_runs_nor_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+EVIL = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+        "AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}  # fmt: skip
+"""What a folder may name in its `auto_map`; `evil.py` beside it leaves a mark."""
+
+
+def changed(file: str, **fields: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / file
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, **fields}))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    """Weights that run code when they are unpickled, in place of the safetensors file and beside it."""
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(f"cbuiltins\nexec\n(Vexec(open({str(folder / 'evil.py')!r}).read())\ntR.".encode())
+
+
+def only_pickled(folder: Path) -> None:
+    pickled(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def generates_its_own_way(folder: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    shutil.copy(folder / "evil.py", folder / "custom_generate" / "generate.py")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("config.json", model_type="evil", auto_map=EVIL),
+        changed("config.json", auto_map=EVIL),
+        changed("config.json", auto_map={name: f"somebody/else--{value}" for name, value in EVIL.items()}),
+        changed("config.json", architectures=["evil.Evil"], model_type="../evil"),
+        changed("config.json", custom_pipelines={"text-generation": {"impl": "evil.Evil", "pt": ["Evil"]}}),
+        changed("config.json", quantization_config={"quant_method": "evil", "auto_map": EVIL}),
+        changed("tokenizer_config.json", auto_map=EVIL),
+        changed("tokenizer_config.json", tokenizer_class="evil.Evil", auto_map=EVIL),
+        changed("processor_config.json", processor_class="evil.Evil", auto_map=EVIL),
+        changed("preprocessor_config.json", image_processor_type="evil.Evil", auto_map=EVIL),
+        changed("generation_config.json", custom_generate="."),
+        changed("adapter_config.json", peft_type="LORA", base_model_name_or_path="evil", auto_mapping=EVIL),
+        generates_its_own_way,
+        pickled,
+        only_pickled,
+        lambda folder: (folder / "chat_template.jinja").write_text(
+            "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch ran') }}"
+        ),
+    ],
+)  # fmt: skip
+def test_code_in_the_folder_neither_runs_nor_is_asked_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
     def asked(*_: object) -> str:
         pytest.fail("transformers asked whether the folder's code may run")
 
     monkeypatch.setattr("builtins.input", asked)
-    ran = tmp_path / "ran"
-    (tmp_path / "evil.py").write_text(
-        f"open({str(ran)!r}, 'w').close()\nfrom transformers import PretrainedConfig\n\n\n"
-        "class EvilConfig(PretrainedConfig):\n    model_type = 'evil'\n"
+    monkeypatch.chdir(folder)
+    (folder / "evil.py").write_text(
+        f"open({str(folder / 'ran')!r}, 'w').close()\nfrom transformers import PretrainedConfig\n\n\n"
+        "class Evil(PretrainedConfig):\n    model_type = 'evil'\n"
     )
-    for auto_map in ({"AutoConfig": "evil.EvilConfig"}, {"AutoTokenizer": [None, "evil.EvilConfig"]}):
-        config = {"model_type": "evil", "auto_map": auto_map}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
-        save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError):
-            LocalChatModel.load(tmp_path)
-    assert not ran.exists()
+    change(folder)
+    with contextlib.suppress(MetisError):  # it loads as what it is without the code, or not at all
+        LocalChatModel.load(folder, max_new_tokens=2).invoke("Hello")
+    assert not (folder / "ran").exists()
+    assert "evil" not in sys.modules

@@ -15,6 +15,7 @@ from metis_agent.recording import schema
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.report.facts import ReportInputs, gather
 from metis_agent.report.page import page_of, write_report
+from metis_agent.types import Trajectory
 from tests.report.browser import browser, complaints, needs_browser, requests, show
 from tests.report.stores import AFTER, BEFORE, HOSTILE, hostile_runs, run, store
 from tests.report.test_inputs import STEP, outcomes, write
@@ -175,6 +176,48 @@ def test_hostile_records_do_no_harm(driver: Any, folder: Path) -> None:
     assert [url for url in requests(driver) if not url.startswith("data:image/png")] == [
         (folder / "hostile.html").as_uri()
     ]
+
+
+def odd_runs() -> list[Trajectory]:
+    """What no run of ours has, and what somebody else's record may."""
+    tool = run("q1", "4", "python")
+    calls = [{"name": None, "args": None, "id": None}, {"name": ["x"], "args": "text", "id": 7}, {}, None, "call"]
+    deep: Any = "end"
+    for _ in range(120):
+        deep = [deep, {"": deep}] if len(str(deep)) < 200 else [deep]
+    messages: dict[str, Any] = {
+        "no content": {"type": "ai", "data": {"content": None}},
+        "numbers for content": {"type": "ai", "data": {"content": [1, None, True, [], {"type": 7}]}},
+        "calls that are none": {"type": "ai", "data": {"content": "", "tool_calls": calls}},
+        "an unknown kind": {"type": "elephant", "data": {"content": {"a": 1}}},
+        "no data": {"type": "human"},
+        "a name like a property": {"type": "ai", "data": {"content": "__proto__", "name": "constructor"}},
+    }
+    odd = {"__proto__": {"a": 1}, "constructor": None, "toString": 1}
+    taken = [replace(each, arguments={"__proto__": deep, "": None}, seconds=1e300) for each in tool.outcomes]
+    nameless = [replace(each, tool="", content="", call_id="") for each in tool.outcomes]
+    fields: list[dict[str, Any]] = [
+        *({"started_at": value} for value in (1e18, -1e18, 8.64e12 + 1, -62135596801.0, float("nan"), float("inf"))),
+        *({"seconds": value} for value in (float("nan"), -1.0, 1e300, 10**400)),
+        *({"metadata": value} for value in (odd, {"deep": deep})),
+        *({"messages": (tool.messages[0], message)} for message in messages.values()),
+        {"outcomes": tuple(taken)},
+        {"outcomes": tuple(nameless)},
+        {"answer": "", "outcomes": ()},
+        {"error": "\ud83d" * 3},
+    ]
+    return [replace(tool, id=f"odd-{number}", **changed) for number, changed in enumerate(fields)]
+
+
+def test_runs_of_odd_values_open(driver: Any, folder: Path) -> None:
+    runs = odd_runs()
+    write_report(ReportInputs(store=store(folder / "odd", runs)), folder / "odd.html")
+    show(driver, folder / "odd.html")
+    assert texts(driver, "#count") == [f"{len(runs)} of {len(runs)} runs"]
+    for number in range(len(runs)):
+        driver.execute_script("document.querySelectorAll('#runs button')[arguments[0]].click()", number)
+        wait_for(driver, "#run h4", "Trajectory")
+        assert complaints(driver) == [], number
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

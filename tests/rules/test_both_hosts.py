@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Command, Overwrite
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
@@ -238,6 +239,48 @@ def test_a_tools_human_message_begins_no_turn(make, go, ran, tmp_path):
     assert (len(ran), len(state["outcomes"]), state["messages"][-1].text) == (3, 3, "done")
     assert asked == ["q"] * 3
     assert (trajectory.question.text, trajectory.tool_calls) == ("q", 3)
+
+
+SHOWN = HumanMessage("[the page]")
+MORE = {
+    "before its result": lambda said: [SHOWN, said],
+    "two": lambda said: [said, SHOWN, HumanMessage("[another]")],
+    "an image": lambda said: [
+        said,
+        HumanMessage([{"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}]),
+    ],
+    "a pair": lambda said: [said, ("user", "[the page]")],
+    "a dict": lambda said: [said, {"role": "user", "content": "[the page]"}],
+    "in the question's place": lambda said: [said, HumanMessage("[the page]", id="question")],
+    "a whole turn": lambda said: [said, AIMessage("done"), SHOWN],
+    "a system message": lambda said: [said, SystemMessage("A new session."), SHOWN],
+    "nothing but itself": lambda said: [RemoveMessage(REMOVE_ALL_MESSAGES), SHOWN, said],
+}
+STATE = {
+    "no outcomes": {"outcomes": [], "decisions": []},
+    "outcomes put away": {"outcomes": Overwrite([])},
+    "no turn": {"metis_turn": None},
+    "no run": {"metis_run": False, "metis_turn": None},
+}
+
+
+@pytest.mark.parametrize("variant", [*MORE, *STATE, "a list of commands"])
+def test_nothing_that_a_tool_returns_gives_its_budget_back(make, go, ran, variant):
+    @tool
+    def look(page: int, tool_call_id: Annotated[str, InjectedToolCallId]):
+        """Show a page."""
+        ran.append(page)
+        said = ToolMessage("see below", tool_call_id=tool_call_id)
+        if variant == "a list of commands":
+            return [Command(update={"messages": [message]}) for message in (said, SHOWN)]
+        messages = MORE.get(variant, lambda said: [said, SHOWN])(said)
+        return Command(update={"messages": messages, **STATE.get(variant, {})})
+
+    pages = iter(range(99))
+    chat = model(lambda m: calling(call("look", page=next(pages))) if chat.asked[-1].tools else "done")
+    question = {"messages": [HumanMessage("q", id="question")]}
+    state = go(make(chat, [look], budget=Budget(calls=3)), question, {"recursion_limit": 100})
+    assert (len(ran), state["messages"][-1].text) == (3, "done")
 
 
 def test_a_turn_of_a_thread_begins_anew(make, go, ran, tools):

@@ -120,10 +120,10 @@ def _loaded(model: str, device: str) -> tuple[Any, Any]:
     model_type: Any = AutoModel
     processor_type: Any = AutoProcessor
     try:
-        # Said, or transformers asks on standard input whether code of the folder may run.
-        loaded = model_type.from_pretrained(model, trust_remote_code=False).eval().to(device)
+        # Said, or transformers asks on standard input whether code of the folder may run; and reads pickles.
+        loaded = model_type.from_pretrained(model, trust_remote_code=False, use_safetensors=True).eval().to(device)
         processor = processor_type.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a foreign folder can fail anywhere
         raise CheckpointError(
             f"{model!r} can't be loaded ({error}); name a folder with a model and its processor."
         ) from error
