@@ -37,7 +37,7 @@ ALLOWED = {
     "middleware": {"deadline", "gates", "recording", "rules"},
     "agent": {"gates", "graphs", "middleware", "recording", "rules"},
     "judging": {"deadline", "recording"},
-    "rollouts": {"agent", "gates", "judging", "recording", "tools"},
+    "rollouts": {"agent", "gates", "judging", "recording", "tools", "traces"},
     "evaluation": {"agent", "gates", "judging", "recording", "rollouts", "tools"},
     "curation": {"agent", "gates", "judging", "recording", "rollouts"},
     "hdpo": {"evaluation", "gates", "judging", "recording", "rollouts"},

@@ -105,7 +105,7 @@ def calibrate_command(
     from metis_agent.gates.policy import PolicyGate
 
     gate = PolicyGate(folder)
-    table = records.load(console, tools=gate.artefact.tools)
+    table = records.load(console, tools=gate.artefact.tools, every_step=gate.every_step)
     from metis_agent.evaluation.calibration import Promise, choose_threshold, reference_note
     from metis_agent.hdpo.export import set_threshold
 

@@ -82,13 +82,14 @@ def evaluate_gate_command(
     from metis_agent.gates.policy import PolicyGate
 
     gate = PolicyGate(folder, threshold=threshold)
-    table = records.load(console, tools=gate.artefact.tools)
+    table = records.load(console, tools=gate.artefact.tools, every_step=gate.every_step)
     from metis_agent.evaluation.gates import evaluate_gate
 
     table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
     try:
         fitted_on = records.other(train).load(console) if train else None
-        baselines = _baselines(table, fitted_on, seed)
+        # Of when to stop, the question alone says too little to compare with; caps and the oracle stand beside it.
+        baselines = {} if table.runs else _baselines(table, fitted_on, seed)
     except MissingDependencyError as missing:
         console.print(str(missing))
         baselines = {}

@@ -1,15 +1,17 @@
-"""`metis rollout`: record what comes of each question down every branch, with any model."""
+"""`metis rollout`: record what comes of each question down every branch, and at every step of a run, with any model."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from langchain_core.messages import AIMessage
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +35,7 @@ from metis_agent.errors import ConfigurationError
 if TYPE_CHECKING:
     from metis_agent.judging.verifiers import Verify
     from metis_agent.rollouts.branches import BranchPlan, RecordingReport
+    from metis_agent.rollouts.runner import Rollout
     from metis_agent.types import Question, Trajectory
 
 __all__ = ["rollout_command"]
@@ -52,9 +55,38 @@ def rollout_command(
     model: ModelOption = None,
     tools: ToolsOption = None,
     agent: AgentOption = None,
-    direct: Annotated[int, typer.Option(min=0, help="Rollouts of each question without a tool.")] = 1,
-    forced: Annotated[int, typer.Option(min=0, help="Rollouts of each question with each tool's call forced.")] = 1,
-    free: Annotated[int, typer.Option(min=0, help="Rollouts of each question as the model decides.")] = 0,
+    every_step: Annotated[
+        bool,
+        typer.Option(
+            "--every-step",
+            help="Also fork each run that goes as the model decides, before each of its rounds of calls, into "
+            "answering at once: what `metis train gate --every-step` learns from.",
+        ),
+    ] = False,
+    direct: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rollouts of each question without a tool.",
+            show_default="1, with --every-step 0",
+        ),
+    ] = None,
+    forced: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rollouts of each question with each tool's call forced.",
+            show_default="as --direct",
+        ),
+    ] = None,
+    free: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rollouts of each question as the model decides.",
+            show_default="0, with --every-step 1",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Goes before every conversation.")] = None,
     calls: Annotated[int, typer.Option(min=1, help="Tool calls that one run may make.")] = 8,
@@ -97,13 +129,19 @@ def rollout_command(
 
     Example: metis rollout questions.jsonl --model openai:gpt-5 --tools my_tools.py:TOOLS --store runs
 
+    Example: metis rollout questions.jsonl --agent my_agent.py:make --store runs --every-step --dry-run
+
     Next: metis train gate --store runs --hold-out 0.4 --out my-gate
     """
     console = screen(json)
     from metis_agent.rollouts.branches import BranchPlan
     from metis_agent.rollouts.questions import read_questions
 
-    plan = BranchPlan(direct=direct, tool=forced, free=free)
+    usual = int(not every_step)
+    plan = BranchPlan(
+        direct=usual if direct is None else direct, tool=usual if forced is None else forced,
+        free=int(every_step) if free is None else free,
+    )  # fmt: skip
     asked = read_questions(questions)[:limit]
     cache = None if "://" in store or dry_run else Path(store) / VERDICTS
     verify = verify_with(verifier, judge, judge_rubric, cache=cache)
@@ -111,25 +149,43 @@ def rollout_command(
     chosen = choose_agent(
         model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature, label=label
     )
-    if agreement and not free:
+    if every_step and not plan.free:
+        raise ConfigurationError("--every-step forks the runs that go as the model decides: --free is at least 1.")
+    if agreement and not plan.free:
         raise ConfigurationError("--agreement compares with what a question's free run answered: add --free 1.")
     _announce(console, asked, chosen, plan, agreement=agreement)
-    acting = sorted({*chosen.undeclared} - {*(read_only or ())}) if forced else []
-    if acting and not (allow_acting or dry_run):
+    acting = sorted({*chosen.undeclared} - {*(read_only or ())})
+    if acting and plan.tool and not (allow_acting or dry_run):
         _ask_to_act(acting)
-    if dry_run:
-        if json is not None:
-            write_json(json, {**_plan_figures(asked, chosen, plan), "dry_run": True})
-        return
     settings = [chosen.model, chosen.tools, system_prompt, calls, temperature, seed]
     name = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    forks = _Forks(store, asked, name=name, seed=seed, acting=acting) if every_step else None
+    if forks is not None:
+        forks.check(console, chosen)
+    if dry_run:
+        planned = {} if forks is None else forks.announce(console, chosen)
+        if json is not None:
+            write_json(json, {**_plan_figures(asked, chosen, plan), **planned, "dry_run": True})
+        return
+    from metis_agent.rollouts.branches import branch_rollouts
+
     started = time.perf_counter()
+    how: dict[str, Any] = {
+        "name": name,
+        "timeout": timeout,
+        "retries": retries,
+        "concurrency": concurrency or chosen.concurrency,
+    }
     report = _record(
-        console, asked, chosen, plan, store, name=name, seed=seed, timeout=timeout, retries=retries,
-        concurrency=concurrency or chosen.concurrency,
+        console, "roll out", branch_rollouts(asked, chosen.tools, plan, name=name, seed=seed),
+        len(asked) * len(plan.starts(chosen.tools)), chosen, store, **how,
     )  # fmt: skip
-    figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), **asdict(report), "agreement": agreement}
-    figures["seconds"] = time.perf_counter() - started
+    figures: dict[str, Any] = {**_plan_figures(asked, chosen, plan), "agreement": agreement, "every_step": every_step}
+    if forks is not None:
+        figures |= forks.announce(console, chosen)
+        further = _record(console, "answer at each step", forks.missing(), figures["forks"], chosen, store, **how)
+        report = _both(report, further)
+    figures |= {**asdict(report), "seconds": time.perf_counter() - started}
     if agreement:
         from metis_agent.judging.judge import own_answers
 
@@ -137,6 +193,8 @@ def rollout_command(
         verify = verify_with(verifier, judge, judge_rubric, cache=cache, own=own_answers(mine))
     with training_libraries():
         figures["branches"] = _figures_by_branch(store, name, verify, console)
+        if every_step:
+            figures["steps"] = _figures_by_step(store, name, verify, console)
     _show(console, figures, store)
     if json is not None:
         write_json(json, figures)
@@ -180,34 +238,114 @@ def _plan_figures(asked: list[Question], chosen: Choice, plan: BranchPlan) -> di
 
 def _record(
     console: Console,
-    asked: list[Question],
+    what: str,
+    rollouts: Iterable[Rollout],
+    total: int,
     chosen: Choice,
-    plan: BranchPlan,
     store: str,
     *,
     name: str,
-    seed: int,
     timeout: float,
     retries: int,
     concurrency: int,
 ) -> RecordingReport:
     from metis_agent.recording.store import TrajectoryStore
-    from metis_agent.rollouts.branches import BranchRecorder, branch_rollouts
+    from metis_agent.rollouts.branches import BranchRecorder
 
     with TrajectoryStore(store) as kept, progress_bars(console) as bars:
         recorder = BranchRecorder(
             chosen.build, kept, concurrency=concurrency, timeout=timeout, retries=retries,
             metadata={"model": chosen.model, "rollout": name},
         )  # fmt: skip
-        task = bars.add_task("roll out", total=len(asked) * len(plan.starts(chosen.tools)))
+        task = bars.add_task(what, total=total)
         failed = 0
 
         def on_run(run: Trajectory | None) -> None:
             nonlocal failed
             failed += run is not None and run.status == "failed"
-            bars.update(task, advance=1, description="roll out" + (f" ({failed} failed)" if failed else ""))
+            bars.update(task, advance=1, description=what + (f" ({failed} failed)" if failed else ""))
 
-        return recorder.record(branch_rollouts(asked, chosen.tools, plan, name=name, seed=seed), progress=on_run)
+        return recorder.record(rollouts, progress=on_run)
+
+
+def _both(first: RecordingReport, then: RecordingReport) -> RecordingReport:
+    counts = ("planned", "found", "finished", "failed", "uncalled", "retried")
+    return replace(
+        then,
+        **{name: getattr(first, name) + getattr(then, name) for name in counts},
+        failures=first.failures + then.failures,
+        last_failure=then.last_failure or first.last_failure,
+    )
+
+
+class _Forks:
+    """The answers to ask for at each step of the free runs of one recording, as they stand in its store."""
+
+    def __init__(self, store: str, asked: Sequence[Question], *, name: str, seed: int, acting: Sequence[str]) -> None:
+        self._store, self._name, self._seed, self._acting = store, name, seed, acting
+        self._asked = {question.id for question in asked}
+
+    def check(self, console: Console, chosen: Choice) -> None:
+        """Say before which tools' calls no run is cut short.
+
+        Raises:
+            ConfigurationError: these are all.
+        """
+        if not self._acting:
+            return
+        tools = ", ".join(self._acting)
+        if {*self._acting} == {*chosen.tools}:
+            raise ConfigurationError(
+                f"{tools}: not declared to change nothing, and no run may be cut short before a call that acts, so "
+                "there would be no step to decide at. Of those that only read say so, by metadata={'read_only': True} "
+                "or --read-only TOOL."
+            )
+        console.print(f"Not declared to change nothing: {tools}. Runs are forked after their last such call only.")
+
+    def announce(self, console: Console, chosen: Choice) -> dict[str, Any]:
+        """Say what is to be asked of the runs that are recorded, and what it will read."""
+        from metis_agent.audit.accounting import Prices
+        from metis_agent.audit.turns import tokens_of
+
+        runs, forks, finished, missing, read = 0, 0, set[str](), 0, 0
+        for run, of_run in self._of_runs(finished):
+            runs += 1
+            forks += len(of_run)
+            left = [fork for fork in of_run if fork.id not in finished]
+            missing += len(left)
+            read += sum(tokens_of(fork.begun) for fork in left) + len(left) * tokens_of([AIMessage(run.answer)])
+        cost = Prices().of_call(chosen.model, {"input_tokens": read})
+        price = f", about ${cost.total:,.2f}" if cost else ""
+        if runs:
+            console.print(
+                f"At each step of {runs:,} recorded runs: {forks:,} answers to ask for, of which {forks - missing:,} "
+                f"are there; about {read:,} tokens to read and write{price}."
+            )
+        if rest := max(0, len(self._asked) - runs):
+            console.print(
+                f"Of {rest:,} questions no run is there yet: each adds an answer for each round of its calls."
+            )
+        return {"forked_runs": runs, "forks": forks, "forks_missing": missing, "fork_tokens": read}
+
+    def missing(self) -> Iterator[Rollout]:
+        """All forks; the recorder leaves out those that are finished."""
+        for _, forks in self._of_runs():
+            yield from forks
+
+    def _of_runs(self, finished: set[str] | None = None) -> Iterator[tuple[Trajectory, list[Rollout]]]:
+        from metis_agent.recording.store import TrajectoryStore
+        from metis_agent.rollouts.branches import FORK
+        from metis_agent.rollouts.points import forks_of
+
+        if "://" not in self._store and not Path(self._store).exists():
+            return
+        kept = TrajectoryStore(self._store, read_only=True)
+        if finished is not None:
+            finished |= kept.ids()
+        for run in kept.read():
+            mine = run.metadata.get("rollout") == self._name and run.branch == "free" and run.status == "finished"
+            if mine and FORK not in run.metadata and run.question.id in self._asked:
+                yield run, forks_of(run, acting=self._acting, seed=self._seed)
 
 
 def _figures_by_branch(store: str, name: str, verify: Verify, console: Console) -> dict[str, dict[str, float]]:
@@ -236,6 +374,28 @@ def _figures_by_branch(store: str, name: str, verify: Verify, console: Console) 
     }
 
 
+def _figures_by_step(store: str, name: str, verify: Verify, console: Console) -> list[dict[str, float]]:
+    """By step, over the runs that were forked at all of their steps: what stopping there and what going on gave."""
+    from metis_agent.rollouts.points import PointPool
+
+    pool = PointPool(verify=verify, trust_verdicts=True)
+    pool.extend(run for run in runs_of(store, console, whole=True) if run.metadata.get("rollout") == name)
+    if not pool.coverage()["whole runs"]:
+        return []
+    points = pool.table()
+    return [
+        {
+            "step": step,
+            "runs": int((at := points.steps == step).sum()),
+            "stop": float(points.correct[at, 0].mean()),
+            "on": float(points.correct[at, 1].mean()),
+            "calls_left": float(points.cost[at, 1].mean()),
+        }
+        for step in range(int(points.steps.max()) + 1)
+        if (points.steps == step).any()
+    ]
+
+
 def _show(console: Console, figures: dict[str, Any], store: str) -> None:
     table = Table(title="What is in the store", title_justify="left")
     for heading in ("branch", "runs", "accuracy", "calls a run", "cost a run", "seconds a run"):
@@ -245,6 +405,16 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
         calls, cost, seconds = f"{row['calls']:.2f}", f"{row['cost']:.4g}", f"{row['seconds']:.2f}"
         table.add_row(branch, f"{row['runs']:,.0f}", accuracy, calls, cost, seconds)
     console.print(table)
+    if figures["every_step"]:
+        steps = Table(title="At each step of the runs with calls", title_justify="left")
+        for heading in ("calls so far", "runs", "right by answering", "right by going on", "calls to come"):
+            steps.add_column(heading, justify="right")
+        for row in figures["steps"]:
+            steps.add_row(
+                str(row["step"]), f"{row['runs']:,}", f"{row['stop']:.3f}", f"{row['on']:.3f}",
+                f"{row['calls_left']:.2f}",
+            )  # fmt: skip
+        console.print(steps if figures["steps"] else "No run made a call of a tool that only reads: nothing to decide.")
     console.print(
         f"{figures['found']:,} were finished before, {figures['finished']:,} now; {figures['failed']:,} failed and are "
         "left out" + (f", the last with {figures['last_failure']!r}" if figures["failed"] else "") + "."
@@ -256,5 +426,5 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
         )
     if figures["failed"]:
         console.print("Run the same command again to try those.")
-    more = " --agreement" if figures["agreement"] else ""
+    more = (" --every-step" if figures["every_step"] else "") + (" --agreement" if figures["agreement"] else "")
     console.print(f"Next: metis train gate --store {store}{more} --hold-out 0.4 --out my-gate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -48,6 +48,14 @@ def train_gate_command(
     hold_out: Annotated[
         float, typer.Option(help="Share of the questions to leave out, for `evaluate` and `calibrate --drop-seen`.")
     ] = 0.0,
+    every_step: Annotated[
+        bool,
+        typer.Option(
+            "--every-step",
+            help="Of --store take the decision points that `metis rollout --every-step` recorded: the gate will decide "
+            "before each round of calls whether it is enough. (A table says so itself, by its column 'run'.)",
+        ),
+    ] = False,
     describe: Annotated[
         list[str] | None, typer.Option("--describe", help="NAME=TEXT: a tool's description, kept with the gate.")
     ] = None,
@@ -61,6 +69,8 @@ def train_gate_command(
 
     Example: metis train gate --outcomes runs.parquet --direct direct --tool text_search=search --out my-gate
 
+    Example: metis train gate --store runs --every-step --hold-out 0.4 --out my-gate
+
     Example: metis train gate --store runs --policy encoder --model answerdotai/ModernBERT-base --folds 3 --out my-gate
 
     Killed while it trains a model? The same command goes on from the last epoch.
@@ -68,7 +78,7 @@ def train_gate_command(
     Next: metis calibrate my-gate ... for a threshold that keeps a promise, on questions that were held out.
     """
     console = screen(json)
-    table = records.load(console)
+    table = records.load(console, every_step=every_step)
     from metis_agent.evaluation.gates import Scored, evaluate_gate
     from metis_agent.hdpo.export import write_artefact
     from metis_agent.hdpo.gate_trainer import train_gate
@@ -127,6 +137,23 @@ def show_figures(console: Console, figures: dict[str, object], title: str) -> No
         f"redundant {at['redundant']:.1%} (harmful {at['harmful']:.1%}), necessary {at['necessary']:.1%}, "
         f"missed {at['missed']:.1%}."
     )
+    if isinstance(turns := figures.get("turns"), dict):
+        _show_turns(console, turns)
+
+
+def _show_turns(console: Console, turns: dict[str, Any]) -> None:
+    """The figures of `evaluate_stopping`, as a table."""
+    from rich.table import Table
+
+    shown = Table(title=f"By turn, {turns['turns']:,} runs replayed", title_justify="left")
+    for heading in ("", "accuracy", "cost", "redundant", "in vain", "necessary"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    rules = {"gate": turns, "as they were": turns["as_recorded"], "oracle": turns["oracle"]}
+    rules |= {f"at most {cap['calls']} calls": cap for cap in turns["caps"]}
+    for name, rule in rules.items():
+        cells = [_cell(rule, key) for key in ("accuracy", "cost", "redundant", "in_vain", "necessary")]
+        shown.add_row(name, *cells)
+    console.print(shown)
 
 
 def _cell(row: dict[str, object], name: str) -> str:

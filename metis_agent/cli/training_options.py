@@ -253,12 +253,13 @@ class Records:
     agreement: AgreementOption = False
     ray: RayOption = None
 
-    def load(self, console: Console, *, tools: Sequence[str] | None = None) -> OutcomeTable:
+    def load(self, console: Console, *, tools: Sequence[str] | None = None, every_step: bool = False) -> OutcomeTable:
         """Read them.
 
         Args:
             console: Says what was read, and what was left out.
             tools: Names of the tools where the options give none, such as those of a gate.
+            every_step: Read a store's decision points, for a gate that decides at every step.
 
         Raises:
             MissingDependencyError: the `train` extra is not installed.
@@ -278,7 +279,7 @@ class Records:
                     self.outcomes, direct=self.direct, tools=self._branches(), context=self.context or None,
                     group_by=self.group_by,
                 )  # fmt: skip
-            return self._pool(console, tools)
+            return self._pool(console, tools, every_step)
 
     def other(self, outcomes: Path) -> Records:
         """The same options on another table."""
@@ -295,14 +296,17 @@ class Records:
             branches[name] = branch
         return branches
 
-    def _pool(self, console: Console, tools: Sequence[str] | None) -> OutcomeTable:
+    def _pool(self, console: Console, tools: Sequence[str] | None, every_step: bool) -> OutcomeTable:
         from metis_agent.judging.judge import own_answers
         from metis_agent.recording.store import TrajectoryStore
-        from metis_agent.rollouts.recorded import pool_store
+        from metis_agent.rollouts.points import PointPool
+        from metis_agent.rollouts.recorded import OutcomePool, pool_store
 
         names = self.tool or tools
         if names and (bad := [name for name in names if "=" in name or names.count(name) > 1]):
             raise ConfigurationError(f"--tool {bad[0]!r}: with --store write the tool's name alone, each once.")
+        if every_step and self.draft:
+            raise ConfigurationError("--draft with a gate that decides at every step, which reads none: leave it out.")
         url = str(self.store)
         verify = partial(
             verify_with, self.verifier, self.judge, self.judge_rubric,
@@ -319,15 +323,19 @@ class Records:
                 reports.append(report)
 
             pool = pool_store(
-                url, verify=verify if self.ray else cache(verify), ray=self.ray, progress=read, tools=names,
-                use_cost=self.declared_cost, draft=self.draft, group_by=self.group_by, model=self.of_model,
-                trust_verdicts=self.verifier is not None,
+                url, kind=PointPool if every_step else OutcomePool, verify=verify if self.ray else cache(verify),
+                ray=self.ray, progress=read, tools=names, use_cost=self.declared_cost, draft=self.draft,
+                group_by=self.group_by, model=self.of_model, trust_verdicts=self.verifier is not None,
             )  # fmt: skip
         _tell_bad_lines(console, reports)
         table = pool.table()
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in table.dropped.items())
         console.print(
-            f"{pool.runs:,} runs: {len(table):,} questions down all of {escape(', '.join(table.actions))}."
+            (
+                f"{len({*table.runs}):,} runs: {len(table):,} decision points, with {escape(', '.join(table.tools))}."
+                if every_step
+                else f"{pool.runs:,} runs: {len(table):,} questions down all of {escape(', '.join(table.actions))}."
+            )
             + (f" Left out: {left_out}." if left_out else "")
         )
         return table

@@ -25,15 +25,19 @@ from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import READ_ONLY_KEYS, Branch, Question, Trajectory
 
 __all__ = [
+    "FORK",
     "BranchPlan",
     "BranchRecorder",
     "RecordingReport",
     "branch_of",
     "branch_rollouts",
     "branch_taken",
+    "seed_of",
     "undeclared_tools",
 ]
 
+FORK = "metis_fork"
+"""Key of a trajectory's metadata that says of which run it is a fork, and what going on gave."""
 _HOPELESS = 10
 """Failures in a row after which it is no outage of a few (twice the concurrency, where that is more)."""
 
@@ -46,6 +50,8 @@ def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
 def branch_taken(run: Trajectory) -> tuple[str, str]:
     """(action, ""): `direct` or the tool, or ("", the reason why this run says nothing of any one branch)."""
     first = run.decisions[0] if run.decisions else None
+    if FORK in run.metadata and run.metadata[FORK]["step"]:
+        return "", "answered after calls"
     if first is not None and not first.allowed:
         return "direct", ""
     used = {outcome.tool for outcome in run.outcomes if outcome.executed}
@@ -98,8 +104,13 @@ def branch_rollouts(
                 question=question,
                 branch=branch,
                 tool=tool,
-                seed=zlib.crc32(f"{seed}/{id_}".encode(errors="surrogatepass")),
+                seed=seed_of(id_, seed),
             )
+
+
+def seed_of(id_: str, seed: int) -> int:
+    """The seed of a rollout's randomness, from its name and the recording's."""
+    return zlib.crc32(f"{seed}/{id_}".encode(errors="surrogatepass"))
 
 
 @dataclass(kw_only=True)
@@ -233,7 +244,7 @@ class BranchRecorder:
         if agent is None:
             agent = self._build(BranchGate(rollout.branch, tool=rollout.tool))
             self._agents[rollout.branch, rollout.tool] = agent
-        metadata = {**self._metadata, "forced": rollout.tool or rollout.branch}
+        metadata = {**self._metadata, "forced": rollout.tool or rollout.branch, **rollout.metadata}
         # A model's service fails in as many classes as there are services, so every error may be an outage.
         return await roll_out(agent, rollout, excused=(Exception,), timeout=self._timeout, metadata=metadata)
 

@@ -64,6 +64,9 @@ class OutcomePool:
         trust_verdicts: take verdicts that look like the verifier's fault; by default `table` refuses them.
     """
 
+    reads_messages = False
+    """Whether messages and model calls of the runs are read where no draft is."""
+
     def __init__(
         self,
         *,
@@ -80,7 +83,7 @@ class OutcomePool:
             raise InputError(f"max_questions={max_questions!r}: a pool needs room for at least 1 question.")
         self._verify, self._use_cost, self._draft, self._group_by = verify, use_cost, draft, group_by
         self._model, self._room = model, max_questions
-        self._fixed = tools is not None
+        self._fixed, self._names = tools is not None, tuple(tools or ())
         self._columns = {name: column for column, name in enumerate((DIRECT, *(tools or ())))}
         self._rows: dict[int, int] = {}
         self._largest: list[tuple[int, int]] = []  # a heap of (-hash, row): the next to go is on top
@@ -118,9 +121,12 @@ class OutcomePool:
         Raises:
             InputError: as `add`.
         """
-        for run, right, reason in judged(filter(self._is_to_count, runs), self._verify, foreign=True):
+        for run, right, reason in self._judged(filter(self._is_to_count, runs)):
             self._count(run, right, reason)
         return self
+
+    def _judged(self, runs: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, bool | None, str]]:
+        return judged(runs, self._verify, foreign=True)
 
     def _count(self, run: Trajectory, right: bool | None, reason: str) -> None:
         action, unclear = branch_taken(run)
@@ -145,22 +151,25 @@ class OutcomePool:
         if (says_it and self._doubted[action] == 1) or action not in self._wrong:
             self._wrong[action] = run
 
-    def _check_verdicts(self) -> None:
+    def _check_verdicts(self, counts: Mapping[str, tuple[float, float]]) -> None:
         """Refuse verdicts that look like the verifier's fault: a gate would learn from them, and promise by them.
+
+        Args:
+            counts: Answers of each branch, and how many are right.
 
         Raises:
             InputError: every answer of every branch is wrong, or many a wrong one states the reference.
         """
-        if self._trusts or not self._rows:
+        if self._trusts:
             return
-        sums = self._sums[list(self._rows.values())].sum(axis=0)
-        for action, column in self._columns.items():
-            runs, doubted = int(sums[_RUNS, column]), self._doubted[action]
-            if doubted >= max(_DOUBTFUL_RUNS, _DOUBTFUL_SHARE * runs):
-                said = f"{doubted} of {runs} answers of branch {action!r} are judged wrong and yet state the reference"
-                raise InputError(_verdicts_in_doubt(said, self._wrong[action]))
-        if sums[_RUNS].sum() >= _ALL_WRONG_RUNS and not sums[_RIGHT].any() and self._wrong:
-            said = f"All {int(sums[_RUNS].sum())} answers, of every branch, are judged wrong"
+        for action, (runs, _) in counts.items():
+            doubted = self._doubted[action]
+            if runs and doubted >= max(_DOUBTFUL_RUNS, _DOUBTFUL_SHARE * runs):
+                said = f"{doubted} of {runs:.0f} answers of branch {action!r} are judged wrong and yet state the "
+                raise InputError(_verdicts_in_doubt(f"{said}reference", self._wrong[action]))
+        runs, right = (sum(column) for column in zip(*counts.values(), strict=True))
+        if runs >= _ALL_WRONG_RUNS and not right and self._wrong:
+            said = f"All {runs:.0f} answers, of every branch, are judged wrong"
             raise InputError(_verdicts_in_doubt(said, next(iter(self._wrong.values()))))
 
     def merge(self, other: OutcomePool) -> OutcomePool:
@@ -185,11 +194,14 @@ class OutcomePool:
             if theirs in other._drafts and (row not in self._drafts or other._drafts[theirs][0] < self._drafts[row][0]):
                 self._drafts[row] = other._drafts[theirs]
         self._draft_names = max(self._draft_names, other._draft_names, key=len)
+        self._add_counts(other)
+        return self
+
+    def _add_counts(self, other: OutcomePool) -> None:
         self._wrong = {**other._wrong, **self._wrong}
         self._doubted.update(other._doubted)
         self.dropped.update(other.dropped)
         self.runs += other.runs
-        return self
 
     def coverage(self) -> dict[str, int]:
         """Questions with at least one run, by branch."""
@@ -202,7 +214,8 @@ class OutcomePool:
         Raises:
             InputError: there is none, or the verdicts look like the verifier's fault.
         """
-        self._check_verdicts()
+        totals = self._sums[list(self._rows.values())].sum(axis=0)
+        self._check_verdicts({name: (totals[_RUNS, at], totals[_RIGHT, at]) for name, at in self._columns.items()})
         tools, strays = self._tools()
         actions = (DIRECT, *(tools if self._fixed else sorted(tools)))
         columns = [self._columns[name] for name in actions]
@@ -273,11 +286,13 @@ class OutcomePool:
 
     def _row(self, question: Question, history: str) -> int | None:
         """Where the question's sums are; `None` where there is no room for it."""
+        said = self._said(question, history)
+        return None if said is None else self._place(int(question_key(*said[:3]), 16), *said)
+
+    def _said(self, question: Question, history: str) -> tuple[str, str, str, str] | None:
+        """Text, context, conversation and group of a question; `None` of a blank one."""
         context = str(question.metadata.get(CONTEXT) or "")
         text = question.text.removeprefix(context).lstrip() if context else question.text
-        key = int(question_key(text, context, history), 16)
-        if key in self._rows:
-            return self._rows[key]
         if not text.strip():
             self.dropped["blank question"] += 1
             return None
@@ -287,7 +302,7 @@ class OutcomePool:
                 f"Question {question.id!r} has no {self._group_by!r} in its metadata, {sorted(question.metadata)!r}: "
                 "--group-by names a column of the questions' file."
             )
-        return self._place(key, text, context, history, group)
+        return text, context, history, group
 
     def _place(self, key: int, text: str, context: str, history: str, group: str) -> int | None:
         if key in self._rows:
@@ -347,6 +362,7 @@ def _verdicts_in_doubt(said: str, run: Trajectory) -> str:
 def pool_store(
     url: str,
     *,
+    kind: type[OutcomePool] = OutcomePool,
     verify: Callable[[], Verify] = lambda: default_verify,
     ray: str | None = None,
     progress: Callable[[StoreReport], None] = lambda _: None,
@@ -356,18 +372,19 @@ def pool_store(
 
     Args:
         url: Of the store; on a cluster all its machines must see it.
+        kind: The pool: of questions, or a `PointPool`.
         verify: Makes what judges answers, once in each process.
         ray: See `recording.store`.
         progress: Called after each shard, with what was met in it.
-        **options: Of `OutcomePool`.
+        **options: Of the pool.
 
     Raises:
         InputError: as `OutcomePool.add`.
         StorageError: it can't be read.
     """
-    whole = OutcomePool(verify=default_verify, **options)
+    whole = kind(verify=default_verify, **options)
     shards = TrajectoryStore(url, read_only=True).shards()
-    for made in spread(partial(_pooled, url=url, verify=verify, options=options), shards, ray=ray):
+    for made in spread(partial(_pooled, kind=kind, url=url, verify=verify, options=options), shards, ray=ray):
         for pool, report in made:
             whole.merge(pool)
             progress(report)
@@ -375,11 +392,11 @@ def pool_store(
 
 
 def _pooled(
-    shard: str, *, url: str, verify: Callable[[], Verify], options: Mapping[str, Any]
+    shard: str, *, kind: type[OutcomePool], url: str, verify: Callable[[], Verify], options: Mapping[str, Any]
 ) -> Iterator[tuple[OutcomePool, StoreReport]]:
     store = TrajectoryStore(url, read_only=True)
-    pool = OutcomePool(verify=verify(), **options)
-    pool.extend(store.read(only_shard=shard, whole=bool(options.get("draft"))))
+    pool = kind(verify=verify(), **options)
+    pool.extend(store.read(only_shard=shard, whole=pool.reads_messages or bool(options.get("draft"))))
     pool._verify = default_verify  # a judge stays where it is
     yield pool, store.report
 

@@ -15,10 +15,10 @@ import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from metis_agent.agent import MetisAgent
@@ -56,6 +56,10 @@ class Rollout:
     tool: str = ""
     """With branch "tool", the one that is forced; any of them by default."""
     seed: int = 0
+    begun: tuple[BaseMessage, ...] = ()
+    """What the turn has come to already, the question first; by default it begins with the question."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """For its trajectory."""
 
 
 def group_rollouts(questions: Iterable[Question], branches: Sequence[Branch], *, name: str, seed: int) -> list[Rollout]:
@@ -202,7 +206,8 @@ async def roll_out(
     try:
         with noted_outages() as outages:
             async with asyncio.timeout(timeout):
-                state = await run({"messages": [question_message(rollout.question)]}, config)
+                begun = list(rollout.begun) or [question_message(rollout.question)]
+                state = await run({"messages": begun}, config)
     except ConfigurationError:
         raise
     except excused as failure:

@@ -6,29 +6,50 @@ question stands alone, since the tiny model has never seen a conversation.
 In training the world's noise stands in front: a small share of calls come back wrong or fail, as tools in the world do.
 So a needless call costs accuracy as well as time; most of the accuracy that economy wins in this world comes from here,
 by construction. Where users ask, the tools never lie.
+
+The world of two hops has an agent whose model is written down rather than trained: what it knows by heart is known, and
+so is what each of its calls is worth. It searches on for one or two calls after it has enough.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from langchain_core.messages import ToolCall, ToolMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.gates.base import Gate, SupportsDecide
-from metis_agent.models.local import LocalChatModel
+from metis_agent.messages import turn_of
 from metis_agent.rules.budget import Budget
 from metis_agent.tools.python import PythonTool
 from metis_agent.tools.search import CorpusSearch, Document
 from metis_agent.tools.text_search import TextSearchTool
-from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, entries, place
+from metis_agent.worlds.almanac.facts import (
+    COUNTRIES,
+    PLACES,
+    RUMOURS,
+    entries,
+    linked_entries,
+    place,
+    places_by_name,
+    sister_of,
+)
+from metis_agent.worlds.almanac.questions import by_heart
+
+if TYPE_CHECKING:
+    from metis_agent.models.local import LocalChatModel
 
 __all__ = [
     "COLD_START",
@@ -36,10 +57,12 @@ __all__ = [
     "EXAMPLES",
     "Noise",
     "NoisyTool",
+    "SeekingModel",
     "almanac_agent",
     "almanac_model",
     "almanac_search",
     "almanac_tools",
+    "seeking_agent",
 ]
 
 ERROR = "Error: the service is not available."
@@ -121,12 +144,22 @@ def _last_line(traceback: str) -> str:
     return (lines or [ERROR])[-1][:_READABLE]
 
 
-def almanac_search() -> TextSearchTool:
-    """Text search over the almanac: one short entry, and no label, since the tiny model reads few tokens."""
-    documents = [Document(id=name, title=name, text=text) for name, text in entries().items()]
+def almanac_search(*, linked: bool = False) -> TextSearchTool:
+    """Text search over the almanac: one short entry, and no label, since the tiny model reads few tokens.
+
+    Args:
+        linked: Each place's entry names its sister town.
+    """
     return TextSearchTool(
-        backend=CorpusSearch.build(documents), limit=1, label="", template="{text}", no_results="No results."
-    )
+        backend=_corpus(linked), limit=1, label="", template="{text}", no_results="No results.",
+        metadata={"read_only": True},
+    )  # fmt: skip
+
+
+@cache
+def _corpus(linked: bool) -> CorpusSearch:
+    texts = linked_entries() if linked else entries()
+    return CorpusSearch.build([Document(id=name, title=name, text=text) for name, text in texts.items()])
 
 
 def almanac_tools(*, noise: Noise = Noise()) -> tuple[BaseTool, ...]:
@@ -155,6 +188,8 @@ _REPLY = 24
 
 def almanac_model() -> LocalChatModel:
     """The packaged cold start, greedy: it calls a tool on nearly every question, also where it knows the answer."""
+    from metis_agent.models.local import LocalChatModel
+
     return LocalChatModel.load(COLD_START, model_name="almanac", max_new_tokens=_REPLY)
 
 
@@ -170,3 +205,83 @@ def almanac_agent(gate: Gate | SupportsDecide | None = None, *, model: LocalChat
     return create_metis_agent(
         model or almanac_model(), tools, gate=gate, budget=Budget(calls=2), block_message="Error.", name="metis"
     )
+
+
+class SeekingModel(BaseChatModel):
+    """Knows greetings, sums, popular facts and a few sister towns; looks up the rest, and then looks further.
+
+    What it says depends on the conversation alone.
+    """
+
+    offers_tools_when_direct: ClassVar[bool] = False
+    """Without tools beside it, it takes a conversation that holds calls."""
+    slips: float = 0.01
+    """Share of answers that are wrong for no reason."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "seeking"
+
+    def bind_tools(self, tools: Sequence[Any], **options: Any) -> Runnable[Any, AIMessage]:
+        """With tools it searches, without it answers."""
+        return self.bind(tools=tools, **{**options, "tool_choice": options.get("tool_choice")})
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **options: Any) -> ChatResult:
+        turn = turn_of(messages)
+        question, results = str(turn[0].text), [str(it.text) for it in turn if isinstance(it, ToolMessage)]
+        forbidden = options.get("tool_choice") == "none" or not options.get("tools")
+        more = 1 + _draw(question, "more") % 2
+        if forbidden or len(results) >= len(_to_look_up(question)) + more:
+            reply = AIMessage(self._answer(question, results))
+        else:
+            call = ToolCall(name="text_search", args={"query": _query(question, results)}, id=f"search {len(results)}")
+            reply = AIMessage("", tool_calls=[call])
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+    def _answer(self, question: str, results: Sequence[str]) -> str:
+        needed = len(_to_look_up(question))
+        slips = _draw(question, f"slips {len(results)}") % 10_000 < 10_000 * self.slips
+        if slips or len(results) < needed:
+            it = place(_draw(question, f"guess {len(results)}") % PLACES)
+            return it.river if "river" in question else str(it.founded)
+        if needed:
+            pattern = r"river (\w+)" if "river" in question else r"founded in (\d+)"
+            found = re.search(pattern, results[needed - 1])
+            return found[1] if found else "I don't know."
+        if question in by_heart():
+            return by_heart()[question]
+        return str(sum(map(int, re.findall(r"\d+", question))))
+
+
+def seeking_agent(gate: Gate | SupportsDecide | None = None) -> MetisAgent:
+    """The agent of the world of two hops (`questions.CALLS_NEEDED`), which never has enough.
+
+    Args:
+        gate: As in `create_metis_agent`.
+    """
+    return create_metis_agent(SeekingModel(), [almanac_search(linked=True)], gate=gate, budget=Budget(calls=6))
+
+
+def _to_look_up(question: str) -> tuple[str, ...]:
+    """Names of the places whose entries tell the answer, as far as they are known before the first search."""
+    names = [word for word in re.findall(r"[A-Z]\w+", question) if word in places_by_name()]
+    if not names:
+        return ()
+    index = places_by_name()[names[0]]
+    if "sister town" not in question:
+        return (place(index).name,)
+    return (place(sister_of(index)).name,) if index < RUMOURS else (place(index).name, "its sister town")
+
+
+def _query(question: str, results: Sequence[str]) -> str:
+    """What to search for next: the place asked about, then one sister town after the other."""
+    places = _to_look_up(question)
+    if not results:
+        return places[0] if places else question
+    found = re.search(r"sister town is (\w+)", results[-1])
+    return found[1] if found else f"{question} ({len(results)})"
+
+
+def _draw(question: str, what: str) -> int:
+    """A number that is the same for the same question."""
+    return zlib.crc32(f"{question} {what}".encode(errors="surrogatepass"))

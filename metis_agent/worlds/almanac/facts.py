@@ -11,7 +11,19 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["COUNTRIES", "PLACES", "RUMOURS", "SYLLABLES", "Country", "Place", "entries", "place"]
+__all__ = [
+    "COUNTRIES",
+    "PLACES",
+    "RUMOURS",
+    "SYLLABLES",
+    "Country",
+    "Place",
+    "entries",
+    "linked_entries",
+    "place",
+    "places_by_name",
+    "sister_of",
+]
 
 PLACES = 6_000
 """How many obscure places the almanac describes."""
@@ -83,6 +95,26 @@ def entries() -> dict[str, str]:
     """The almanac: its text about each country and each place, by name."""
     countries = {country.name: country.entry for country in COUNTRIES}
     return countries | {it.name: it.entry for it in map(place, range(PLACES))}
+
+
+@cache
+def places_by_name() -> dict[str, int]:
+    """The index of each place, by its name."""
+    return {place(index).name: index for index in range(PLACES)}
+
+
+def sister_of(index: int) -> int:
+    """The index of a place's sister town, which only `linked_entries` tell of; each place is one other's."""
+    return (index * 7 + 13) % PLACES
+
+
+@cache
+def linked_entries() -> dict[str, str]:
+    """The almanac with the sister town of each place in its entry: a fact that leads to the next."""
+    found = dict(entries())
+    for name, index in places_by_name().items():
+        found[name] = f"{found[name][:-1]}; its sister town is {place(sister_of(index)).name}."
+    return found
 
 
 def _countries(table: str) -> tuple[Country, ...]:

@@ -3,6 +3,7 @@
 Known in the head: greetings, sums of two-digit numbers, popular facts.
 Out of reach of it: products of four-digit numbers (Python), obscure facts (search).
 Half-known: places of which the cold start has heard, and believes what it heard, right about one time in three.
+Two hops: what is asked of a place's sister town, which has to be found first, unless it is known by heart.
 
 What is held out never stands in training: pairs of numbers and obscure places by a hash, and of what has to be
 learnt by heart (popular facts, greetings, hearsay) phrasings, by a hash of the words.
@@ -13,28 +14,49 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from functools import cache, partial
+from typing import Literal
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.types import Question
-from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, RUMOURS, Place, place
+from metis_agent.worlds.almanac.facts import COUNTRIES, PLACES, RUMOURS, Place, place, sister_of
 
-__all__ = ["KINDS", "KNOWN", "PARTIALLY_KNOWN", "Kind", "Split", "draw", "follow_up", "phrasings", "questions"]
+__all__ = [
+    "CALLS_NEEDED",
+    "KINDS",
+    "KNOWN",
+    "PARTIALLY_KNOWN",
+    "Hop",
+    "Kind",
+    "Split",
+    "by_heart",
+    "draw",
+    "follow_up",
+    "phrasings",
+    "questions",
+]
 
 Kind = Literal["greeting", "sum", "popular", "product", "obscure", "hearsay"]
+Hop = Literal["sister", "known sister"]
+"""Kinds whose answer stands in the entry of a place's sister town."""
 Split = Literal["train", "validation", "test"]
 
 KNOWN: tuple[Kind, ...] = ("greeting", "sum", "popular")
 PARTIALLY_KNOWN: Kind = "hearsay"
 KINDS: tuple[Kind, ...] = (*KNOWN, "product", "obscure")
 """The kinds of the ordinary world; `PARTIALLY_KNOWN` is added on request."""
+CALLS_NEEDED: Mapping[Kind | Hop, int] = {
+    "greeting": 0, "sum": 0, "popular": 0, "obscure": 1, "known sister": 1, "sister": 2,
+}  # fmt: skip
+"""The kinds of the world of two hops, and how many searches each needs. Of the places that one has heard of one knows
+the sister town by heart."""
 
 _HELD_OUT: dict[Split, range] = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
 
 
-def questions(split: Split, count: int, *, seed: int = 0, kinds: Sequence[Kind] = KINDS) -> tuple[Question, ...]:
+def questions(split: Split, count: int, *, seed: int = 0, kinds: Sequence[Kind | Hop] = KINDS) -> tuple[Question, ...]:
     """`count` distinct questions, the kinds in equal shares (the first kinds take the remainder).
 
     Raises:
@@ -42,9 +64,9 @@ def questions(split: Split, count: int, *, seed: int = 0, kinds: Sequence[Kind] 
     """
     if split not in _HELD_OUT:
         raise ConfigurationError(f"unknown split {split!r}; choose one of {', '.join(_HELD_OUT)}")
-    unknown = [kind for kind in kinds if kind not in get_args(Kind)]
+    unknown = [kind for kind in kinds if kind not in _MAKERS]
     if unknown or not kinds:
-        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(get_args(Kind))}")
+        raise ConfigurationError(f"unknown kinds {unknown!r}; choose from {', '.join(_MAKERS)}")
     found: list[Question] = []
     for position, kind in enumerate(kinds):
         share = count // len(kinds) + (position < count % len(kinds))
@@ -53,7 +75,7 @@ def questions(split: Split, count: int, *, seed: int = 0, kinds: Sequence[Kind] 
     return tuple(found)
 
 
-def draw(kind: Kind, split: Split, rng: random.Random) -> Question:
+def draw(kind: Kind | Hop, split: Split, rng: random.Random) -> Question:
     """One question of a kind, from a split."""
     make = _MAKERS[kind]
     while True:
@@ -111,7 +133,22 @@ def phrasings() -> tuple[str, ...]:
     return tuple(forms + greetings + [text[0].upper() + text[1:] for text in greetings])
 
 
-def _distinct(kind: Kind, split: Split, count: int, rng: random.Random) -> Iterator[Question]:
+@cache
+def by_heart() -> dict[str, str]:
+    """The answers to all greetings and questions about popular facts."""
+    known = {
+        form.format(name=country.name): str(getattr(country, relation))
+        for relation, forms in _POPULAR_FORMS.items()
+        for form in forms
+        for country in COUNTRIES
+    }
+    for word, reply in _GREETINGS:
+        for text in (word + tail for tail in _GREETING_TAILS):
+            known[text] = known[text[0].upper() + text[1:]] = reply
+    return known
+
+
+def _distinct(kind: Kind | Hop, split: Split, count: int, rng: random.Random) -> Iterator[Question]:
     seen: set[str] = set()
     misses = 0
     while len(seen) < count:
@@ -163,9 +200,16 @@ def _hearsay(rng: random.Random) -> _Made:
     return text, str(getattr(it, relation)), text, relation
 
 
-def _about(it: Place, rng: random.Random) -> tuple[str, str]:
+def _sister(rng: random.Random, *, known: bool = False) -> _Made:
+    index = rng.randrange(RUMOURS) if known else rng.randrange(RUMOURS, PLACES)
+    it, sister = place(index), place(sister_of(index))
+    text, relation = _about(it, rng, "the sister town of {name}")
+    return text, str(getattr(sister, relation)), text if known else it.name, relation
+
+
+def _about(it: Place, rng: random.Random, called: str = "{name}") -> tuple[str, str]:
     relation = rng.choice(tuple(_OBSCURE_FORMS))
-    return rng.choice(_OBSCURE_FORMS[relation]).format(name=it.name), relation
+    return rng.choice(_OBSCURE_FORMS[relation]).format(name=called.format(name=it.name)), relation
 
 
 def _greeting(rng: random.Random) -> _Made:
@@ -238,11 +282,13 @@ _GREETING_TAILS = (
     " dear Metis", " dear Metis!", " dear friend", " dear friend!", " and welcome", " so much", " so much!",
 )  # fmt: skip
 
-_MAKERS: dict[Kind, Callable[[random.Random], _Made]] = {
+_MAKERS: dict[Kind | Hop, Callable[[random.Random], _Made]] = {
     "greeting": _greeting,
     "sum": _sum,
     "popular": _popular,
     "product": _product,
     "obscure": _obscure,
     "hearsay": _hearsay,
+    "sister": _sister,
+    "known sister": partial(_sister, known=True),
 }
