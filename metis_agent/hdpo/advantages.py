@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.hdpo.contrast import content_advantages, contrasts
 from metis_agent.hdpo.exploration import BranchCounts, count_branches
 from metis_agent.hdpo.rewards import Scores
 
@@ -38,7 +39,7 @@ __all__ = [
     "hdpo_advantages",
 ]
 
-ObjectiveName = Literal["hdpo", "grpo", "coupled", "gdpo"]
+ObjectiveName = Literal["hdpo", "contrast", "grpo", "coupled", "gdpo"]
 
 TIE = 1e-6
 """Nearer than this, relative to 1 + the larger, values are equal: wider than float32 rounding."""
@@ -49,6 +50,8 @@ class Objective:
     """Which advantages to train on.
 
     - "hdpo": two channels, A_acc and A_tool, that meet only in the loss.
+    - "contrast": decision and content apart: a hinge on the decision's log-odds, weighed by what calling is worth,
+      and an advantage for what is written within each branch (see `contrast`).
     - "grpo": A_acc alone.
     - "coupled": GRPO on the one scalar r_acc + alpha r_tool.
     - "gdpo": each reward normalised over the whole group, right or wrong, then summed as A_acc + w_tool
@@ -64,6 +67,12 @@ class Objective:
     """Weight of the tool channel in the loss ("hdpo"), or of its reward in the sum ("gdpo")."""
     alpha: float = 0.15
     """Weight of r_tool in the scalar reward of "coupled"."""
+    price: float = 0.5
+    """w of "contrast": the accuracy that a call may cost; half of it per call saved where all else is equal."""
+    odds: float = 4.0
+    """m of "contrast": log-odds at which a decision counts as made."""
+    w_decision: float = 1.0
+    """Weight of the decision's loss in "contrast"."""
     branch_weight: bool = False
     """Multiply A_tool by `branch_weight(...)`, so that a call is only discouraged where direct answers do."""
     margin: float = 0.1
@@ -72,9 +81,9 @@ class Objective:
     ddof: int = 1
 
     def __post_init__(self) -> None:
-        if self.name not in ("hdpo", "grpo", "coupled", "gdpo"):
-            raise ConfigurationError(f"name={self.name!r}: choose 'hdpo', 'grpo', 'coupled' or 'gdpo'.")
-        for field in ("w_acc", "w_tool", "alpha", "margin", "eps"):
+        if self.name not in get_args(ObjectiveName):
+            raise ConfigurationError(f"name={self.name!r}: choose one of {', '.join(get_args(ObjectiveName))}.")
+        for field in ("w_acc", "w_tool", "alpha", "price", "odds", "w_decision", "margin", "eps"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{field}={value!r}: must be finite and at least 0.")
@@ -100,6 +109,8 @@ class Channels:
     """[P]: |Q| / G where the tool channel has a signal (|Q| >= 2 and unequal costs in Q), else 0."""
     weight: Tensor
     """[P]: what A_tool was multiplied by, 1 without the branch weight."""
+    contrast: Tensor
+    """[P]: Delta, what calling is worth on a question ("contrast"); 0 for the other objectives."""
 
     def of_groups(self, first: int, count: int) -> Channels:
         """Those of `count` questions from the `first` on: a process's own."""
@@ -110,6 +121,7 @@ class Channels:
             qualifying=self.qualifying[own],
             rho=self.rho[own],
             weight=self.weight[own],
+            contrast=self.contrast[own],
         )
 
 
@@ -166,6 +178,7 @@ def hdpo_advantages(
         qualifying=qualifying,
         rho=rho,
         weight=torch.ones_like(rho),
+        contrast=torch.zeros_like(rho),
     )
 
 
@@ -229,13 +242,22 @@ def branch_weight(counts: BranchCounts, *, margin: float = 0.1, points: int = 81
     return torch.where(both, c, 0.0)
 
 
-def advantages(objective: Objective, scores: Scores, branches: BranchCounts | None = None) -> Channels:
+def advantages(
+    objective: Objective,
+    scores: Scores,
+    branches: BranchCounts | None = None,
+    *,
+    called: NDArray[np.bool_] | None = None,
+    apart: NDArray[np.bool_] | None = None,
+) -> Channels:
     """The advantages of any objective: the one function that a trainer calls.
 
     Args:
         objective: Which, and its constants.
         scores: Of P groups of G rollouts.
         branches: Evidence for the branch weight, where it is not to be the groups' own.
+        called: [P, G], for "contrast": which rollouts decided to call; by default those that executed a call.
+        apart: [P], likewise: where decision and content can be told apart; by default everywhere.
 
     Returns:
         Float32 channels. An objective with one channel has it in `acc` and zeros in `tool`.
@@ -254,8 +276,14 @@ def advantages(objective: Objective, scores: Scores, branches: BranchCounts | No
         eps=eps,
         ddof=ddof,
     )
-    acc, tool, weight = channels.acc, channels.tool, channels.weight
-    if objective.name == "coupled":
+    acc, tool, weight, contrast = channels.acc, channels.tool, channels.weight, channels.contrast
+    if objective.name == "contrast":
+        T = torch.as_tensor(scores.T > 0 if called is None else called)
+        told = torch.ones(len(T), dtype=torch.bool) if apart is None else torch.as_tensor(apart)
+        J = torch.as_tensor(scores.r_ans) + objective.price * r_tool
+        contrast = torch.where(told, contrasts(J, T, ~excluded), 0.0)
+        acc = content_advantages(r_acc + objective.price * r_tool, T, ~excluded, told, eps=eps, ddof=ddof)
+    elif objective.name == "coupled":
         acc = coupled_advantages(r_acc, r_tool, excluded, alpha=objective.alpha, eps=eps, ddof=ddof)
     elif objective.name == "gdpo":
         acc = gdpo_advantages(r_acc, r_tool, excluded, w_tool=objective.w_tool, eps=eps, ddof=ddof)
@@ -270,6 +298,7 @@ def advantages(objective: Objective, scores: Scores, branches: BranchCounts | No
         qualifying=channels.qualifying,
         rho=channels.rho.float(),
         weight=weight.float(),
+        contrast=contrast.float(),
     )
 
 

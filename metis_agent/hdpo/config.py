@@ -38,10 +38,13 @@ class HDPOConfig(GRPOConfig):
     num_generations: int | None = _option(16, "G, rollouts of each question.")
     per_device_train_batch_size: int = _option(16, "Rollouts in a micro-batch of one process.")
     learning_rate: float = _option(1e-6, "Of the optimiser.")
-    objective: str = _option("hdpo", "'hdpo', or a baseline: 'grpo', 'coupled' or 'gdpo'.")
+    objective: str = _option("hdpo", "'hdpo', 'contrast', or a baseline: 'grpo', 'coupled' or 'gdpo'.")
     w_acc: float = _option(1.0, "Weight of the accuracy channel.")
     w_tool: float = _option(0.15, "Weight of the tool channel: the price of a call.")
     alpha: float = _option(0.15, "Weight of r_tool in the scalar reward of 'coupled'.")
+    price: float = _option(0.5, "w of 'contrast': the accuracy that a call may cost.")
+    odds: float = _option(4.0, "m of 'contrast': log-odds at which a decision counts as made.")
+    w_decision: float = _option(1.0, "Weight of the decision's loss in 'contrast'.")
     branch_weight: bool = _option(False, "Weight A_tool by how sure it is that answering directly does.")
     margin: float = _option(0.1, "Accuracy by which the direct branch may trail, with branch_weight.")
     forced_direct: int = _option(4, "Rollouts of a group that are made to answer directly.")
@@ -57,7 +60,7 @@ class HDPOConfig(GRPOConfig):
         _ = self.hdpo_objective, self.groups
         if self.bad_updates < 1:
             raise ConfigurationError(f"bad_updates={self.bad_updates!r}: at least 1; 3 is usual.")
-        check_arguments(self, self.groups)
+        check_arguments(self, self.groups, self.hdpo_objective)
 
     @property
     def hdpo_objective(self) -> Objective:
@@ -67,6 +70,9 @@ class HDPOConfig(GRPOConfig):
             w_acc=self.w_acc,
             w_tool=self.w_tool,
             alpha=self.alpha,
+            price=self.price,
+            odds=self.odds,
+            w_decision=self.w_decision,
             branch_weight=self.branch_weight,
             margin=self.margin,
         )
@@ -77,7 +83,7 @@ class HDPOConfig(GRPOConfig):
         return StratifiedGroups(size=self.num_generations or 0, direct=self.forced_direct, tool=self.forced_tool)
 
 
-def check_arguments(args: GRPOConfig, groups: StratifiedGroups) -> None:
+def check_arguments(args: GRPOConfig, groups: StratifiedGroups, objective: Objective) -> None:
     """Refuse what would train on something else than was meant.
 
     Raises:
@@ -86,6 +92,11 @@ def check_arguments(args: GRPOConfig, groups: StratifiedGroups) -> None:
     if args.num_generations != groups.size:
         raise ConfigurationError(
             f"num_generations={args.num_generations!r} but groups.size={groups.size!r}: both are G, set them equal"
+        )
+    if objective.name == "contrast" and not (groups.direct and groups.tool):
+        raise ConfigurationError(
+            f"forced_direct={groups.direct!r}, forced_tool={groups.tool!r} with the objective 'contrast': it compares "
+            "the branches of each group, so force at least one rollout down each; 4 of 16 is usual."
         )
     if args.loss_type not in LOSS_TYPES:
         raise ConfigurationError(

@@ -37,7 +37,14 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import Branch, Trajectory
 
-__all__ = ["BranchCounts", "StratifiedGroups", "count_branches", "decisions_of", "rollout_weights"]
+__all__ = [
+    "BranchCounts",
+    "StratifiedGroups",
+    "balance_weights",
+    "count_branches",
+    "decisions_of",
+    "rollout_weights",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +91,12 @@ class StratifiedGroups:
         return tuple(branch for branch, count in counts.items() for _ in range(count))
 
 
-def rollout_weights(
-    advantages: NDArray[np.float64],
-    called: NDArray[np.bool_],
-    tool_probability: NDArray[np.float64],
-    groups: StratifiedGroups,
+def balance_weights(
+    called: NDArray[np.bool_], tool_probability: NDArray[np.float64], groups: StratifiedGroups
 ) -> NDArray[np.float64]:
-    """Weight of each rollout, as at the head of this module.
+    """w_b of each rollout, [P, G], as at the head of this module.
 
     Args:
-        advantages: [P, G], of both channels together, 0 where excluded.
         called: [P, G], whether the rollout began with a call.
         tool_probability: [P], the policy's own probability of beginning with a call; NaN where it is not known.
         groups: How many were forced.
@@ -109,10 +112,27 @@ def rollout_weights(
     free = 1 - (groups.direct + groups.tool) / groups.size
     mixture = forced + free * pi_b
     weights = np.divide(pi_b, mixture, out=np.ones(called.shape), where=mixture > 0)
+    return np.where(np.isnan(weights), 1.0, weights)
+
+
+def rollout_weights(
+    advantages: NDArray[np.float64],
+    called: NDArray[np.bool_],
+    tool_probability: NDArray[np.float64],
+    groups: StratifiedGroups,
+) -> NDArray[np.float64]:
+    """Weight of each rollout, [P, G]: 1 where its branch did better than its group, else that of `balance_weights`.
+
+    Args:
+        advantages: [P, G], of both channels together, 0 where excluded.
+        called: As there.
+        tool_probability: As there.
+        groups: As there.
+    """
     total_T = (advantages * called).sum(1, keepdims=True)
     total_D = (advantages * ~called).sum(1, keepdims=True)
     better = np.where(called, total_T, total_D) > 0
-    return np.where(better | np.isnan(weights), 1.0, weights)
+    return np.where(better, 1.0, balance_weights(called, tool_probability, groups))
 
 
 def decisions_of(

@@ -24,7 +24,6 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +31,6 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -40,9 +38,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
-from metis_agent.hdpo.advantages import Channels, Objective, advantages
+from metis_agent.hdpo.advantages import Objective, advantages
 from metis_agent.hdpo.config import HDPOConfig, check_arguments
-from metis_agent.hdpo.exploration import StratifiedGroups, decisions_of, rollout_weights
+from metis_agent.hdpo.contrast import Opening, decision_loss, openings
+from metis_agent.hdpo.exploration import StratifiedGroups, balance_weights, decisions_of, rollout_weights
 from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
 from metis_agent.hdpo.policy_metrics import (
     Validation,
@@ -53,13 +52,23 @@ from metis_agent.hdpo.policy_metrics import (
     without_tokens,
 )
 from metis_agent.hdpo.rewards import Scores, score
-from metis_agent.hdpo.token_sequences import PIXELS, Row, RowImages, Rows, SeesImages, Segment, images_of, rows_of
+from metis_agent.hdpo.token_sequences import (
+    PIXELS,
+    Row,
+    RowImages,
+    Rows,
+    SeesImages,
+    Segment,
+    StepBatch,
+    images_of,
+    rows_of,
+)
 from metis_agent.judging.verifiers import Verify
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["HDPOConfig", "HDPOTrainer", "StepBatch", "Validation", "check_sampler", "copy_weights", "unsharded_model"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "Validation", "check_sampler", "copy_weights", "unsharded_model"]
 
 
 class HDPOTrainer(GRPOTrainer):
@@ -106,7 +115,7 @@ class HDPOTrainer(GRPOTrainer):
         own = args if isinstance(args, HDPOConfig) else None
         self._objective = objective or (own.hdpo_objective if own else Objective())
         self._groups = groups or (own.groups if own else StratifiedGroups())
-        check_arguments(args, self._groups)
+        check_arguments(args, self._groups, self._objective)
         self._questions = {question.id: question for question in questions}
         if len(self._questions) != len(questions):
             raise ConfigurationError(f"{len(questions)} questions have {len(self._questions)} ids: make them distinct")
@@ -148,6 +157,12 @@ class HDPOTrainer(GRPOTrainer):
         batch: dict[str, Any] = super()._generate_and_score_completions([*inputs, *further])
         # TRL made advantages from the reward that it logs; ours replace them.
         batch["advantages"] = step.by_row(self._objective.w_acc * step.channels.acc).to(self._device)
+        if self._objective.name == "contrast":
+            which, batch["contrasts"] = step.decisions(batch["completion_ids"].shape[1], self._device)
+            batch["openings"] = which
+            # What to write, apart from whether to call.
+            batch["advantages"] = torch.where(which == 0, batch["advantages"][:, None], 0.0)
+            batch["num_questions"] = torch.tensor(len(questions))
         if self._objective.name == "hdpo" and self._objective.w_tool:
             batch["tool_advantages"] = step.by_row(step.channels.tool).to(self._device)
         if self._row_images is not None:
@@ -164,16 +179,24 @@ class HDPOTrainer(GRPOTrainer):
         rows = rows_of(trajectories, max_length=self._max_length, images=self._images_of if self._reader else None)
         own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
         # Some objectives normalise over the batch, and the metrics are of all groups: so every process scores them all.
-        parts: list[Scores] = gather_object([own])
-        everyone = pooled(parts)
+        called, probability = decisions_of(trajectories, self._groups)
+        parts: list[tuple[Scores, Any, Any]] = gather_object([(own, called, ~np.isnan(probability))])
+        everyone = pooled([scores for scores, _, _ in parts])
         self._check_something_is_left(everyone, trajectories)
-        channels = advantages(self._objective, everyone)
-        first = sum(len(part.excluded) for part in parts[: self.accelerator.process_index])
+        decided, apart = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
+        channels = advantages(self._objective, everyone, called=decided, apart=apart)
+        first = sum(len(scores.excluded) for scores, _, _ in parts[: self.accelerator.process_index])
         self._note(step_metrics(everyone, channels, self._groups))
         mine = channels.of_groups(first, len(own.excluded))
-        both = (self._objective.w_acc * mine.acc + self._objective.w_tool * mine.tool).double().numpy()
-        weights = rollout_weights(both, *decisions_of(trajectories, self._groups), self._groups)
-        return StepBatch(layout=self._lay_out(rows), scores=own, channels=mine, weights=weights)
+        decisions: dict[tuple[int, int], Opening] = {}
+        if self._objective.name == "contrast":
+            weights = balance_weights(called, probability, self._groups)
+            J = own.r_ans + self._objective.price * own.r_tool
+            decisions = openings(trajectories, J, ~own.excluded, mine.contrast.tolist(), ~np.isnan(probability))
+        else:
+            both = (self._objective.w_acc * mine.acc + self._objective.w_tool * mine.tool).double().numpy()
+            weights = rollout_weights(both, called, probability, self._groups)
+        return StepBatch(layout=self._lay_out(rows), scores=own, channels=mine, weights=weights, openings=decisions)
 
     def _lay_out(self, rows: Rows) -> list[Row]:
         """This process's rows; every process has as many."""
@@ -233,6 +256,8 @@ class HDPOTrainer(GRPOTrainer):
         log_probs, self._shared_log_probs = self._shared_log_probs, None
         accumulated = self.current_gradient_accumulation_steps if self._mode == "train" else 1
         self._note({"hdpo/acc_loss": self._mean(loss.detach()) * accumulated})
+        if log_probs is not None and "contrasts" in inputs:
+            return loss + self._objective.w_decision * self._decision_loss(log_probs, inputs, accumulated)
         if log_probs is None or "tool_advantages" not in inputs:
             return loss
         return loss + self._objective.w_tool * self._tool_loss(log_probs, inputs, accumulated)
@@ -265,6 +290,20 @@ class HDPOTrainer(GRPOTrainer):
                 "hdpo/tool_clip_fraction": self._mean(surrogate.clip_fraction),
             }
         )
+        return loss
+
+    def _decision_loss(self, log_probs: Tensor, inputs: dict[str, Any], accumulated: int) -> Tensor:
+        """L_dec, a mean over the questions of one optimiser step."""
+        places = torch.arange(1, inputs["contrasts"].shape[1] + 1, device=log_probs.device)
+        log_p = torch.where(inputs["openings"][..., None] == places, log_probs[..., None], 0.0).sum(1)  # [B, S]
+        Delta = inputs["contrasts"]
+        # Where there is no decision, log p is 0 and the contrast as well: neither may reach the gradient.
+        each = decision_loss(torch.where(Delta == 0, -1.0, log_p), Delta, margin=self._objective.odds)
+        questions = inputs["num_questions"]
+        if self._mode == "train":
+            questions = questions * accumulated / cast(GRPOConfig, self.args).steps_per_generation
+        loss = each.sum() / questions
+        self._note({"hdpo/decision_loss": self._mean(loss.detach()) * accumulated})
         return loss
 
     def _mean(self, value: Tensor) -> float:
@@ -353,39 +392,6 @@ def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], 
 def _no_reward_is_no_news(record: logging.LogRecord) -> bool:
     """TRL warns of every row without a reward; here those are counted, and further segments of a rollout have none."""
     return "reward functions returned None" not in record.getMessage()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepBatch:
-    """P questions with G rollouts each, in R rows."""
-
-    layout: Sequence[Row]
-    """The R rows: the first segments of the rollouts, in their order, what they have beyond that, and blank ones."""
-    scores: Scores
-    channels: Channels
-    weights: NDArray[np.float64]
-    """[P, G], see `exploration.rollout_weights`."""
-
-    def rollouts(self) -> dict[str, list[Any]]:
-        """What TRL's `rollout_func` returns."""
-        r_acc = self.scores.r_acc.flatten()
-        return {
-            "prompt_ids": [list(row.segment.prompt_ids) for row in self.layout],
-            "completion_ids": [list(row.segment.completion_ids) for row in self.layout],
-            "logprobs": [list(row.segment.log_probs) for row in self.layout],
-            "env_mask": [list(row.segment.mask) if row.weight else [0] * len(row.segment.mask) for row in self.layout],
-            # A rollout's reward is logged once, with its first segment.
-            "r_acc": [
-                float(r_acc[place]) if place < len(r_acc) and not np.isnan(r_acc[place]) else None
-                for place in range(len(self.layout))
-            ],
-        }
-
-    def by_row(self, advantages_P_G: Tensor) -> Tensor:
-        """Advantages of the rows as TRL takes them: [R]."""
-        weighted = advantages_P_G.flatten() * torch.as_tensor(self.weights, dtype=advantages_P_G.dtype).flatten()
-        rollouts = torch.tensor([max(row.rollout, 0) for row in self.layout])
-        return weighted[rollouts] * torch.tensor([row.weight for row in self.layout])
 
 
 def check_sampler(trainer: Any, sampler: nn.Module | None) -> None:

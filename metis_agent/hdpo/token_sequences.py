@@ -27,15 +27,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from langchain_core.messages import BaseMessage, messages_from_dict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metis_agent.errors import InputError
+from metis_agent.hdpo.advantages import Channels
+from metis_agent.hdpo.contrast import Opening, by_token
 from metis_agent.hdpo.loss import Normaliser
+from metis_agent.hdpo.rewards import Scores
 from metis_agent.types import ModelCall, Trajectory
 
-__all__ = ["PIXELS", "Row", "RowImages", "Rows", "SeesImages", "Segment", "images_of", "rows_of", "segments"]
+__all__ = [
+    "PIXELS",
+    "Row",
+    "RowImages",
+    "Rows",
+    "SeesImages",
+    "Segment",
+    "StepBatch",
+    "images_of",
+    "rows_of",
+    "segments",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +65,8 @@ class Segment:
     """1 where the model wrote the token, 0 where it observed it."""
     log_probs: tuple[float, ...]
     """As sampled; 0 at observations, NaN where no choice of the policy's own was sampled (see `_as_sampled`)."""
+    starts: tuple[tuple[int, int], ...] = ()
+    """Of each reply in it: which model call of the trajectory it is, from 0, and where its first token stands."""
 
 
 def segments(trajectory: Trajectory) -> tuple[Segment, ...]:
@@ -61,17 +79,17 @@ def segments(trajectory: Trajectory) -> tuple[Segment, ...]:
         raise InputError(
             f"trajectory {trajectory.id!r} has no model calls; record it with a chat model that runs in the graph"
         )
-    runs: list[list[ModelCall]] = []
-    for call in trajectory.calls:
+    runs: list[list[tuple[int, ModelCall]]] = []
+    for step, call in enumerate(trajectory.calls):
         if call.prompt_ids is None or call.completion_ids is None:
             raise InputError(
                 f"trajectory {trajectory.id!r} has a model call without token ids; only a model that records "
                 "them (LocalChatModel) can train a policy, though the record can still train a gate"
             )
-        if runs and _extends(call, runs[-1][-1]):
-            runs[-1].append(call)
+        if runs and _extends(call, runs[-1][-1][1]):
+            runs[-1].append((step, call))
         else:
-            runs.append([call])
+            runs.append([(step, call)])
     return tuple(_join(run) for run in runs)
 
 
@@ -83,18 +101,23 @@ def _extends(call: ModelCall, previous: ModelCall) -> bool:
     return call.prompt_ids[: len(before)] == before
 
 
-def _join(run: Sequence[ModelCall]) -> Segment:
-    prompt = run[0].prompt_ids or ()
+def _join(run: Sequence[tuple[int, ModelCall]]) -> Segment:
+    prompt = run[0][1].prompt_ids or ()
     tokens: list[int] = []
     mask: list[int] = []
     log_probs: list[float] = []
-    for call in run:
+    starts: list[tuple[int, int]] = []
+    for step, call in run:
         observation = (call.prompt_ids or ())[len(prompt) + len(tokens) :]
         written = call.completion_ids or ()
+        starts.append((step, len(tokens) + len(observation)))
         tokens += [*observation, *written]
         mask += [0] * len(observation) + [1] * len(written)
         log_probs += [0.0] * len(observation) + _as_sampled(call, len(written))
-    return Segment(prompt_ids=prompt, completion_ids=tuple(tokens), mask=tuple(mask), log_probs=tuple(log_probs))
+    return Segment(
+        prompt_ids=prompt, completion_ids=tuple(tokens), mask=tuple(mask), log_probs=tuple(log_probs),
+        starts=tuple(starts),
+    )  # fmt: skip
 
 
 def _as_sampled(call: ModelCall, length: int) -> list[float]:
@@ -230,6 +253,46 @@ def _unusable(trajectory: Trajectory, found: Sequence[Segment], max_length: int 
 
 def _blank(rollout: int) -> Row:
     return Row(segment=_BLANK, rollout=rollout, weight=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """The rollouts of one step in one process, as TRL takes them: P questions with G rollouts each, in R rows."""
+
+    layout: Sequence[Row]
+    """The R rows: the first segments of the rollouts, in their order, what they have beyond that, and blank ones."""
+    scores: Scores
+    channels: Channels
+    weights: NDArray[np.float64]
+    """[P, G], see `exploration`."""
+    openings: Mapping[tuple[int, int], Opening] = field(default_factory=dict)
+    """Where rollouts decided to call, by (rollout, model call)."""
+
+    def rollouts(self) -> dict[str, list[Any]]:
+        """What TRL's `rollout_func` returns."""
+        r_acc = self.scores.r_acc.flatten()
+        return {
+            "prompt_ids": [list(row.segment.prompt_ids) for row in self.layout],
+            "completion_ids": [list(row.segment.completion_ids) for row in self.layout],
+            "logprobs": [list(row.segment.log_probs) for row in self.layout],
+            "env_mask": [list(row.segment.mask) if row.weight else [0] * len(row.segment.mask) for row in self.layout],
+            # A rollout's reward is logged once, with its first segment.
+            "r_acc": [
+                float(r_acc[place]) if place < len(r_acc) and not np.isnan(r_acc[place]) else None
+                for place in range(len(self.layout))
+            ],
+        }
+
+    def decisions(self, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which tokens of the rows are openings of a call, and what those decisions are worth: [R, T] and [R, S]."""
+        which, contrast = by_token(self.openings, [(row.rollout, row.segment.starts) for row in self.layout], width)
+        return which.to(device), contrast.to(device)
+
+    def by_row(self, advantages_P_G: Tensor) -> Tensor:
+        """Advantages of the rows as TRL takes them: [R]."""
+        weighted = advantages_P_G.flatten() * torch.as_tensor(self.weights, dtype=advantages_P_G.dtype).flatten()
+        rollouts = torch.tensor([max(row.rollout, 0) for row in self.layout])
+        return weighted[rollouts] * torch.tensor([row.weight for row in self.layout])
 
 
 PIXELS = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
