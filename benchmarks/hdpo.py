@@ -29,6 +29,7 @@ def methods() -> dict[str, Any]:
 
     free, stratified = StratifiedGroups(direct=0, tool=0), StratifiedGroups()
     return {
+        "contrast": (Objective(name="contrast"), stratified),
         "HDPO, stratified": (Objective(), stratified),
         "coupled, alpha 0.1": (Objective(name="coupled", alpha=0.1), stratified),
         "coupled, alpha 0.5": (Objective(name="coupled", alpha=0.5), stratified),
@@ -40,13 +41,14 @@ def methods() -> dict[str, Any]:
     }
 
 
-def run(job: tuple[str, str, int, int, int, str]) -> tuple[str, str, int, dict[str, Any]]:
+def run(job: tuple[str, str, int, int, int, float, bool, str]) -> tuple[str, str, int, dict[str, Any]]:
     """One training run and its measurement, in a process of its own thread."""
-    world, method, seed, steps, questions, root = job
+    world, method, seed, steps, questions, rate, noise, root = job
     slug = "".join(letter if letter.isalnum() else "-" for letter in method.lower())
-    folder = Path(root) / f"{world}-{slug}-{seed}-{steps}-{questions}"
+    folder = Path(root) / f"{world}-{slug}-{seed}-{steps}-{questions}-{rate:g}{'' if noise else '-quiet'}"
     done = folder / "result.json"
     if not done.exists():
+        from metis_agent.worlds.almanac.agent import Noise
         from metis_agent.worlds.almanac.experiment import COLD_START, Experiment
         from metis_agent.worlds.almanac.questions import KINDS, PARTIALLY_KNOWN
 
@@ -58,6 +60,8 @@ def run(job: tuple[str, str, int, int, int, str]) -> tuple[str, str, int, dict[s
         experiment = Experiment(
             folder=folder,
             steps=steps,
+            learning_rate=rate,
+            noise=Noise() if noise else Noise(wrong=0.0, error=0.0),
             test_questions=questions,
             seed=seed,
             kinds=kinds,
@@ -92,6 +96,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--questions", type=int, default=300, help="held-out questions (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=8e-4, help="learning rate (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="tools that never fail")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", default="runs/bench-hdpo")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
@@ -101,7 +107,7 @@ def main() -> None:
     wanted = tuple(chosen.methods or [""])
     names = ["cold start", *(name for name in methods() if name.startswith(wanted))]
     jobs = [
-        (world, method, seed, chosen.steps, chosen.questions, chosen.folder)
+        (world, method, seed, chosen.steps, chosen.questions, chosen.rate, not chosen.quiet, chosen.folder)
         for seed in range(chosen.seeds)
         for world in chosen.worlds
         for method in names
@@ -118,6 +124,8 @@ def main() -> None:
         "seeds": chosen.seeds,
         "steps": chosen.steps,
         "questions": chosen.questions,
+        "learning_rate": chosen.rate,
+        "tools_fail": not chosen.quiet,
         "temperature": 1.0,
     }
     print(json.dumps({"settings": settings, "worlds": table}, indent=2))

@@ -98,6 +98,7 @@ def _arguments(run: PolicyRun, out: Path) -> Any:
         "output_dir": str(out / "checkpoints"), "num_generations": run.groups.size, "seed": training.seed,
         "forced_direct": run.groups.direct, "forced_tool": run.groups.tool,
         "objective": run.objective.name, "w_acc": run.objective.w_acc, "w_tool": run.objective.w_tool,
+        "price": run.objective.price, "odds": run.objective.odds, "w_decision": run.objective.w_decision,
         "alpha": run.objective.alpha, "branch_weight": run.objective.branch_weight, "margin": run.objective.margin,
         "per_device_train_batch_size": training.micro_batch, "steps_per_generation": generation,
         "gradient_accumulation_steps": accumulated, "max_steps": training.steps * training.updates_per_step,

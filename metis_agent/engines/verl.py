@@ -199,11 +199,17 @@ def _objective(config: Any) -> Objective:
         )
     fields = dict((config.get("hdpo", None) if config is not None else None) or {})
     try:
-        return Objective(**fields)
+        objective = Objective(**fields)
     except TypeError as error:
         raise ConfigurationError(
             f"algorithm.hdpo is {fields!r}: {error}. Its keys are fields of metis_agent.hdpo.advantages.Objective."
         ) from error
+    if objective.name == "contrast":
+        raise ConfigurationError(
+            "algorithm.hdpo.name='contrast': its loss for decisions is none that an advantage estimator could add. "
+            "Train with HDPOTrainer, or choose 'hdpo'."
+        )
+    return objective
 
 
 def _rows(index: Sequence[Any] | NDArray[Any]) -> dict[Any, list[int]]:

@@ -83,7 +83,7 @@ class HDPOConfig(GRPOConfig):
         return StratifiedGroups(size=self.num_generations or 0, direct=self.forced_direct, tool=self.forced_tool)
 
 
-def check_arguments(args: GRPOConfig, groups: StratifiedGroups, objective: Objective) -> None:
+def check_arguments(args: GRPOConfig, groups: StratifiedGroups, objective: Objective = Objective()) -> None:
     """Refuse what would train on something else than was meant.
 
     Raises:

@@ -5,8 +5,8 @@
 TRL does what it does well: batching, the forward pass, the accuracy surrogate, optimisation, checkpoints,
 distribution, logging. Here the rollouts come from the graph (whole groups in a process), their tokens from
 `token_sequences`, the advantages from `advantages` over the groups of all processes; TRL gets both as a `StepBatch`.
-The tool surrogate is added in `_compute_loss`, with the log-probabilities of TRL's one forward pass. With w_tool = 0
-the update is TRL's own.
+The tool surrogate, or the decision's loss of `contrast`, is added in `_compute_loss`, with the log-probabilities of
+TRL's one forward pass. With w_tool = 0 the update is TRL's own.
 
 What goes wrong is counted: a rollout that failed is left out, an update whose gradient is no number is skipped, and
 where nothing is left to learn from, or nothing can be saved, training ends with an error, to be resumed.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError
@@ -93,6 +93,7 @@ def test_what_a_call_is_worth(r_D: float, r_T: float, Delta: float) -> None:
 
 
 @given(seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
 def test_the_content_never_rewards_or_blames_the_choice_of_a_branch(seed: int) -> None:
     """With the weights of the branches, what both branches' contents say of the decision sums to nothing."""
     scores, called, apart = random_scores(4, 8, seed)
@@ -157,7 +158,7 @@ def test_decisions_are_found_at_every_step_where_rollouts_share_a_prompt() -> No
     assert openings(runs, J, np.ones((1, 5), dtype=bool), [-0.3], np.array([False])) == {}
 
 
-@pytest.mark.parametrize("groups", [300, pytest.param(10_000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("groups", [200, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> None:
     rng = np.random.default_rng(groups)
     for _ in range(groups):
@@ -195,8 +196,8 @@ def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> No
 def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:
     model = cold_start()
     rollouts = rollouts_of(model, tmp_path)
-    settings = {"objective": "contrast", "max_steps": 1, "learning_rate": 0.0}
-    trainer = trainer_of(tmp_path, arguments(tmp_path, STRATIFIED, **settings), model=model, rollouts=rollouts)
+    options = {"objective": "contrast", "max_steps": 1, "learning_rate": 0.0}
+    trainer = trainer_of(tmp_path, arguments(tmp_path, STRATIFIED, **options), model=model, rollouts=rollouts)
     batches: list[dict[str, torch.Tensor]] = []
     compute, losses = trainer._compute_loss, []
 
@@ -236,6 +237,26 @@ def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:
     assert decision > 0
     assert losses[0].item() == pytest.approx(content / int(mask.sum()) + decision, abs=1e-4)
     assert len(set(inputs["openings"].flatten().tolist())) >= 2
+
+
+def test_the_decision_settles_on_direct_only_where_a_call_gains_less_than_its_price() -> None:
+    """The claim of docs/accuracy-safe.md: 400 questions with known accuracies, groups of four rollouts a branch."""
+    rng, w, n = np.random.default_rng(0), 0.3, 4
+    p_D, p_T = rng.random((2, 400))
+    l = torch.full((400,), 4.0, requires_grad=True)  # noqa: E741 - the formula's name; at first all call
+    tail = torch.zeros(400)
+    for step in range(500):
+        r_D, r_T = (torch.tensor(rng.binomial(n, p) / n).float() for p in (p_D, p_T))
+        Delta = (1 + w / 2) * r_T - (1 + w) * r_D
+        loss = decision_loss(torch.nn.functional.logsigmoid(l), Delta, margin=4.0).sum()
+        (gradient,) = torch.autograd.grad(loss, l)
+        l.data -= (0.5 if step < 150 else 0.05) * gradient
+        tail += l.data if step >= 250 else 0
+    worth = (1 + w / 2) * p_T - (1 + w) * p_D
+    clear = np.abs(worth) > 0.1
+    np.testing.assert_array_equal((tail.numpy() > 0)[clear], (worth > 0)[clear])
+    direct = tail.numpy() < 0
+    assert (p_T - p_D)[direct].max() <= w
 
 
 def test_a_contrast_needs_both_branches() -> None:
