@@ -42,7 +42,7 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
     from transformers import PrinterCallback
 
     from metis_agent.evaluation.agents import Probes
-    from metis_agent.hdpo.policy_metrics import Validation
+    from metis_agent.hdpo.config import Validation
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
     from metis_agent.recording.store import TrajectoryStore
     from metis_agent.rollouts.runner import Rollouts

@@ -39,19 +39,18 @@ from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
 from metis_agent.hdpo.advantages import Objective, advantages
-from metis_agent.hdpo.config import HDPOConfig, check_arguments
-from metis_agent.hdpo.contrast import Opening, decision_loss, openings
-from metis_agent.hdpo.exploration import StratifiedGroups, balance_weights, decisions_of, rollout_weights
-from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
-from metis_agent.hdpo.policy_metrics import (
+from metis_agent.hdpo.config import (
+    HDPOConfig,
     Validation,
-    excluding,
-    pooled,
+    check_arguments,
     step_metrics,
     validation_metrics,
     without_tokens,
 )
-from metis_agent.hdpo.rewards import Scores, score
+from metis_agent.hdpo.contrast import Opening, decision_loss, openings
+from metis_agent.hdpo.exploration import StratifiedGroups, balance_weights, decisions_of, rollout_weights
+from metis_agent.hdpo.loss import Normaliser, clipped_surrogate
+from metis_agent.hdpo.rewards import Scores, excluding, pooled, score
 from metis_agent.hdpo.token_sequences import (
     PIXELS,
     Row,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from metis_agent.judging.verifiers import Verify, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.types import Group, Trajectory
 
-__all__ = ["Scores", "accuracy_reward", "format_reward", "score", "tool_reward"]
+__all__ = ["Scores", "accuracy_reward", "excluding", "format_reward", "pooled", "score", "tool_reward"]
 
 
 def accuracy_reward(
@@ -173,4 +173,35 @@ def score(
         cost=np.array([price(trajectory) for trajectory in rollouts], dtype=np.float64).reshape(shape),
         excluded=excluded,
         exclusions=Counter(reason for right, reason in verdicts if right is None),
+    )
+
+
+def pooled(parts: Sequence[Scores]) -> Scores:
+    """The scores of several processes as one, in their order."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.exclusions.items():
+            counts[reason] = counts.get(reason, 0) + count
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("r_ans", "r_fmt", "T", "cost", "excluded")
+    }
+    return Scores(**arrays, exclusions=counts)
+
+
+def excluding(scores: Scores, unusable: Mapping[int, str]) -> Scores:
+    """The scores, with what can't be trained on excluded and counted.
+
+    Args:
+        scores: [P, G].
+        unusable: Rollouts by their place among the P G, with the reason.
+    """
+    left_out = np.zeros(scores.excluded.size, dtype=bool)
+    left_out[list(unusable)] = True
+    already = scores.excluded.flatten()
+    newly = Counter(reason for rollout, reason in unusable.items() if not already[rollout])
+    return replace(
+        scores,
+        excluded=scores.excluded | left_out.reshape(scores.excluded.shape),
+        exclusions=dict(Counter(scores.exclusions) + newly),
     )
