@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from metis_agent import cli
 from metis_agent.cli import app
@@ -32,8 +34,30 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+ENOUGH = ROOT / "docs" / "how-to" / "enough.md"
+"""Its commands run, with its Python, from top to bottom."""
+
+
+@pytest.mark.timeout(600)
+def test_a_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    found = blocks(ENOUGH)
+    for (language, content, line), (after, printed, _) in zip(found, [*found[1:], ("", "", 0)], strict=True):
+        said = io.StringIO()
+        if language == "python":
+            with contextlib.redirect_stdout(said):
+                exec(compile("\n" * line + content, str(ENOUGH), "exec"), names)
+            assert said.getvalue() == (printed if after == "text" else ""), f"{ENOUGH}:{line}"
+        for command in content.splitlines() if language == "sh" else ():
+            words = shlex.split(command)
+            assert words.pop(0) == "metis"
+            done = CliRunner().invoke(app, words, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+
+
 @pytest.mark.timeout(600)  # the first page to need torch imports it
-@pytest.mark.parametrize("page", [page for page in DOCS if snippets(page)], ids=named)
+@pytest.mark.parametrize("page", [page for page in DOCS if snippets(page) and page != ENOUGH], ids=named)
 def test_the_python_of_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}

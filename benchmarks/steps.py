@@ -1,0 +1,260 @@
+"""When is it enough? The almanac of two hops, run through the graph for real: a gate that decides at every step.
+
+For each seed the agent that never has enough is run on questions to learn from, each run forked at each of its steps;
+a gate is trained, and deployed in the graph on fresh questions. Beside it, replayed on the cold start's own runs of the
+same questions and by the area under the curve of accuracy against calls: caps, the oracle, and value regression as
+Stop-RAG has it (arXiv:2510.14337), which trades accuracy for calls at a price instead of within a bound; it reads the
+same features. Also how often a promise by turn is broken over random splits. Prints JSON.
+
+    python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
+    python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from metis_agent.errors import InputError
+from metis_agent.evaluation.calibration import Promise, choose_threshold
+from metis_agent.evaluation.gates import Resamples, interval_of, replay, score_table
+from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.reference import ModelGate
+from metis_agent.hdpo.export import write_artefact
+from metis_agent.hdpo.gate_trainer import GateTraining, _followed, train_gate
+from metis_agent.hdpo.policies.features import FeaturesPolicy
+from metis_agent.judging.verifiers import verify
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
+from metis_agent.rollouts.outcomes import OutcomeTable
+from metis_agent.rollouts.points import PointPool, forks_of
+from metis_agent.types import Question
+from metis_agent.worlds.almanac.agent import seeking_agent
+from metis_agent.worlds.almanac.questions import CALLS_NEEDED, questions
+
+PRICES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
+"""Of a call, in accuracy: the settings of value regression."""
+
+
+def record(asked: Sequence[Question], folder: Path, seed: int) -> OutcomeTable:
+    """Runs of the cold start through the graph, forked at each step, as decision points."""
+    with TrajectoryStore(folder) as store:
+        recorder = BranchRecorder(seeking_agent, store)
+        plan = BranchPlan(direct=0, tool=0, free=1)
+        recorder.record(branch_rollouts(asked, ["text_search"], plan, name="steps", seed=seed))
+        runs = list(TrajectoryStore(folder, read_only=True).read())
+        recorder.record(fork for run in runs for fork in forks_of(run, seed=seed))
+    return PointPool().extend(TrajectoryStore(folder, read_only=True).read()).table()
+
+
+def deployed(gate: Any, asked: Sequence[Question]) -> dict[str, float]:
+    """What an agent with this gate does, run for real."""
+    agent = seeking_agent(gate)
+    calls, right = [], []
+    for question in asked:
+        state = agent.invoke({"messages": [("user", question.text)]})
+        calls.append(sum(outcome.executed for outcome in state["outcomes"]))
+        right.append(bool(verify(question, state["messages"][-1].text)))
+    needed = np.array([CALLS_NEEDED[question.kind] for question in asked])  # type: ignore[index]
+    made = np.array(calls)
+    return {
+        "accuracy": float(np.mean(right)),
+        "calls": float(made.mean()),
+        "redundant": float(np.maximum(0, made - needed).mean()),
+        "necessary": float(np.minimum(made, needed).sum() / needed.sum()),
+    }
+
+
+def value_regression(train: OutcomeTable, test: OutcomeTable, price: float) -> Any:
+    """[N], where to go on: ridge regressions of the value of stopping and of going on, on what the gate reads.
+
+    The value is accuracy less `price` a call still to be made; nothing bounds what is given up in all.
+    """
+    from sklearn.linear_model import Ridge
+
+    both = OutcomeTable(
+        **{
+            name: np.concatenate([getattr(train, name), getattr(test, name)])
+            if isinstance(getattr(train, name), np.ndarray)
+            else (*getattr(train, name), *getattr(test, name))
+            for name in ("questions", "correct", "cost", "seconds", "observations")
+        },
+        runs=(*(f"train {run}" for run in train.runs), *(f"test {run}" for run in test.runs)),
+        actions=train.actions,
+    )
+    mine = np.arange(len(train))
+    inputs = FeaturesPolicy().prepare(both).inputs(mine, np.arange(len(both)))
+    x, fresh = inputs[mine], inputs[len(train) :]
+    stop = Ridge(alpha=1.0).fit(x, train.correct[:, 0])
+    stops = np.zeros(len(train), dtype=bool)
+    for _ in range(3):
+        followed = _followed(train, stops)
+        on = Ridge(alpha=1.0).fit(x, followed.correct[:, 1] - price * followed.cost[:, 1])
+        stops = stop.predict(x) >= on.predict(x)
+    return stop.predict(fresh) < on.predict(fresh)
+
+
+def area(correct: Any, cost: Any, top: float) -> float:
+    """Under the curve of accuracy against mean calls up to `top`, what lies between two settings being mixed; [S]."""
+    order = np.lexsort((correct, cost))
+    best = np.maximum.accumulate(correct[order])
+    calls = np.linspace(0, top, 201)
+    return float(np.interp(calls, cost[order], best).mean())
+
+
+def curves(need: Any, train: OutcomeTable, points: OutcomeTable, resamples: int = 300) -> dict[str, Any]:
+    """The area of each rule, and by how much the gate's is above it, with intervals over questions."""
+    ends = [np.zeros(len(points), dtype=bool), np.ones(len(points), dtype=bool)]
+    grid = np.unique(np.quantile(need, np.linspace(0, 1, 61)))
+    rules: dict[str, list[Any]] = {
+        "gate": [need > threshold for threshold in grid],
+        "value regression": [value_regression(train, points, price) for price in PRICES],
+        "caps": [points.steps < cap for cap in range(int(points.steps.max()) + 1)],
+        "oracle": [points.correct[:, 0] <= 0.5],
+    }
+    replays = {name: [replay(points, go_on) for go_on in (*settings, *ends)] for name, settings in rules.items()}
+    correct = {name: np.stack([it.correct for it in of]) for name, of in replays.items()}
+    cost = {name: np.stack([it.cost for it in of]) for name, of in replays.items()}
+    draws = Resamples(replays["gate"][0].homes, resamples, 0)
+    top = float(replays["gate"][-1].cost.mean())
+
+    def of(name: str, rows: Any) -> float:
+        return area(correct[name][:, rows].mean(axis=1), cost[name][:, rows].mean(axis=1), top)
+
+    def above(name: str, rows: Any) -> float:
+        return of("gate", rows) - of(name, rows)
+
+    everything = np.arange(len(replays["gate"][0].cost))
+    measured: dict[str, Any] = {}
+    for name in rules:
+        measured[name] = {"area": of(name, everything)}
+        if name != "gate":
+            measured[name]["gate_above"] = above(name, everything)
+            measured[name]["gate_above_interval"] = interval_of(draws.values(partial(above, name)))
+    return measured
+
+
+def promises(need: Any, points: OutcomeTable, splits: int) -> list[dict[str, Any]]:
+    """How often a promise by turn was broken: on the other half, and on all turns, which is what is promised."""
+    found = []
+    for promise in (Promise(kind="accuracy_loss", limit=0.05), Promise(kind="cost", limit=1.2, highest=6.0)):
+        measure: Callable[[Any], Any] = (
+            (lambda it: it.full - it.correct) if promise.kind == "accuracy_loss" else (lambda it: it.cost)
+        )
+        counts, kept = {"half": 0, "all": 0, "refused": 0}, []
+        for split in range(splits):
+            fold = points.folds(2, split)
+            train, test = np.flatnonzero(fold == 0), np.flatnonzero(fold == 1)
+            half, other = points.take(train), points.take(test)
+            try:
+                threshold = choose_threshold(
+                    need[train][:, None], half.correct, half.cost, promise, points=half, seed=split
+                ).value
+            except InputError:
+                counts["refused"] += 1
+                continue
+            done = replay(other, need[test] > threshold)
+            counts["half"] += measure(done).mean() > promise.limit
+            counts["all"] += measure(replay(points, need > threshold)).mean() > promise.limit
+            kept.append(done.cost.mean())
+        found.append(
+            {
+                "promise": f"{promise.kind} at most {promise.limit} a turn", "allowed_share": promise.delta,
+                "refused": counts["refused"] / splits, "exceeded_on_other_half": counts["half"] / splits,
+                "exceeded_on_all_turns": counts["all"] / splits,
+                "calls_where_given": float(np.mean(kept)) if kept else None,
+                "calls_as_recorded": float(replay(points, need > -1).cost.mean()),
+            }
+        )  # fmt: skip
+    return found
+
+
+def run(seed: int, train: int, test: int, splits: int, folder: Path) -> dict[str, Any]:
+    started = time.process_time()
+    kinds = tuple(CALLS_NEEDED)
+    learnt = record(questions("train", train, seed=seed, kinds=kinds), folder / "train", seed)
+    asked = questions("test", test, seed=seed, kinds=kinds)
+    fresh = record(asked, folder / "test", seed)
+    print(f"seed {seed}: recorded after {time.process_time() - started:.0f} s of CPU", file=sys.stderr)
+    write_artefact(train_gate(learnt), folder / "gate", table=learnt, metrics={})
+    gate = PolicyGate(folder / "gate", unfamiliar="gate")
+    need = score_table(gate, fresh).need
+    figures = {
+        "seed": seed,
+        "train": {"questions": train, "decision_points": len(learnt)},
+        "cold start": deployed(ModelGate(), asked),
+        "gate": deployed(gate, asked),
+        "gate, what is unlike its training left to the model": deployed(PolicyGate(folder / "gate"), asked),
+        "replayed": replay(fresh, need > gate.threshold).figures(),
+        "curves": curves(need, learnt, fresh),
+        "promises": promises(need, fresh, splits) if splits else [],
+    }
+    print(f"seed {seed}: done after {time.process_time() - started:.0f} s of CPU", file=sys.stderr)
+    return figures
+
+
+def many_points(count: int) -> dict[str, float]:
+    """Train on so many decision points of made-up runs, written without running them: three a run, of two hops."""
+    from metis_agent.gates.reading import observed
+    from metis_agent.worlds.almanac.facts import PLACES, linked_entries, place, sister_of
+
+    rng = np.random.default_rng(0)
+    texts, names = linked_entries(), [place(index).name for index in range(PLACES)]
+    rows = []
+    for number in range(-(-count // 3)):
+        index = int(rng.integers(PLACES))
+        sister = sister_of(index)
+        needed, about = (2, "the sister town of ") if rng.random() < 0.5 else (1, "")
+        question = f"When was {about}{names[index]} founded, by the account of traveller {number}?"
+        brought = [("text_search", texts[names[it]], False) for it in (index, sister, sister_of(sister))]
+        rows += [(number, question, observed(brought[:k]), float(k >= needed), 3 - k) for k in range(3)]
+    rows = rows[:count]
+    table = OutcomeTable(
+        questions=tuple(row[1] for row in rows), actions=("direct", "text_search"),
+        correct=np.array([[row[3], 1.0] for row in rows]), cost=np.array([[0.0, row[4]] for row in rows]),
+        seconds=np.full((count, 2), np.nan), runs=tuple(str(row[0]) for row in rows),
+        observations=tuple(row[2] for row in rows),
+    )  # fmt: skip
+    before = time.process_time(), time.perf_counter()
+    train_gate(table, GateTraining())
+    return {
+        "decision_points": count,
+        "cpu_seconds": time.process_time() - before[0],
+        "wall_seconds": time.perf_counter() - before[1],
+        "peak_memory_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--test", type=int, default=600)
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--points", type=int)
+    given = parser.parse_args()
+    if given.points:
+        print(json.dumps(many_points(given.points), indent=2))
+        return
+    report = []
+    for seed in given.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            report.append(run(seed, given.train, given.test, given.splits, Path(folder)))
+        print(json.dumps(report[-1], indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
