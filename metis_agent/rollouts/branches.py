@@ -43,14 +43,17 @@ _HOPELESS = 10
 
 
 def branch_of(trajectory: Trajectory) -> Literal["direct", "tool"]:
-    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed."""
-    return "tool" if trajectory.tool_calls else "direct"
+    """The branch that a trajectory in fact took, whatever it was asked: "direct" if no call was executed.
+
+    A fork that answers after calls went down "tool", though the calls are those of the run that it is a fork of.
+    """
+    return "tool" if trajectory.tool_calls or _after_calls(trajectory) else "direct"
 
 
 def branch_taken(run: Trajectory) -> tuple[str, str]:
     """(action, ""): `direct` or the tool, or ("", the reason why this run says nothing of any one branch)."""
     first = run.decisions[0] if run.decisions else None
-    if FORK in run.metadata and run.metadata[FORK]["step"]:
+    if _after_calls(run):
         return "", "answered after calls"
     if first is not None and not first.allowed:
         return "direct", ""
@@ -63,6 +66,10 @@ def branch_taken(run: Trajectory) -> tuple[str, str]:
     if len(used) > 1:
         return "", "several tools"
     return (used.pop() if used else "direct"), ""
+
+
+def _after_calls(run: Trajectory) -> bool:
+    return FORK in run.metadata and run.metadata[FORK]["step"] > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, message_to_dict
 
 from metis_agent.errors import InputError
-from metis_agent.rollouts.branches import FORK, branch_taken, seed_of
+from metis_agent.rollouts.branches import FORK, branch_of, branch_taken, seed_of
 from metis_agent.rollouts.points import PointPool, forks_of
 from metis_agent.rollouts.recorded import OutcomePool
 from metis_agent.types import GateDecision, Question, ToolOutcome, Trajectory
@@ -102,6 +102,7 @@ def test_a_fork_is_a_direct_run_only_before_the_first_call() -> None:
     first, second = forked(run, "no", "yes")
     assert branch_taken(first) == ("direct", "")
     assert branch_taken(second) == ("", "answered after calls")
+    assert (branch_of(first), branch_of(second)) == ("direct", "tool")
     table = OutcomePool().extend([run, first, second]).table()
     assert table.correct.tolist() == [[0.0, 1.0]]
 
