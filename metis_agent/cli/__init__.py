@@ -160,7 +160,7 @@ _EXTRAS = {
 """Extra -> what comes with it alone."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
                 errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # fmt: skip
-_FULL = ("No space left on device", "File too large", "Disk quota exceeded")
+_FULL = ("No space left on device", "File too large", "Disk quota exceeded", "No usable temporary directory")
 
 
 def _in_one_line(error: Exception) -> MetisError | None:
@@ -177,7 +177,8 @@ def _in_one_line(error: Exception) -> MetisError | None:
         )
     # Libraries that write files themselves, such as safetensors, have errors of their own.
     if (isinstance(error, OSError) and error.errno in _OF_THE_DISK) or any(said in str(error) for said in _FULL):
+        said = " ".join(str(error).split())
         return StorageError(
-            f"{error}. Make room there, or name another place; what was finished is kept, and the same command goes on."
+            f"{said}. Make room there, or name another place; what was finished is kept, and the same command goes on."
         )
     return None

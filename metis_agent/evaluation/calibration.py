@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom, ks_2samp
 
-from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.errors import CheckpointError, ConfigurationError, InputError
 from metis_agent.evaluation.gates import Scored, replay
 from metis_agent.gates.artefact import Artefact
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -376,11 +376,20 @@ def drift_since_calibration(artefact: Artefact, scored: Scored, *, level: float 
 
     Raises:
         InputError: fewer than 20 questions on a side.
+        CheckpointError: what the gate says of the questions calibrated on is no such thing.
     """
     note = artefact.description["threshold"].get("reference")
     if note is None:
         return None
-    reference = np.array(note["values"], dtype=np.float64).T
+    try:
+        reference = np.array(note["values"], dtype=np.float64).T
+        if reference.ndim != 2 or reference.shape[1] != len(artefact.tools) + 1 or not np.isfinite(reference).all():
+            raise ValueError(f"scores of shape {reference.shape}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} has no readable scores of the questions it was calibrated on ({error!r}). "
+            "Calibrate it again."
+        ) from error
     return drift(reference, _columns(scored), _names(artefact.tools), level=level)
 
 

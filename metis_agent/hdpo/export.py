@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from metis_agent.errors import StorageError
+from metis_agent.errors import CheckpointError, StorageError
 from metis_agent.formats import atomic_path
 from metis_agent.gates.artefact import (
     FORMAT,
@@ -110,8 +110,18 @@ def set_threshold(folder: str | Path, threshold: Mapping[str, Any]) -> Artefact:
 
 
 def trained_keys(artefact: Artefact) -> list[str]:
-    """Keys of the questions that the gate was trained on, see `OutcomeTable.keys`."""
-    return [f"{key:016x}" for key in artefact.tensors["trained_keys"].values]
+    """Keys of the questions that the gate was trained on, see `OutcomeTable.keys`.
+
+    Raises:
+        CheckpointError: the gate does not say which, so that nothing can be measured on others.
+    """
+    found = artefact.tensors.get("trained_keys")
+    if found is None or found.values.typecode != "Q":
+        raise CheckpointError(
+            f"{str(artefact.folder)!r} lacks the keys of the questions that it was trained on, and what is measured on "
+            "those promises nothing. Train it again."
+        )
+    return [f"{key:016x}" for key in found.values]
 
 
 def _tools(gate: TrainedGate, descriptions: Mapping[str, str]) -> list[dict[str, str]]:

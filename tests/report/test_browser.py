@@ -210,7 +210,7 @@ def odd_runs() -> list[Trajectory]:
 
 
 def test_runs_of_odd_values_open(driver: Any, folder: Path) -> None:
-    runs = odd_runs()
+    runs = tuple(odd_runs())
     write_report(ReportInputs(store=store(folder / "odd", runs)), folder / "odd.html")
     show(driver, folder / "odd.html")
     assert texts(driver, "#count") == [f"{len(runs)} of {len(runs)} runs"]
