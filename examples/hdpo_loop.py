@@ -1,9 +1,8 @@
 """The whole idea in one file: question -> gate -> tool or answer -> rewards -> advantages -> loss -> step.
 
 A small model knows the sums of numbers below 10 by heart, and its gate calls a calculator for everything. HDPO teaches
-the gate, from rollouts alone, to call only for what the model does not know. PyTorch and LangGraph, half a minute.
-
-Source: arXiv:2604.08545. `metis_agent.hdpo` has each step in full: `rewards`, `advantages`, `loss`, `exploration`.
+the gate, from rollouts alone, to call only for what the model does not know; so does the decision contrast. PyTorch and
+LangGraph, a minute. `metis_agent.hdpo` has each step in full; source of HDPO: arXiv:2604.08545.
 """
 
 import random
@@ -17,8 +16,8 @@ DIRECT, TOOL = 0, 1
 P, STEPS = 12, 25  # questions a step, steps
 BRANCHES = [DIRECT, DIRECT, TOOL, TOOL, None, None]  # a group's G rollouts: two forced down each branch, two free
 W_ACC, W_TOOL, CLIP, EPS = 1.0, 0.5, 0.2, 1e-4  # the paper's w_tool is 0.15, for longer training
-SMALL = [(a, b) for a in range(10) for b in range(10)]
-LARGE = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+PRICE, ODDS = 0.5, 4.0  # of the contrast: the accuracy that a call may cost, and log-odds at which a decision is made
+SMALL, LARGE = ([(a, b) for a in numbers for b in numbers] for numbers in (range(10), range(10, 100)))
 
 
 class Policy(nn.Module):
@@ -72,8 +71,7 @@ def agent(policy: Policy):
         return {"observation": sum(state["question"]), "T": state["T"] + 1}
 
     def answer(state: State) -> State:
-        called = state["decision"] == TOOL
-        return {"answer": state["observation"] if called else choose(policy([state["question"]])[1], state)}
+        return {"answer": state["observation"] if state["T"] else choose(policy([state["question"]])[1], state)}
 
     def choose(log_probs: Tensor, state: State) -> int:
         return int(log_probs.argmax() if state.get("greedy") else torch.multinomial(log_probs.exp(), 1))
@@ -97,7 +95,13 @@ def clipped(log_probs: Tensor, old: Tensor, A: Tensor) -> Tensor:
     return -torch.minimum(ratio * A, ratio.clamp(1 - CLIP, 1 + CLIP) * A).mean()
 
 
-def train_step(policy: Policy, optimizer: torch.optim.Optimizer, questions: list[tuple[int, int]]) -> None:
+def hinge(J: Tensor, called: Tensor, log_probs: Tensor) -> Tensor:
+    """|Delta| relu(m - sign(Delta) l): Delta is what a call is worth, between branch means, and l its log-odds."""
+    Delta = (J * called).sum(1) / called.sum(1) - (J * ~called).sum(1) / (~called).sum(1)  # both branches are forced
+    return (Delta.abs() * (ODDS - Delta.sign() * (log_probs[:, TOOL] - log_probs[:, DIRECT])).relu()).mean()
+
+
+def train_step(policy: Policy, optimizer: torch.optim.Optimizer, questions: list, contrast: bool) -> None:
     """A group of rollouts for each question, then two passes over what they teach."""
     graph = agent(policy)
     with torch.no_grad():
@@ -107,15 +111,12 @@ def train_step(policy: Policy, optimizer: torch.optim.Optimizer, questions: list
     r_acc, r_tool = correct.float(), torch.where(correct, 1 / (T + 1), 0.0)
     A_acc = normalised(r_acc, torch.ones_like(correct)).flatten()  # among all: this alone is GRPO
     A_tool = normalised(r_tool, correct).flatten()  # among the correct alone: thrift can't excuse a wrong answer
-
-    def log_probs() -> Tensor:
-        decision, _ = policy([r["question"] for r in rollouts])
-        return decision.gather(1, torch.tensor([[r["decision"]] for r in rollouts])).flatten()
-
-    old = log_probs().detach()
+    chosen, old = torch.tensor([[r["decision"]] for r in rollouts]), None
     for _ in range(2):
-        new = log_probs()
-        step(optimizer, W_ACC * clipped(new, old, A_acc) + W_TOOL * clipped(new, old, A_tool))
+        new = policy([r["question"] for r in rollouts])[0].gather(1, chosen).flatten()
+        old = new.detach() if old is None else old
+        hdpo = W_ACC * clipped(new, old, A_acc) + W_TOOL * clipped(new, old, A_tool)
+        step(optimizer, hinge(r_acc + PRICE * r_tool, T > 0, policy(questions)[0]) if contrast else hdpo)
 
 
 @torch.no_grad()
@@ -124,27 +125,26 @@ def measure(policy: Policy, questions: list[tuple[int, int]]) -> dict[str, float
     run = agent(policy).invoke
     free, alone = ([run({"question": q, "greedy": True, "forced": b}) for q in questions] for b in (None, DIRECT))
     right, knows = (torch.tensor([float(r["answer"] == sum(r["question"])) for r in runs]) for runs in (free, alone))
-    T = torch.tensor([float(r["T"]) for r in free])
-    redundant, necessary = (T * knows).sum() / knows.sum(), (T * (1 - knows)).sum() / (1 - knows).sum()
-    return {"accuracy": float(right.mean()), "redundant": float(redundant), "necessary": float(necessary)}
+    T, known = torch.tensor([float(r["T"]) for r in free]), knows > 0
+    return {"accuracy": right.mean().item(), "redundant": T[known].mean().item(), "necessary": T[~known].mean().item()}
 
 
-def main(seed: int = 0) -> tuple[dict[str, float], dict[str, float]]:
-    """Train; print and return the figures of before and after, on questions that HDPO never saw."""
+def main(seed: int = 0, contrast: bool = False, rate: float = 3.0) -> tuple[dict[str, float], dict[str, float]]:
+    """Train; print and return the figures of before and after, on questions that training never saw."""
     random.seed(seed)
     torch.manual_seed(seed)
     small, large = random.sample(SMALL, 100), random.sample(LARGE, 1000)
     cold_start(policy := Policy())
     before = measure(policy, held_out := small[:40] + large[:40])
-    optimizer = torch.optim.SGD(policy.gate.parameters(), lr=3.0)
+    optimizer = torch.optim.SGD(policy.gate.parameters(), lr=rate)
     for _ in range(STEPS):
-        train_step(policy, optimizer, random.sample(small[40:], P // 2) + random.sample(large[40:], P // 2))
+        train_step(policy, optimizer, random.sample(small[40:], P // 2) + random.sample(large[40:], P // 2), contrast)
     after = measure(policy, held_out)
-    for name in before:
-        print(f"{name:10} {before[name]:.2f} -> {after[name]:.2f}")
+    print(*(f"{name:10} {before[name]:.2f} -> {after[name]:.2f}" for name in before), sep="\n")
     return before, after
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    main(contrast=True)

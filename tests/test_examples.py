@@ -5,7 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
+from metis_agent.hdpo.contrast import contrasts, decision_loss
 from tests.notebooks import EXAMPLES, pictures, printed, run_notebook, same
 
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -61,3 +63,12 @@ def test_the_loop_in_one_file_learns_when_not_to_call(capsys: pytest.CaptureFixt
     assert after["necessary"] >= 0.95
     assert after["accuracy"] >= before["accuracy"] - 0.02
     assert f"redundant  {before['redundant']:.2f} -> {after['redundant']:.2f}" in capsys.readouterr().out
+
+
+def test_the_loops_contrast_is_the_trainers() -> None:
+    loop = runpy.run_path(str(EXAMPLES / "hdpo_loop.py"))
+    J, called = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)), torch.arange(30).view(5, 6) % 2 == 0
+    log_probs = torch.randn(5, 2, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    Delta = contrasts(J, called, torch.ones_like(called))
+    expected = decision_loss(log_probs[:, 1], Delta, margin=loop["ODDS"]).mean()
+    torch.testing.assert_close(loop["hinge"](J, called, log_probs), expected)
