@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo demo-vision test format lint types unit test-latest test-oldest test-exhaustive docs docs-test notebooks world gallery \
 	bench-hdpo bench-gates bench-overhead bench-update bench-sandbox bench-search bench-trainer bench-partially-known bench-store \
-	bench-report bench-vision bench-real-size wheel-test clean
+	bench-report bench-vision bench-real-size evidence wheel-test clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -121,6 +121,9 @@ bench-real-size: $(VENV)/installed ## Qwen3-VL-2B's shape with random weights: b
 
 bench-gates: $(VENV)/installed ## a gate on recorded outcomes beside its baselines: make bench-gates DATA=DIR
 	$(RUN)/python benchmarks/gates.py --data $(DATA)
+
+evidence: $(VENV)/installed ## every table of DATA beside peers, promises over 200 splits, learning curves (hours): make evidence DATA=DIR
+	$(RUN)/python benchmarks/evidence.py --data $(DATA) --curves
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

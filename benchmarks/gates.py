@@ -64,7 +64,7 @@ def tables(folder: Path) -> dict[str, OutcomeTable]:
             }
         ),
         "search_qa": search,
-        "search_qa, text alone": OutcomeTable(**{**search.__dict__, "draft": {}}),
+        "search_qa, text alone": OutcomeTable(**{**search.__dict__, "draft": {}, "drafts": ()}),
     }
 
 

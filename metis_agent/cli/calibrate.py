@@ -5,19 +5,21 @@ Both ask a trained gate for its scores on questions that it was not trained on; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.cli.training_options import Records, SeedOption, runs_of, takes_settings
 from metis_agent.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
+    from metis_agent.evaluation.calibration import Promise
     from metis_agent.evaluation.gates import Scored
     from metis_agent.gates.artefact import Artefact
     from metis_agent.gates.policy import PolicyGate
@@ -86,6 +88,10 @@ def calibrate_command(
             "run alone: surer, and fewer calls saved.",
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Write nothing: say what 100 to 5,000 records could promise, for this gate."),
+    ] = False,
     drop_seen: DropSeenOption = False,
     seed: SeedOption = 0,
     json: JsonOption = None,
@@ -100,13 +106,16 @@ def calibrate_command(
     Example: metis calibrate my-gate --store runs --drop-seen --accuracy-loss 0.03
 
     Example: metis calibrate my-gate --outcomes held-out.parquet --tool text_search=search --accuracy-loss 0.01
+
+    Example: metis calibrate my-gate --store runs --drop-seen --plan
     """
     console = screen(json)
     from metis_agent.gates.policy import PolicyGate
 
     gate = PolicyGate(folder)
     table = records.load(console, tools=gate.artefact.tools, every_step=gate.every_step)
-    from metis_agent.evaluation.calibration import Promise, choose_threshold, reference_note
+    from metis_agent.evaluation.calibration import Promise, choose_threshold
+    from metis_agent.evaluation.comparison import reference_note
     from metis_agent.hdpo.export import set_threshold
 
     delta = round(1 - confidence, 12)
@@ -119,6 +128,11 @@ def calibrate_command(
         else None,
     ]
     stated = [promise for promise in promises if promise is not None]
+    if plan:
+        limits = stated or [Promise(kind="accuracy_loss", limit=limit, delta=delta) for limit in (0.01, 0.02, 0.05)]
+        table, scored = ask_gate(gate, table, console, drop_seen=drop_seen)
+        _plan(console, table, scored, limits, seed, json)
+        return
     if len(stated) != 1:
         raise ConfigurationError(
             f"The promises are {wanted!r}: state exactly one, with --accuracy-loss, --calls or --cost-per-1000."
@@ -139,10 +153,36 @@ def calibrate_command(
     asked = "decisions" if table.runs else "questions"
     console.print(
         f"Threshold {threshold.value:.4f}: {threshold.note()['chosen']}.\nOn these records: a tool on "
-        f"{threshold.tool_rate:.1%} of the {asked}, accuracy {threshold.accuracy:.3f}."
+        f"{threshold.tool_rate:.1%} of the {asked}, accuracy {threshold.accuracy:.3f}; always calling has "
+        f"{threshold.always:.3f}."
     )
     if json is not None:
         write_json(json, {**threshold.note(), "drift": found})
+
+
+def _plan(
+    console: Console, table: OutcomeTable, scored: Scored, promises: Sequence[Promise], seed: int, json: Path | None
+) -> None:
+    from metis_agent.evaluation.calibration import plan_promises
+
+    if table.runs:
+        raise ConfigurationError("--plan is for single questions; these records are decision points of runs.")
+    sizes = (100, 200, 500, 1000, 2000, 5000)
+    plans = plan_promises(
+        scored.probabilities, table.correct, table.cost, promises, sizes, groups=table.groups, seed=seed
+    )
+    shown = Table("records", "promise", "refused", "calls kept", "accuracy", "always calling")
+    for plan in plans:
+        told = f"{plan.promise.kind} {plan.promise.limit:g}"
+        rates = (f"{plan.refused:.0%}", f"{plan.tool_rate:.0%}", f"{plan.accuracy:.3f}", f"{plan.always:.3f}")
+        shown.add_row(f"{plan.rows:,}{'' if plan.rows <= len(table) else ' *'}", told, *rates)
+    console.print(shown)
+    console.print(
+        f"Means over draws from these {len(table):,} records, at confidence {1 - promises[0].delta:g}. * more than "
+        "there are: an outlook."
+    )
+    if json is not None:
+        write_json(json, {"records": len(table), "plan": [asdict(plan) for plan in plans]})
 
 
 _MOST = 20_000
@@ -162,7 +202,9 @@ def drift_command(
 ) -> None:
     """Say whether today's questions are like those that the gate was calibrated on.
 
-    Compares the gate's own scores of both (Kolmogorov-Smirnov). Exit code 3 where they differ, for use in a schedule.
+    Compares the gate's own scores of both, what it reads of the questions, and how strange they are to its training
+    (Kolmogorov-Smirnov). A gate that reads a draft is checked by its questions alone. Exit code 3 where they differ,
+    for use in a schedule.
 
     Example: metis drift my-gate --store s3://bucket/today
     """
@@ -173,11 +215,6 @@ def drift_command(
 
     with training_libraries():
         gate = PolicyGate(folder)
-        if gate.wants_draft:
-            raise ConfigurationError(
-                f"The gate in {str(folder)!r} reads a direct draft, which questions alone don't have: check it with "
-                "`metis evaluate gate`, which also compares."
-            )
         asked = dict.fromkeys(_asked(questions, store, console))
         found = report_drift(console, gate.artefact, _score(gate, list(asked)[:_MOST], console), level=level)
     if found is None:
@@ -195,7 +232,7 @@ def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level:
     """Say it in a line, and return it for JSON; `None` where it can't be told: too few
     questions, or a gate that was not calibrated.
     """
-    from metis_agent.evaluation.calibration import drift_since_calibration
+    from metis_agent.evaluation.comparison import drift_since_calibration
 
     try:
         found = drift_since_calibration(artefact, scored, level=level)
@@ -206,11 +243,11 @@ def report_drift(console: Console, artefact: Artefact, scored: Scored, *, level:
     if found.drifted:
         console.print(
             f"[bold yellow]Drift:[/] these questions are not like those calibrated on: largest gap "
-            f"{found.distance:.2f}, in how likely the {found.column} (p = {found.p_value:.2g}). The promise is for "
-            "questions like those: record some of today's and calibrate again."
+            f"{found.distance:.2f}, in {found.column!r} (p = {found.p_value:.2g}). The promise is for questions like "
+            "those: record some of today's and calibrate again."
         )
     else:
-        console.print(f"No drift: these questions score like those calibrated on (largest gap {found.distance:.2f}).")
+        console.print(f"No drift: these questions are like those calibrated on (largest gap {found.distance:.2f}).")
     return asdict(found)
 
 
@@ -229,11 +266,15 @@ def _asked(questions: Path | None, store: str | None, console: Console) -> Itera
 def _score(gate: PolicyGate, asked: list[tuple[str, str]], console: Console) -> Scored:
     import numpy as np
 
-    from metis_agent.evaluation.gates import Scored
+    from metis_agent.evaluation.gates import Scored, columns_of
 
-    direct, tools = np.empty(len(asked)), np.empty((len(asked), len(gate.artefact.tools)))
+    direct, tools, read = np.empty(len(asked)), np.empty((len(asked), len(gate.artefact.tools))), []
     with progress_bars(console) as bars:
         for row, (question, context) in enumerate(bars.track(asked, description="ask the gate")):
-            accuracy, probabilities = gate.score(question, context)
-            direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
-    return Scored(direct_right=direct, probabilities=tools)
+            read.append(gate.readings(question, context))
+            # A gate that reads a draft has no scores of questions alone.
+            if not gate.wants_draft:
+                accuracy, probabilities = gate.score(question, context)
+                direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
+    said = slice(0 if gate.wants_draft else None)
+    return Scored(direct_right=direct[said], probabilities=tools[said], read=columns_of(read))

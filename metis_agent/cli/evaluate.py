@@ -69,10 +69,11 @@ def evaluate_gate_command(
     seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
-    """Measure a gate: frontier of accuracy against tool rate, AUC, calibration, and what it does at its threshold.
+    """Measure a gate: the area under accuracy and calls, budgets, calibration, and what it does at its threshold.
 
-    Beside it: never, always, random, oracle, and supervised baselines. AUC is of the probability that the direct
-    answer is right; intervals are 95%. It also says whether these questions are like those it was calibrated on.
+    Beside it: never, always, random, oracle, and supervised baselines. The area is the mean accuracy over all budgets
+    of calls, each spent where the gate sees most need; AUC is of "the direct answer is right". Intervals are 95%. It
+    also says whether these questions are like those it was calibrated on.
 
     Example: metis evaluate gate my-gate --store runs --drop-seen
 

@@ -122,20 +122,21 @@ def show_figures(console: Console, figures: dict[str, object], title: str) -> No
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left")
-    for heading in ("", "AUC", "accuracy at half of the calls", "accuracy"):
+    for heading in ("", "area under accuracy and calls", "accuracy at half of the calls", "accuracy"):
         shown.add_column(heading, justify="left" if not heading else "right")
     at = figures["at_threshold"]
     baselines = figures["baselines"]
     if not isinstance(at, dict) or not isinstance(baselines, dict):
         return
-    shown.add_row("gate", _cell(figures, "auc"), _cell(figures, "accuracy_at_half"), _cell(at, "accuracy"))
+    shown.add_row("gate", _cell(figures, "aucc"), _cell(figures, "accuracy_at_half"), _cell(at, "accuracy"))
     for name, row in baselines.items():
-        shown.add_row(name, _cell(row, "auc"), _cell(row, "accuracy_at_half"), _cell(row, "accuracy"))
+        shown.add_row(name, _cell(row, "aucc"), _cell(row, "accuracy_at_half"), _cell(row, "accuracy"))
     console.print(shown)
     console.print(
         f"At the threshold {at['threshold']:.3f}: a tool on {at['tool_rate']:.1%} of the questions; "
         f"redundant {at['redundant']:.1%} (harmful {at['harmful']:.1%}), necessary {at['necessary']:.1%}, "
-        f"missed {at['missed']:.1%}."
+        f"missed {at['missed']:.1%}.\nThe area is the mean accuracy over all budgets of calls. In detail: AUC of "
+        f"'the direct answer is right' {_cell(figures, 'auc')}, calibration error {figures['ece']:.3f}."
     )
     if isinstance(turns := figures.get("turns"), dict):
         _show_turns(console, turns)

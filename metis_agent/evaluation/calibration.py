@@ -1,4 +1,4 @@
-"""A gate's threshold for a promise in the user's words, with a finite-sample guarantee; and a check for drift.
+"""A gate's threshold for a promise in the user's words, with a finite-sample guarantee.
 
 Where it stands: a trained gate and records that it was *not* trained on -> a threshold for its `gate.json`.
 
@@ -6,49 +6,54 @@ A promise is on a mean over questions of a bounded loss L(threshold): accuracy l
 calls, or cost. Thresholds are tested in an order fixed beforehand, from the one that keeps the promise for
 certain, each null hypothesis "the mean loss exceeds the limit" at level delta, up to the first that can't be
 rejected: the error over the whole sequence is then at most delta, though losses need not be monotone (Learn
-Then Test, arXiv:2110.01052, fixed-sequence testing). Each p-value is of a test by betting (Waudby-Smith and
-Ramdas, arXiv:2010.09686): valid at every sample size, and narrow where most losses are 0; with replacement for the long
-run, without for the records that come next. Questions that came together, say those about one table, win and lose
-together: then it is the groups that count as drawn independently.
+Then Test, arXiv:2110.01052, fixed-sequence testing). Accuracy is compared pair by pair: most questions end alike down
+both branches, and only those that part ways speak. Where each is won, lost or the same the p-value is exact
+(`difference_p_value`), elsewhere it is of a test by betting (Waudby-Smith and Ramdas, arXiv:2010.09686): both are
+valid at every sample size. Questions that came together, say those about one table, win and lose together: then it
+is the groups that count as drawn independently.
 
 What is bounded is the chance that the threshold was chosen although its *long-run mean* breaks the limit, for
-questions drawn like those calibrated on; `drift` tests for that, in service and without outcomes, by the scores that
-were kept with the gate. The mean over the next few hundred questions scatters around the long-run mean, so it may break
-the limit a little more often. `ahead` bounds that as well.
+questions drawn like those calibrated on; `metis_agent.evaluation.comparison` tests for that. The mean over the next few
+hundred questions scatters around the long-run mean, so it breaks the limit more often. `ahead` bounds that as well.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, hypergeom, ks_2samp
+from scipy.special import betaincinv
+from scipy.stats import binom, hypergeom
 
-from metis_agent.errors import CheckpointError, ConfigurationError, InputError
-from metis_agent.evaluation.gates import Scored, replay
-from metis_agent.gates.artefact import Artefact
+from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.evaluation.gates import replay
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
-    "Drift",
+    "Plan",
     "Promise",
     "Threshold",
     "choose_threshold",
-    "drift",
-    "drift_since_calibration",
+    "difference_p_value",
     "exceeds_p_value",
-    "reference_note",
+    "plan_promises",
 ]
 
 PromiseKind = Literal["accuracy_loss", "calls", "cost"]
 
 GRID = 1 / (1 + np.exp(-np.linspace(-8, 8, 321)))
 """Thresholds tried; fixed before any record is seen."""
+BOLDNESS = 0.1, 0.3, 1.0
+"""Of gamblers who stake always the same part of what one may."""
+CAREFUL = 0.8
+"""Part of delta that tests of accuracy use, so that a count of broken promises stays within it, not its mean alone."""
+_UNSURE, _STEPS = 0.001, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,8 @@ class Threshold:
     """Of the promised quantity, on the calibration records."""
     tool_rate: float
     accuracy: float
+    always: float
+    """Accuracy where a tool is always called."""
     unit: Literal["question", "turn"] = "question"
 
     def note(self) -> dict[str, object]:
@@ -112,6 +119,7 @@ class Threshold:
         return {
             "value": self.value, "chosen": chosen, "rows": self.rows, "groups": self.groups, "ahead": self.ahead,
             "mean": self.mean, "tool_rate": self.tool_rate, "accuracy": self.accuracy,
+            "always": self.always,
         }  # fmt: skip
 
 
@@ -161,19 +169,20 @@ def choose_threshold(
         raise ConfigurationError(
             "Calls by turn have no upper bound of themselves: promise their cost, and the highest."
         )
-    turns = replay(points, np.ones(n, dtype=bool)).homes if points is not None else ()
-    pool = _Pool.of(turns or groups or np.arange(n))
+    homes = replay(points, np.ones(n, dtype=bool)).homes if points is not None else ()
+    pool = _Pool.of(homes or (groups if len(groups) else np.arange(n)))
     order = np.random.default_rng(seed).permutation(len(pool.size))
     tool = probabilities.argmax(axis=1)
     best, rows = probabilities[np.arange(n), tool], np.arange(n)
     from_always = promise.kind == "accuracy_loss"
+    level = promise.delta * (CAREFUL if from_always else 1)
     found: float | None = None
     tested: NDArray[np.bool_] | None = None
     for value in GRID if from_always else GRID[::-1]:
         called = best > value
         if tested is None or bool((called != tested).any()):
             losses, limit = _losses(promise, called, correct, cost, rows, tool, points)
-            if pool.p_value(losses, limit, order, ahead) > promise.delta:
+            if pool.p_value(losses, limit, order, ahead, paired=from_always) > level:
                 break
         tested, found = called, float(value)
     called = best > (found if found is not None else (0.0 if from_always else 1.0))
@@ -182,7 +191,11 @@ def choose_threshold(
         raise InputError(_refusal(promise, n, len(pool.size), ahead))
     chosen = np.where(called, tool + 1, 0)
     losses, _ = _losses(promise, called, correct, cost, rows, tool, points)
-    accuracy = float(correct[rows, chosen].mean()) if points is None else float(replay(points, called).correct.mean())
+    if points is None:
+        accuracy, always = float(correct[rows, chosen].mean()), float(correct[rows, tool + 1].mean())
+    else:
+        turns = replay(points, called)
+        accuracy, always = float(turns.correct.mean()), float(turns.full.mean())
     mean = float(losses.mean())
     if from_always:
         mean = 2 * mean - 1
@@ -190,7 +203,7 @@ def choose_threshold(
         mean *= float(promise.highest or 1)
     return Threshold(
         value=found, promise=promise, rows=len(losses), groups=len(pool.size), ahead=ahead, mean=mean,
-        tool_rate=float(called.mean()), accuracy=accuracy,
+        tool_rate=float(called.mean()), accuracy=accuracy, always=always,
         unit="question" if points is None else "turn",
     )  # fmt: skip
 
@@ -209,7 +222,9 @@ class _Pool:
         _, place = np.unique(np.asarray(groups), return_inverse=True)
         return cls(place=place, size=np.bincount(place))
 
-    def p_value(self, losses: NDArray[np.float64], limit: float, order: NDArray[np.int64], ahead: int | None) -> float:
+    def p_value(
+        self, losses: NDArray[np.float64], limit: float, order: NDArray[np.int64], ahead: int | None, *, paired: bool
+    ) -> float:
         """Of "the mean is above the limit", in the long run or in those ahead, whichever is surer.
 
         Args:
@@ -217,6 +232,7 @@ class _Pool:
             limit: Of their mean.
             order: [groups], in which they are bet on.
             ahead: See `choose_threshold`.
+            paired: The losses are differences of two answers, brought to [0, 1].
         """
         # What a group's questions lost over the limit, over the most that there are in one: still in [0, 1], and
         # below the limit on average just where the questions' losses are.
@@ -225,7 +241,10 @@ class _Pool:
         # A group that loses all of its questions is far rarer than a question lost: bets may be bolder.
         guess, boldest = 0.25 * float(self.size.mean()) / most**2, 0.9 if most > 1 else 0.75
         test = partial(exceeds_p_value, whole[order], limit, guess=guess, boldest=boldest)
-        return test() if ahead is None else max(test(), test(ahead=ahead))
+        lost = 2 * losses - 1
+        exact = paired and most == 1 and bool(np.isin(lost, (-1, 0, 1)).all())
+        long_run = difference_p_value(lost, 2 * limit - 1) if exact else test()
+        return long_run if ahead is None else max(long_run, test(ahead=ahead))
 
 
 def _losses(
@@ -267,41 +286,66 @@ def _refusal(promise: Promise, n: int, groups: int, ahead: int | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
-    """Are these questions like those that the gate was calibrated on?"""
+class Plan:
+    """What so many records can promise, over draws of that many."""
 
-    drifted: bool
-    p_value: float
-    """Smallest of the columns', times the number of columns (Bonferroni)."""
-    distance: float
-    """Largest gap between two distribution functions, 0 to 1: how large the drift is, however many rows."""
-    column: str
-    """Where it is largest."""
+    rows: int
+    promise: Promise
+    refused: float
+    """Share of draws that support none; always calling (for promised calls or cost: never) then counts."""
+    tool_rate: float
+    """Mean over draws, as is `accuracy`."""
+    accuracy: float
+    always: float
 
 
-def drift(
-    reference: NDArray[np.float64], today: NDArray[np.float64], names: tuple[str, ...], *, level: float = 0.01
-) -> Drift:
-    """Two-sample Kolmogorov-Smirnov tests on the gate's own scores, one a column.
+def plan_promises(
+    probabilities: NDArray[np.float64],
+    correct: NDArray[np.float64],
+    cost: NDArray[np.float64],
+    promises: Sequence[Promise],
+    sizes: Sequence[int],
+    *,
+    groups: Sequence[object] = (),
+    draws: int = 40,
+    seed: int = 0,
+) -> list[Plan]:
+    """What so many records can promise for this gate, before they are recorded.
 
-    It needs no outcomes, so it can run on live traffic. It sees a change that moves the gate's scores; it can't
-    see one that only changes which answers are right.
+    They are drawn from those given, with replacement, whole groups at a time; what a threshold does is read off all.
 
     Args:
-        reference: [N, S], scores of the questions calibrated on.
-        today: [M, S].
-        names: [S], of the columns.
-        level: False alarms, of all checks without drift.
-
-    Raises:
-        InputError: fewer than 20 rows on a side.
+        probabilities: As `choose_threshold` takes them; so are `correct`, `cost` and `groups`.
+        correct: [N, A].
+        cost: [N, A].
+        groups: [N].
+        promises: To try.
+        sizes: Records to calibrate on.
+        draws: Of each size.
+        seed: Of the drawing.
     """
-    if min(len(reference), len(today)) < 20:
-        raise InputError(f"{len(reference)} and {len(today)} questions: a drift check needs 20 or more on each side.")
-    tests = [ks_2samp(a, b, method="asymp") for a, b in zip(reference.T, today.T, strict=True)]
-    worst = min(range(len(tests)), key=lambda index: float(tests[index].pvalue))
-    p_value = min(1.0, float(tests[worst].pvalue) * len(tests))
-    return Drift(drifted=p_value < level, p_value=p_value, distance=float(tests[worst].statistic), column=names[worst])
+    n, tool = len(correct), probabilities.argmax(axis=1)
+    place = _Pool.of(groups if len(groups) else np.arange(n)).place
+    members = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
+    best, rows = probabilities.max(axis=1), np.arange(n)
+    found, always = [], float(correct[rows, tool + 1].mean())
+    for size, promise in itertools.product(sizes, promises):
+        rng, outcomes = np.random.default_rng(seed), []
+        for draw in range(draws):
+            picked = [members[k] for k in rng.integers(0, len(members), max(1, round(size * len(members) / n)))]
+            home, index = np.repeat(np.arange(len(picked)), [len(part) for part in picked]), np.concatenate(picked)
+            try:
+                value = choose_threshold(
+                    probabilities[index], correct[index], cost[index], promise, groups=tuple(home), seed=draw
+                ).value
+            except InputError:
+                value = -1.0 if promise.kind == "accuracy_loss" else 1.0
+            called = best > value
+            right = correct[rows, np.where(called, tool + 1, 0)].mean()
+            outcomes.append((value in (-1.0, 1.0), called.mean(), right))
+        refused, rate, right = np.mean(np.array(outcomes, dtype=np.float64), axis=0).tolist()
+        found.append(Plan(rows=size, promise=promise, refused=refused, tool_rate=rate, accuracy=right, always=always))
+    return found
 
 
 def exceeds_p_value(
@@ -346,57 +390,61 @@ def exceeds_p_value(
     if ahead is not None:
         expected = (losses[::-1].cumsum()[::-1] + limit * ahead) / (n - seen + 1 + ahead)
         lowest = limit * ahead / (n + ahead)
-    stake = np.minimum(np.maximum(gap / (variance + gap**2 + 1e-12), np.minimum(hedge, 0.5)), boldest / (1 - lowest))
-    capital = np.cumsum(np.log1p(stake * (expected - losses)))
-    return float(min(1.0, math.exp(-max(0.0, float(capital.max())))))
+    most = boldest / (1 - lowest)
+    careful = np.minimum(np.maximum(gap / (variance + gap**2 + 1e-12), np.minimum(hedge, 0.5)), most)
+    # The capital is shared out at the start: half is staked with care, the rest ever more boldly, for where next to
+    # nothing is lost there are too few records to learn so first.
+    shares = np.array([0.5, *[0.5 / len(BOLDNESS)] * len(BOLDNESS)])
+    stakes = np.stack([careful, *(np.full(n, most * part) for part in BOLDNESS)])
+    capital = shares @ np.exp(np.minimum(np.cumsum(np.log1p(stakes * (expected - losses)), axis=1), 600.0))
+    return min(1.0, 1 / max(1e-300, float(capital.max())))
 
 
-_KEPT = 1000
-"""Scores kept of each column: evenly spaced ranks, so the distribution function is off by at most 1/2000."""
+def difference_p_value(lost: NDArray[np.float64], limit: float) -> float:
+    """p-value of "the mean is above `limit`", for independent differences that are -1, 0 or 1; exact.
 
-
-def reference_note(scored: Scored, tools: Sequence[str]) -> dict[str, Any]:
-    """What `gate.json` keeps of the questions calibrated on."""
-    columns = np.sort(_columns(scored), axis=0)
-    rows = np.arange(len(columns))
-    if len(rows) > _KEPT:
-        rows = np.round((np.arange(_KEPT) + 0.5) * len(columns) / _KEPT - 0.5).astype(np.int64)
-    return {"columns": list(_names(tools)), "values": columns[rows].T.tolist()}
-
-
-def drift_since_calibration(artefact: Artefact, scored: Scored, *, level: float = 0.01) -> Drift | None:
-    """Compare today's questions with those calibrated on; `None` where the gate was not calibrated by `metis`.
-
-    The scores of its training questions would not do: each comes from a fold's gate, not from this one.
+    With b of n pairs lost and c won, the statistic is (b - c - n limit) / sqrt(b + c + 1). Its distribution follows
+    from the share of pairs that part ways, which is not known: the p-value is the largest over an interval of
+    confidence 0.999 for that share, and 0.001 on top (Berger and Boos, 1994). For a limit on how much worse one of two
+    matched proportions may be this is a test of non-inferiority (Hsueh, Liu and Chen, 2001).
 
     Args:
-        artefact: The gate's.
-        scored: Its scores of today's questions.
-        level: False alarms, of all checks without drift.
-
-    Raises:
-        InputError: fewer than 20 questions on a side.
-        CheckpointError: what the gate says of the questions calibrated on is no such thing.
+        lost: [n], in any order.
+        limit: Of the mean, above 0.
     """
-    note = artefact.description["threshold"].get("reference")
-    if note is None:
-        return None
-    try:
-        reference = np.array(note["values"], dtype=np.float64).T
-        if reference.ndim != 2 or reference.shape[1] != len(artefact.tools) + 1 or not np.isfinite(reference).all():
-            raise ValueError(f"scores of shape {reference.shape}")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(
-            f"{str(artefact.folder)!r} has no readable scores of the questions it was calibrated on ({error!r}). "
-            "Calibrate it again."
-        ) from error
-    return drift(reference, _columns(scored), _names(artefact.tools), level=level)
+    n, apart, net = len(lost), int(np.count_nonzero(lost)), float(lost.sum())
+    if limit <= 0:
+        return 1.0
+    low = betaincinv(apart, n - apart + 1, _UNSURE / 2) if apart else 0.0
+    high = betaincinv(apart + 1, n - apart, 1 - _UNSURE / 2) if apart < n else 1.0
+    low, high = max(float(low), limit), max(float(high), limit)  # a mean of `limit` needs that many
+    first, last = (turn(_STEPS * math.log(share / limit)) for turn, share in ((math.floor, low), (math.ceil, high)))
+    statistic = (net - n * limit) / math.sqrt(apart + 1) + 1e-9
+    worst = max(_chance_below(n, limit, step, statistic) for step in range(first, last + 1))
+    return min(1.0, _UNSURE + worst)
 
 
-def _columns(scored: Scored) -> NDArray[np.float64]:
-    # Rounded on both sides: how near 1 a sure gate comes is no drift.
-    return np.asarray(np.column_stack([scored.direct_right, scored.probabilities]).round(5), dtype=np.float64)
+def _chance_below(n: int, limit: float, step: int, statistic: float) -> float:
+    values, chances = _distribution(n, limit, step)
+    return float(chances[int(np.searchsorted(values, statistic, side="right"))])
 
 
-def _names(tools: Sequence[str]) -> tuple[str, ...]:
-    return ("direct answer is right", *(f"{tool} is worth calling" for tool in tools))
+@lru_cache(maxsize=256)
+def _distribution(n: int, limit: float, step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the statistic at the edge, where a share of limit exp(step / _STEPS) part ways: values, and P(at most that).
+
+    Thinned out to some thousands of values, so that a chance that is looked up can only come out too large.
+    """
+    share = min(1.0, limit * math.exp(step / _STEPS))
+    lose = (share + limit) / (2 * share)
+    middle, reach = n * share, 5 * math.sqrt(n * share * (1 - share)) + 9
+    parted = np.arange(max(0, int(middle - reach)), min(n, int(middle + reach)) + 1)[:, None]
+    reach = int(5 * math.sqrt(float(parted[-1, 0]) * lose * (1 - lose))) + 9
+    lost = (parted * lose).astype(np.int64) + np.arange(-reach, reach + 1)
+    held = (lost >= 0) & (lost <= parted)
+    chance = (binom.pmf(parted, n, share) * binom.pmf(lost, parted, lose))[held]
+    value = ((2 * lost - parted - n * limit) / np.sqrt(parted + 1))[held]
+    order = np.argsort(value)
+    value, total = value[order], np.cumsum(chance[order])
+    kept = np.arange(0, len(value), 1 + len(value) // 5000)
+    return value[kept], np.append(0.0, total[np.append(kept[1:], len(value)) - 1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,10 @@ __all__ = [
     "Scored",
     "accuracy_at_rate",
     "area_under_curve",
+    "area_under_frontier",
     "brier",
     "calibration_bins",
+    "columns_of",
     "evaluate_gate",
     "evaluate_stopping",
     "expected_calibration_error",
@@ -99,6 +101,8 @@ class Scored:
     """[N]: estimated probability that the direct answer is right."""
     probabilities: Float
     """[N, A - 1]: that each tool is worth calling."""
+    read: Mapping[str, Float] = field(default_factory=dict)
+    """By name, [N]: what the gate read of each question, see `PolicyGate.readings`."""
 
     @property
     def tool(self) -> NDArray[np.int64]:
@@ -125,14 +129,24 @@ def score_table(gate: PolicyGate, table: OutcomeTable, progress: Callable[[int],
     wanted = gate.artefact.description["policy"].get("draft", [])
     if missing := [name for name in wanted if name not in table.draft and not _may_be_missing(gate, name)]:
         raise InputError(f"The gate reads {missing!r} of a direct draft, and the table has no such columns.")
-    contexts, steps = table.contexts or ("",) * len(table), table.steps.tolist()
+    nothing = ("",) * len(table)
+    contexts, drafts, steps = table.contexts or nothing, table.drafts or nothing, table.steps.tolist()
     direct, tools = np.empty(len(table)), np.empty((len(table), len(table.tools)))
+    read: list[Mapping[str, float]] = []
     for row, (question, context) in enumerate(zip(table.questions, contexts, strict=True)):
         draft = {name: float(column[row]) for name, column in table.draft.items()}
-        accuracy, probabilities = gate.score(question, context, draft, history=table.said(row), step=steps[row])
+        accuracy, probabilities = gate.score(
+            question, context, draft, draft_text=drafts[row], history=table.said(row), step=steps[row]
+        )
         direct[row], tools[row] = accuracy["direct"], list(probabilities.values())
+        read.append(gate.readings(question, contexts[row], table.said(row)))
         progress(1)
-    return Scored(direct_right=direct, probabilities=tools)
+    return Scored(direct_right=direct, probabilities=tools, read=columns_of(read))
+
+
+def columns_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Float]:
+    """By name, [N], of rows that have the same names."""
+    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in (rows[0] if rows else ())}
 
 
 def _may_be_missing(gate: PolicyGate, name: str) -> bool:
@@ -272,6 +286,18 @@ def accuracy_at_rate(need: Float, direct: Float, tool: Float, rate: float) -> fl
     return float((direct.sum() + gain[order].sum()) / n)
 
 
+def area_under_frontier(need: Float, direct: Float, tool: Float) -> float:
+    """Mean accuracy over all budgets of calls, each spent where the need is highest; ties are shared out.
+
+    An order that knows nothing has the mean of never and always calling.
+    """
+    n = len(need)
+    _, place = np.unique(-need, return_inverse=True)
+    gain = (np.bincount(place, tool - direct) / np.bincount(place))[np.sort(place)]
+    # The call of rank k is made at all budgets from k on.
+    return float(direct.mean() + gain @ (n - np.arange(n) - 0.5) / n**2)
+
+
 def frontier(need: Float, direct: Float, tool: Float, rates: Sequence[float] = RATES) -> list[dict[str, float]]:
     """`tool_rate` and `accuracy` at each rate."""
     return [{"tool_rate": rate, "accuracy": accuracy_at_rate(need, direct, tool, rate)} for rate in rates]
@@ -287,6 +313,8 @@ def evaluate_gate(
     seed: int = 0,
 ) -> dict[str, Any]:
     """All figures, as JSON can hold them; intervals are 95% percentile bootstraps over groups of questions.
+
+    The headline is `aucc`, the area under accuracy and calls: see `area_under_frontier`. `auc` is of "direct is right".
 
     Args:
         scored: The gate on `table`.
@@ -316,7 +344,13 @@ def evaluate_gate(
         "frontier": frontier(scored.need, direct, tool),
         "at_threshold": {"threshold": threshold, **_at_threshold(called, direct, tool, scored, table, draws)},
         **({"turns": evaluate_stopping(scored.need, table, threshold, resamples=resamples)} if table.runs else {}),
-        "baselines": {**{name: {"accuracy": value} for name, value in fixed.items()}, **others},
+        "baselines": {
+            **{name: {"accuracy": value} for name, value in fixed.items()},
+            "never": {"accuracy": fixed["never"], "aucc": fixed["never"]},
+            "random at half of the calls": dict.fromkeys(("accuracy", "aucc"), fixed["random at half of the calls"]),
+            "oracle": {"accuracy": fixed["oracle"], "aucc": area_under_frontier(tool - direct, direct, tool)},
+            **others,
+        },
     }
 
 
@@ -334,7 +368,10 @@ def _ranking(scored: Scored, table: OutcomeTable, draws: Resamples) -> dict[str,
     def half(index: NDArray[np.int64]) -> float:
         return accuracy_at_rate(scored.need[index], direct[index], tool[index], 0.5)
 
-    named = {"auc": auc, "auc_benefit": benefit, "accuracy_at_half": half}
+    def area(index: NDArray[np.int64]) -> float:
+        return area_under_frontier(scored.need[index], direct[index], tool[index])
+
+    named = {"aucc": area, "accuracy_at_half": half, "auc": auc, "auc_benefit": benefit}
     figures: dict[str, Any] = {}
     for name, measure in named.items():
         figures[name], figures[f"{name}_interval"] = measure(rows), draws.interval(measure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from metis_agent.errors import CheckpointError, GateError
 from metis_agent.gates.artefact import Artefact
@@ -20,6 +20,7 @@ from metis_agent.gates.reading import (
     canonical,
     hashed_conversation,
     hashed_ngrams,
+    hashed_words,
     is_year,
     reading_of,
     spoken,
@@ -42,6 +43,8 @@ __all__ = [
     "draft_text_features",
     "history_features",
     "question_features",
+    "readings",
+    "spaces_of",
     "state_features",
     "weighed",
 ]
@@ -84,8 +87,9 @@ STATE_FEATURES = ("calls", "brought", "all_found", "last_found", "last_repeats",
 """Of what the tools have brought, for a gate that decides at every step."""
 HISTORY_FEATURES = ("turns", "words", "numbers", "longest_number", "words_found")
 
-SPACES = (1.0, 0.5, 1.0)
-"""Lengths of the text's parts: words, skeleton, and the conversation where a gate reads it."""
+SPACES = {"w": 1.0, "s": 0.5, "h": 1.0, "c": 1.0, "d": 1.0}
+"""Lengths of the text's parts: the question's words and skeleton, and where a gate reads them the conversation, and
+the words of the context and of the draft."""
 _ANSWER_WORD = re.compile(r"[^\W\d_]+|\d[\d,.]*")
 _STOP = frozenset(
     """
@@ -186,6 +190,29 @@ def state_features(question: str, history: str) -> list[float]:
     ]
 
 
+def readings(
+    question: str,
+    context: str | None = None,
+    history: str | None = None,
+    *,
+    steps: bool = False,
+    reading: int = READING,
+) -> dict[str, float]:
+    """The numbers that are read of a question, by name; `None` for what a gate does not read."""
+    parts = [("question", QUESTION_FEATURES, question_features(question, reading))]
+    if context is not None:
+        parts.append(("context", CONTEXT_FEATURES, context_features(question, context, reading)))
+    if history is not None:
+        parts.append(("conversation", HISTORY_FEATURES, history_features(question, history)))
+    if steps:
+        parts.append(("results", STATE_FEATURES, state_features(question, history or "")))
+    return {
+        f"{of}: {name.replace('_', ' ')}": float(value)
+        for of, names, values in parts
+        for name, value in zip(names, values, strict=True)
+    }
+
+
 def draft_text_features(question: str, draft: str, reading: int = READING) -> dict[str, float]:
     """What the text of a direct draft shows, by the names of `DRAFT_TEXT_FEATURES`."""
     words = spoken(draft, reading)
@@ -232,29 +259,37 @@ def agreement(one: str, other: str) -> dict[str, float]:
     }
 
 
-def weighed(
-    question: str, idf: Sequence[float], *, history: str | None = None, reading: int = READING
-) -> list[tuple[int, float]]:
+def spaces_of(
+    question: str, *, history: str | None, context: str | None, draft: str | None, reading: int = READING
+) -> dict[str, dict[int, int]]:
+    """Counts by bucket, by the names of `SPACES`; `None` for what a gate does not read."""
+    words, skeleton = hashed_ngrams(question, reading=reading)
+    spaces = {"w": words, "s": skeleton}
+    if history is not None:
+        spaces["h"] = hashed_conversation(question, history)
+    if context is not None:
+        spaces["c"] = hashed_words("c", context)
+    if draft is not None:
+        spaces["d"] = hashed_words("d", draft)
+    return spaces
+
+
+def weighed(spaces: Mapping[str, Mapping[int, int]], idf: Sequence[float]) -> list[tuple[int, float]]:
     """(bucket, value): sublinear counts times `idf`, each space scaled to its length in `SPACES`.
 
     Args:
-        question: Any text.
+        spaces: As `spaces_of` gives them.
         idf: [BUCKETS], 0 where the n-gram was too rare in training to count.
-        history: The conversation before the question, for a gate that reads it.
-        reading: Which one the gate was trained with.
     """
-    spaces: tuple[dict[int, int], ...] = hashed_ngrams(question, reading=reading)
-    if history is not None:
-        spaces = (*spaces, hashed_conversation(question, history))
     vector: list[tuple[int, float]] = []
-    for weight, counts in zip(SPACES, spaces, strict=False):
+    for name, counts in spaces.items():
         values = [
             (bucket, (1.0 + math.log(count)) * idf[bucket] if count > 1 else idf[bucket])
             for bucket, count in counts.items()
             if idf[bucket] > 0
         ]
         norm = math.sqrt(sum([value * value for _, value in values]))
-        vector += [(bucket, weight * value / norm) for bucket, value in values]
+        vector += [(bucket, SPACES[name] * value / norm) for bucket, value in values]
     return vector
 
 
@@ -288,6 +323,7 @@ class FeaturesScorer:
             self._context = bool(policy["context"])
             self._history = bool(policy.get("history"))
             self._steps = bool(policy.get("steps"))
+            self._context_words, self._draft_words = (bool(policy.get(f"{it}_words")) for it in ("context", "draft"))
             self._reading = reading_of(artefact)
             self._draft: tuple[str, ...] = tuple(policy["draft"])
             self._log = frozenset(policy["log"])
@@ -334,8 +370,14 @@ class FeaturesScorer:
 
     def logits(self, asked: Asked) -> list[float]:
         """See `metis_agent.gates.scorers.Scorer`."""
-        history = asked.history if self._history else None
-        vector = weighed(asked.question, self._idf, history=history, reading=self._reading)
+        spaces = spaces_of(
+            asked.question,
+            history=asked.history if self._history else None,
+            context=asked.context if self._context_words else None,
+            draft=asked.draft_text if self._draft_words else None,
+            reading=self._reading,
+        )
+        vector = weighed(spaces, self._idf)
         numbers = self._inputs(asked)
         return [
             bias

@@ -24,13 +24,14 @@ from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ConfigurationError, GateError
 from metis_agent.gates.artefact import fetch_gate, load_artefact
 from metis_agent.gates.base import Gate, allows
-from metis_agent.gates.features import draft_log_prob_features, draft_text_features
+from metis_agent.gates.features import draft_log_prob_features, draft_text_features, readings
 from metis_agent.gates.reading import conversation_before, load_familiarity, observed, reading_of
 from metis_agent.gates.scorers import Asked, load_scorer
 from metis_agent.messages import is_first_step, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
 __all__ = [
+    "STRANGE",
     "UNFAMILIAR",
     "PolicyGate",
     "decision_probabilities",
@@ -40,6 +41,9 @@ __all__ = [
 
 UNFAMILIAR = "unlike the gate's training"
 """How the reason of a decision begins that was left to the model."""
+
+STRANGE = "how unlike the gate's training"
+"""Name of that score among the gate's readings."""
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
 ReadDraft = Callable[[Draft], Mapping[str, float]]
@@ -148,7 +152,8 @@ class PolicyGate(Gate):
         self._reads_images = bool(description["policy"].get("images"))
         if unfamiliar not in ("model", "gate"):
             raise ConfigurationError(f"unfamiliar={unfamiliar!r}: who decides is the 'model' or the 'gate'.")
-        self._familiarity = load_familiarity(self.artefact) if unfamiliar == "model" else None
+        self._strange = load_familiarity(self.artefact)
+        self._familiarity = self._strange if unfamiliar == "model" else None
         self._counting = threading.Lock()
         self.turns = self.unfamiliar_turns = 0
         """Turns that were answered, and those of them that began with a question left to the model."""
@@ -195,6 +200,7 @@ class PolicyGate(Gate):
         context: str = "",
         draft: Mapping[str, float] | None = None,
         *,
+        draft_text: str = "",
         history: str = "",
         step: int = 0,
         images: Sequence[Any] = (),
@@ -206,6 +212,7 @@ class PolicyGate(Gate):
             question: The text of the question.
             context: What came with it, for a gate that was trained with contexts.
             draft: Numbers from a direct draft, for a gate that was trained with them.
+            draft_text: The draft itself, for a gate that was trained on its words.
             history: The conversation before it, as `conversation_before` writes it, for a gate that was trained with
                 conversations; behind it what the tools have brought, as `observed` writes it.
             step: Calls so far, for a gate that decides at every step.
@@ -217,7 +224,13 @@ class PolicyGate(Gate):
                 weights give no finite numbers.
         """
         asked = Asked(
-            question=question, context=context, history=history, draft=draft, images=tuple(images), tools=tuple(tools)
+            question=question,
+            context=context,
+            history=history,
+            draft=draft,
+            draft_text=draft_text,
+            images=tuple(images),
+            tools=tuple(tools),
         )
         logits = self._scorer.logits(asked)
         if not math.isfinite(sum(logits)):
@@ -225,6 +238,20 @@ class PolicyGate(Gate):
         names = tuple([tool.name for tool in tools]) or self.artefact.tools
         accuracy, worth = decision_probabilities(self._decision(names), logits, step)
         return dict(zip(("direct", *names), accuracy, strict=True)), dict(zip(names, worth, strict=True))
+
+    def readings(self, question: str, context: str = "", history: str = "") -> dict[str, float]:
+        """What can be told of a question before any answer, by name: numbers of its texts, and how strange it is.
+
+        `metis calibrate` keeps them with the gate, and `metis drift` compares. The parameters are those of `score`.
+        """
+        found = readings(
+            question,
+            context if self.artefact.description["policy"].get("context") else None,
+            history if self._reads_history else None,
+            steps=self.every_step,
+            reading=self._reading,
+        )
+        return found if self._strange is None else {**found, STRANGE: self._strange.score(question)}
 
     def estimate(self, request: GateRequest) -> dict[str, float]:
         """Probability of each tool; see `metis_agent.gates.base`.
@@ -242,7 +269,10 @@ class PolicyGate(Gate):
         images = read_images(request) if self._reads_images else ()
         tools, history = request.tools if unknown else (), self._history(request)
         step = _calls(request) if self.every_step else 0
-        return self.score(question, context, draft, history=history, step=step, images=images, tools=tools)
+        said = request.draft.text if request.draft else ""
+        return self.score(
+            question, context, draft, draft_text=said, history=history, step=step, images=images, tools=tools
+        )
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide; of several tools over the threshold the most probable one is allowed.

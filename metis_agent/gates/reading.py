@@ -38,8 +38,10 @@ __all__ = [
     "Familiarity",
     "canonical",
     "conversation_before",
+    "ends_of",
     "hashed_conversation",
     "hashed_ngrams",
+    "hashed_words",
     "is_year",
     "load_familiarity",
     "observed",
@@ -63,6 +65,9 @@ PLACES = 2**20
 FURTHEST = 6.0
 """Standard deviations of length beyond which a question is not stranger still."""
 
+_FIRST, _LAST = 120, 60
+"""Words of a context, and of a draft, that are read: where it begins and where it ends."""
+_END = 2000
 _TURNS, _TURN = 6, 500
 """Messages of a conversation that are read, the last ones, and characters of each."""
 _RESULTS = 20
@@ -177,6 +182,26 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     heard = [word for word in before if word not in _FUNCTION_WORDS][:_HEARD]
     together = (f"{one} | {other}" for one in heard for other in ("", *asked))
     return _counts("h", itertools.chain(said, together), buckets)
+
+
+def ends_of(text: str) -> str:
+    """As much of a long text as `hashed_words` reads: how it begins and how it ends."""
+    return text if len(text) <= 2 * _END else f"{text[:_END]} {text[-_END:]}"
+
+
+def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int]:
+    """Counts by bucket of the words that a long text begins and ends with, alone and in pairs.
+
+    Args:
+        space: "c" for what came with a question, "d" for a draft of its answer.
+        text: Any.
+        buckets: Size of the hashed space.
+    """
+    tokens = tokens_of(ends_of(text))
+    if len(tokens) > _FIRST + _LAST:
+        tokens = tokens[:_FIRST] + tokens[-_LAST:]
+    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
+    return _counts(space, itertools.chain(words, map(" ".join, itertools.pairwise(words))), buckets)
 
 
 def _state_words(asked: Sequence[str], lines: Sequence[str]) -> Iterator[str]:

@@ -42,6 +42,7 @@ DIRECT = "direct"
 """The name of the action that calls no tool; always action 0."""
 MIN_ROWS = 40
 """Fewer rows can neither train a gate nor say how good it is."""
+_TEXTS = ("contexts", "histories", "groups", "runs", "observations", "drafts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ class OutcomeTable:
     groups: tuple[str, ...] = ()
     """Rows of one group never part ways into train and test; the question itself by default."""
     draft: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """By name, [N]: what a direct draft showed before the decision; NaN where there was no draft."""
+    """By name, [N]: what a direct draft showed before the decision; NaN where there was none. `drafts` has its text."""
+    drafts: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Records that could not be used, by reason."""
 
@@ -81,7 +83,7 @@ class OutcomeTable:
         for name in ("correct", "cost", "seconds"):
             if getattr(self, name).shape != shape:
                 raise InputError(f"{name} is {getattr(self, name).shape!r}: [N, A] must be {shape!r}.")
-        for name in ("contexts", "histories", "groups", "runs", "observations"):
+        for name in _TEXTS:
             if len(getattr(self, name)) not in (0, shape[0]):
                 raise InputError(f"{name} has {len(getattr(self, name))!r} entries for {shape[0]} questions: one each.")
         if shape[1] < 2 or self.actions[0] != DIRECT:
@@ -152,18 +154,17 @@ class OutcomeTable:
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> OutcomeTable:
         """The rows given, in that order."""
         index = np.asarray(rows, dtype=np.int64)
+        texts: dict[str, Any] = {
+            name: tuple(column[row] for row in index) for name in _TEXTS if (column := getattr(self, name))
+        }
         return OutcomeTable(
             questions=tuple(self.questions[row] for row in index),
             actions=self.actions,
             correct=self.correct[index],
             cost=self.cost[index],
             seconds=self.seconds[index],
-            contexts=tuple(self.contexts[row] for row in index) if self.contexts else (),
-            histories=tuple(self.histories[row] for row in index) if self.histories else (),
-            runs=tuple(self.runs[row] for row in index) if self.runs else (),
-            observations=tuple(self.observations[row] for row in index) if self.observations else (),
-            groups=tuple(self.groups[row] for row in index) if self.groups else (),
             draft={name: column[index] for name, column in self.draft.items()},
+            **texts,
         )
 
     def check_trainable(self) -> None:
@@ -211,9 +212,7 @@ class OutcomeTable:
         """
         labels, index = np.unique(self.homes, return_inverse=True)
         if len(labels) < count:
-            raise InputError(
-                f"There are {len(labels)} groups for {count} folds: each fold needs one. Use a finer --group-by."
-            )
+            raise InputError(f"There are {len(labels)} groups for {count} folds: each needs one. Use finer groups.")
         return np.asarray((np.random.default_rng(seed).permutation(len(labels)) % count)[index])
 
 
@@ -329,6 +328,7 @@ def read_outcomes(
         histories=tuple(map(_conversation, table[HISTORY_COLUMN])) if HISTORY_COLUMN in table else (),
         groups=_texts(table, group_by) if group_by else (),
         draft=_draft(table, questions, f"{direct}_answer"),
+        drafts=_texts(table, "draft_answer") if "draft_answer" in table else (),
     )
 
 

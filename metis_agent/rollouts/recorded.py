@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import InputError
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
-from metis_agent.gates.reading import conversation_before
+from metis_agent.gates.reading import conversation_before, ends_of
 from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
@@ -45,6 +45,7 @@ _MAX_TOOLS = 64
 _STRAY = 0.05
 """A tool that was used on fewer of the questions than this, compared with the most used one, is not a branch."""
 
+_NO_DRAFT: tuple[str, array[float], str] = "", array("d"), ""
 _RUNS, _RIGHT, _COST, _SECONDS = range(4)
 _DOUBTFUL_RUNS, _DOUBTFUL_SHARE, _ALL_WRONG_RUNS = 3, 0.05, 20
 
@@ -92,7 +93,7 @@ class OutcomePool:
         self._contexts: list[str] = []
         self._histories: list[str] = []
         self._groups: list[str] = []
-        self._drafts: dict[int, tuple[str, array[float]]] = {}
+        self._drafts: dict[int, tuple[str, array[float], str]] = {}
         self._draft_names: tuple[str, ...] = ()
         self._models: set[str] = set()
         self._trusts = trust_verdicts
@@ -242,6 +243,7 @@ class OutcomePool:
             histories=tuple(self._histories[row] for row in rows) if any(self._histories) else (),
             groups=tuple(self._groups[row] for row in rows) if self._group_by else (),
             draft=self._draft_columns(rows),
+            drafts=tuple(self._drafts.get(int(row), _NO_DRAFT)[2] for row in rows) if self._drafts else (),
             dropped={reason: count for reason, count in dropped.items() if count},
         )
 
@@ -338,13 +340,13 @@ class OutcomePool:
         numbers = {**draft_text_features(self._texts[row], run.answer), **draft_log_prob_features(log_probs)}
         if len(numbers) > len(self._draft_names):
             self._draft_names = tuple(numbers)
-        self._drafts[row] = run.id, array("d", numbers.values())
+        self._drafts[row] = run.id, array("d", numbers.values()), ends_of(run.answer)
 
     def _draft_columns(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         width = len(self._draft_names)
         values = np.full((len(rows), width), np.nan)
         for place, row in enumerate(rows):
-            _, numbers = self._drafts.get(int(row), ("", ()))
+            _, numbers, _ = self._drafts.get(int(row), _NO_DRAFT)
             values[place, : len(numbers)] = numbers
         columns: dict[str, Any] = dict(zip(self._draft_names, values.T, strict=True))
         return {name: column for name, column in columns.items() if not np.isnan(column).all()}

@@ -38,7 +38,7 @@ def test_each_baseline_finds_what_it_is_for(table: OutcomeTable) -> None:
     }
     assert len(found) == 6
     for name, scored in found.items():
-        auc, auc_benefit, _, _ = ranking_figures(scored, table.take(test), np.arange(100))
+        _, auc, auc_benefit, _, _ = ranking_figures(scored, table.take(test), np.arange(100))
         # Which branch wins where just one does; a benefit regression is no estimate of P(direct right).
         assert auc_benefit > 0.75, name
         assert auc > (0.85 if "logistic regression" in name else 0.5), name

@@ -26,13 +26,15 @@ def test_figures_by_hand() -> None:
     # Direct right on the first two of four, the tool on the last three.
     outcomes = table(np.array([[1.0, 0], [1, 1], [0, 1], [0, 1]]))
     good = ranking_figures(scored(np.array([0.9, 0.8, 0.2, 0.1])), outcomes, np.arange(4))
-    # Half of the calls, on the last two: all four right, where always calling gets three.
+    # Half of the calls, on the last two: all four right, where always calling gets three. Over all budgets, accuracy
+    # goes .5, .75, 1, 1, .75: the area is (.5/2 + .75 + 1 + 1 + .75/2) / 4.
     assert dict(zip(FIGURES, good, strict=True)) == {
-        "auc": 1.0, "auc_benefit": 1.0, "accuracy_at_half": 1.0, "half_minus_always": 0.25,
+        "aucc": 0.84375, "auc": 1.0, "auc_benefit": 1.0, "accuracy_at_half": 1.0, "half_minus_always": 0.25,
     }  # fmt: skip
     bad = ranking_figures(scored(np.array([0.1, 0.2, 0.8, 0.9])), outcomes, np.arange(4))
-    # On the first two: the second stays right, the first is lost, and the last two are not mended.
-    assert bad == (0.0, 0.0, 0.25, -0.5)
+    # On the first two: the second stays right, the first is lost, and the last two are not mended; the area is
+    # (.5/2 + .25 + .25 + .5 + .75/2) / 4.
+    assert bad == (0.40625, 0.0, 0.0, 0.25, -0.5)
 
 
 def test_a_gap_is_narrower_than_the_figures_it_lies_between() -> None:

@@ -1,11 +1,12 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from metis_agent.evaluation.calibration import drift_since_calibration, reference_note
-from metis_agent.evaluation.gates import Scored
+from metis_agent.evaluation.comparison import drift_since_calibration, reference_note
+from metis_agent.evaluation.gates import Scored, columns_of
+from metis_agent.gates.features import readings
 
 
 def scored(n: int, seed: int, shift: float = 0.0) -> Scored:
@@ -55,3 +56,33 @@ def test_scores_at_the_end_of_the_scale_are_no_drift() -> None:
 def test_a_gate_without_calibration_says_nothing() -> None:
     artefact: Any = SimpleNamespace(description={"threshold": {"value": 0.5}}, tools=("search", "python"))
     assert drift_since_calibration(artefact, scored(50, 0)) is None
+
+
+def read_questions(words: tuple[str, ...], n: int, seed: int) -> Scored:
+    """What a gate reads of questions about `words`, whose scores tell nothing."""
+    rng = np.random.default_rng(seed)
+    rows = [readings(f"What is the {rng.choice(words)} of {rng.integers(10, 9999)}?") for _ in range(n)]
+    return replace(scored(n, seed), read=columns_of(rows))
+
+
+def test_a_fifth_of_foreign_questions_is_seen_by_what_is_read_where_the_scores_say_nothing() -> None:
+    usual, foreign = ("square", "cube", "root"), ("inhabitants, by the latest census that there is,", "history")
+    note = {"value": 0.5, "reference": reference_note(read_questions(usual, 600, 0), ("search", "python"))}
+    gate: Any = Artefact(description={"threshold": note})
+    seen = alarms = 0
+    for seed in range(20):
+        own, other = read_questions(usual, 300, 100 + seed), read_questions(foreign, 60, 200 + seed)
+        mixed = {name: np.append(column[:240], other.read[name]) for name, column in own.read.items()}
+        today = drift_since_calibration(gate, replace(own, read=mixed))
+        seen += today is not None and today.drifted and today.column.startswith("question: ")
+        usual_day = drift_since_calibration(gate, own)
+        alarms += usual_day is not None and usual_day.drifted
+    assert seen == 20
+    assert alarms <= 1
+
+
+def test_a_gate_that_kept_its_scores_alone_is_compared_by_these() -> None:
+    gate = calibrated(500, 0)
+    found = drift_since_calibration(gate, replace(scored(300, 1), read={"question: words": np.zeros(300)}))
+    assert found is not None
+    assert not found.drifted

@@ -4,6 +4,7 @@ import pytest
 from metis_agent.evaluation.gates import (
     accuracy_at_rate,
     area_under_curve,
+    area_under_frontier,
     brier,
     expected_calibration_error,
     frontier,
@@ -35,3 +36,12 @@ def test_the_frontier_calls_where_the_need_is_highest_and_shares_out_ties() -> N
     found = [point["accuracy"] for point in frontier(need, direct, tool, (0, 0.25, 0.5, 0.75, 1))]
     assert found == [0.5, 0.75, 0.875, 1.0, 0.75]
     assert accuracy_at_rate(np.zeros(4), direct, tool, 0.5) == pytest.approx((0.5 + 0.75) / 2)
+
+
+def test_the_area_under_accuracy_and_calls_by_hand() -> None:
+    # Accuracy at 0 to 4 calls: .5, .75, .875, 1, .75, joined by lines: (.5/2 + .75 + .875 + 1 + .75/2) / 4.
+    need = np.array([0.9, 0.5, 0.5, 0.1])
+    direct, tool = np.array([0.0, 0, 1, 1]), np.array([1.0, 1, 1, 0])
+    assert area_under_frontier(need, direct, tool) == pytest.approx((0.25 + 0.75 + 0.875 + 1 + 0.375) / 4)
+    # An order that knows nothing: between never and always.
+    assert area_under_frontier(np.zeros(4), direct, tool) == pytest.approx((0.5 + 0.75) / 2)

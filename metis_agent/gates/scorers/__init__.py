@@ -33,6 +33,7 @@ class Asked:
     history: str = ""
     """The conversation before the question, see `metis_agent.gates.reading.conversation_before`."""
     draft: Mapping[str, float] | None = None
+    draft_text: str = ""
     images: tuple[Any, ...] = ()
     """PIL images, or base64 strings of their files."""
     tools: tuple[ToolSpec, ...] = ()

@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import minimize
 
-from metis_agent.gates.features import SPACES, context_features, history_features, question_features, state_features
-from metis_agent.gates.reading import BUCKETS, hashed_conversation, hashed_ngrams
+from metis_agent.gates.features import (
+    SPACES,
+    context_features,
+    history_features,
+    question_features,
+    spaces_of,
+    state_features,
+)
+from metis_agent.gates.reading import BUCKETS
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FeaturesPolicy"]
@@ -47,26 +54,30 @@ class FeaturesPolicy:
     def prepare(self, table: OutcomeTable) -> _Prepared:
         """Hash every question once."""
         reads_history = bool(table.histories or table.observations)
-        rows = [_Rows() for _ in range(3 if reads_history else 2)]
+        rows: dict[str, _Rows] = {}
         dense = array("d")
         for row, question in enumerate(table.questions):
-            spaces: tuple[dict[int, int], ...] = hashed_ngrams(question)
+            spaces = spaces_of(
+                question,
+                history=table.said(row) if reads_history else None,
+                context=table.contexts[row] if table.contexts else None,
+                draft=table.drafts[row] if table.drafts else None,
+            )
+            for name, counts in spaces.items():
+                rows.setdefault(name, _Rows()).add(counts)
             dense.extend(question_features(question))
             if table.contexts:
                 dense.extend(context_features(question, table.contexts[row]))
             if reads_history:
-                spaces = (*spaces, hashed_conversation(question, table.said(row)))
                 dense.extend(history_features(question, table.said(row)))
             if table.observations:
                 dense.extend(state_features(question, table.said(row)))
-            for space, counts in zip(rows, spaces, strict=True):
-                space.add(counts)
             self.progress(1)
         numbers = np.frombuffer(dense).reshape(len(table), -1)
         draft = np.stack([*table.draft.values()], axis=1) if table.draft else np.zeros((len(table), 0))
         return _Prepared(
             policy=self,
-            counts=tuple(space.matrix() for space in rows),
+            counts={name: space.matrix() for name, space in rows.items()},
             numbers=np.hstack([numbers, draft]),
             draft=tuple(table.draft),
             context=bool(table.contexts),
@@ -94,8 +105,8 @@ class _Rows:
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     policy: FeaturesPolicy
-    counts: tuple[Any, ...]
-    """Words, skeleton, and the conversation where it is read, CSR [N, BUCKETS]."""
+    counts: Mapping[str, Any]
+    """By the names of `SPACES`, CSR [N, BUCKETS]."""
     numbers: NDArray[np.float64]
     """[N, D], drafts last, NaN where there was none."""
     draft: tuple[str, ...]
@@ -142,7 +153,7 @@ class _Scaling:
 
     @classmethod
     def of(cls, prepared: _Prepared, rows: NDArray[np.int64]) -> _Scaling:
-        df = sum(np.bincount(counts[rows].indices, minlength=BUCKETS) for counts in prepared.counts)
+        df = sum(np.bincount(counts[rows].indices, minlength=BUCKETS) for counts in prepared.counts.values())
         idf = np.where(df >= prepared.policy.min_df, np.log((1 + len(rows)) / (1 + df)) + 1, 0.0)
         numbers = prepared.numbers[rows]
         is_draft = np.arange(numbers.shape[1]) >= numbers.shape[1] - len(prepared.draft)
@@ -165,9 +176,7 @@ class _Scaling:
 
     def apply(self, prepared: _Prepared, rows: NDArray[np.int64]) -> Any:
         """CSR [n, BUCKETS + D + missing]."""
-        parts = [
-            _weighed(counts[rows], self.idf, weight) for counts, weight in zip(prepared.counts, SPACES, strict=False)
-        ]
+        parts = [_weighed(counts[rows], self.idf, SPACES[name]) for name, counts in prepared.counts.items()]
         numbers = prepared.numbers[rows]
         gone = np.isnan(numbers)
         numbers = np.where(self.log, np.log(np.where(self.log, np.maximum(numbers, 1e-12), 1.0)), numbers)
@@ -203,6 +212,8 @@ class _Fitted:
             "context": self.prepared.context,
             "history": self.prepared.history,
             "steps": self.prepared.steps,
+            "context_words": "c" in self.prepared.counts,
+            "draft_words": "d" in self.prepared.counts,
             "draft": list(self.prepared.draft),
             "log": np.flatnonzero(self.scaling.log).tolist(),
             "missing": self.scaling.missing.tolist(),
