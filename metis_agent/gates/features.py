@@ -199,7 +199,9 @@ def readings(
     reading: int = READING,
 ) -> dict[str, float]:
     """The numbers that are read of a question, by name; `None` for what a gate does not read."""
-    parts = [("question", QUESTION_FEATURES, question_features(question, reading))]
+    parts: list[tuple[str, tuple[str, ...], list[float]]] = [
+        ("question", QUESTION_FEATURES, question_features(question, reading))
+    ]
     if context is not None:
         parts.append(("context", CONTEXT_FEATURES, context_features(question, context, reading)))
     if history is not None:
