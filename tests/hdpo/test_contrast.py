@@ -18,7 +18,7 @@ from metis_agent.hdpo.rewards import Scores
 from metis_agent.hdpo.token_sequences import segments
 from metis_agent.types import ModelCall, Trajectory
 
-from .policy_world import STRATIFIED, arguments, cold_start, logged, rollouts_of, trainer_of
+from .policy_world import STRATIFIED, arguments, cold_start, furthest, logged, rollouts_of, trainer_of
 from .reference import trajectory
 
 CONTRAST = Objective(name="contrast", price=0.3)
@@ -237,6 +237,22 @@ def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:
     assert decision > 0
     assert losses[0].item() == pytest.approx(content / int(mask.sum()) + decision, abs=1e-4)
     assert len(set(inputs["openings"].flatten().tolist())) >= 2
+
+
+def test_micro_batches_make_the_update_of_the_whole_batch(tmp_path: Path) -> None:
+    trained = []
+    for rows, parts in ((8, 1), (4, 2)):
+        model = cold_start()
+        split = {
+            "per_device_train_batch_size": rows,
+            "steps_per_generation": parts,
+            "gradient_accumulation_steps": parts,
+        }
+        options = {"objective": "contrast", "max_steps": 1, "learning_rate": 0.5, "max_grad_norm": 1e9, **split}
+        trainer_of(tmp_path / str(rows), arguments(tmp_path, STRATIFIED, **options), model=model).train()
+        trained.append(model)
+    assert furthest(trained[0], cold_start()) > 1e-2  # or the comparison says nothing
+    assert furthest(*trained) < 1e-4
 
 
 def test_the_decision_settles_on_direct_only_where_a_call_gains_less_than_its_price() -> None:
