@@ -121,12 +121,12 @@ def openings(
     """
     size = J.shape[1]
     found: dict[tuple[int, int], Opening] = {}
-    for group in np.flatnonzero(apart):
-        first = int(group) * size
+    for group in np.flatnonzero(apart).tolist():
+        first = group * size
         runs = trajectories[first : first + size]
         forced = next((run.calls[0] for run in runs if run.calls and run.calls[0].forced), None)
         tokens = (forced.completion_ids or ())[: forced.forced] if forced else ()
-        for places, contrast in _decisions(runs, J[group], included[group], float(Delta[group]), tokens):
+        for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens):
             shared = Opening(tokens=len(tokens), contrast=contrast / len(places))
             found.update({(first + rollout, call): shared for rollout, call in places})
     return found

@@ -301,7 +301,7 @@ class HDPOTrainer(GRPOTrainer):
         questions = inputs["num_questions"]
         if self._mode == "train":
             questions = questions * accumulated / cast(GRPOConfig, self.args).steps_per_generation
-        loss = each.sum() / questions
+        loss: Tensor = each.sum() / questions
         self._note({"hdpo/decision_loss": self._mean(loss.detach()) * accumulated})
         return loss
 
