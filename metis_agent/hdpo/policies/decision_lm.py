@@ -33,12 +33,12 @@ from metis_agent.gates.scorers.pretrained import check_source, import_transforme
 from metis_agent.hdpo.policies import Traits
 from metis_agent.hdpo.policies.gradient import (
     FitProgress,
-    GradientTraining,
     fit_heads,
     fit_name,
     logits_of,
     source_stamp,
 )
+from metis_agent.hdpo.settings import GradientTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.types import ToolSpec
 

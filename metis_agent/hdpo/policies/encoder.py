@@ -27,12 +27,12 @@ from metis_agent.gates.scorers.pretrained import (
 from metis_agent.hdpo.policies import Traits
 from metis_agent.hdpo.policies.gradient import (
     FitProgress,
-    GradientTraining,
     fit_heads,
     fit_name,
     logits_of,
     source_stamp,
 )
+from metis_agent.hdpo.settings import GradientTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["EncoderPolicy"]
