@@ -15,7 +15,15 @@ from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-__all__ = ["conversation_images", "image_block", "image_source", "is_first_step", "seconds_of", "turn_of"]
+__all__ = [
+    "conversation_images",
+    "image_block",
+    "image_source",
+    "is_first_step",
+    "provider_name",
+    "seconds_of",
+    "turn_of",
+]
 
 MessageT = TypeVar("MessageT", bound=BaseMessage)
 
@@ -39,6 +47,12 @@ def is_first_step(turn: Sequence[BaseMessage]) -> bool:
         last = cast(AIMessage, turn[-1])
         return not (last.tool_calls or last.invalid_tool_calls)
     return all(message.type not in ("ai", "tool") for message in turn)
+
+
+def provider_name(metadata: Mapping[str, Any]) -> str:
+    """The model's name, with its version, in a reply's `response_metadata`; empty for none, or a local path."""
+    name = str(metadata.get("model_name") or metadata.get("model") or "")
+    return "" if name.startswith((".", "/")) or "\\" in name else name
 
 
 def seconds_of(state: Mapping[str, Any]) -> float:

@@ -26,15 +26,14 @@ from metis_agent.gates.artefact import fetch_gate, load_artefact
 from metis_agent.gates.base import Gate, allows
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features, readings
 from metis_agent.gates.reading import conversation_before, load_familiarity, observed, reading_of
-from metis_agent.gates.scorers import Asked, load_scorer
-from metis_agent.messages import is_first_step, turn_of
+from metis_agent.gates.scorers import Asked, decision_probabilities, load_scorer
+from metis_agent.messages import is_first_step, provider_name, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
 __all__ = [
     "STRANGE",
     "UNFAMILIAR",
     "PolicyGate",
-    "decision_probabilities",
     "read_images",
     "read_request",
 ]
@@ -47,28 +46,6 @@ STRANGE = "how unlike the gate's training"
 
 ReadRequest = Callable[[GateRequest], tuple[str, str]]
 ReadDraft = Callable[[Draft], Mapping[str, float]]
-
-
-def decision_probabilities(
-    decision: Mapping[str, object], logits: Sequence[float], step: int = 0
-) -> tuple[list[float], list[float]]:
-    """(accuracy of each branch, probability of each tool) from the heads; the same as `hdpo`'s `Contrast`.
-
-    Args:
-        decision: That part of `gate.json`.
-        logits: One a head.
-        step: Calls so far, for a gate that decides at every step.
-    """
-    temperatures, saving, means = (_floats(decision[name]) for name in ("head_temperature", "saving", "mean_accuracy"))
-    if by_step := _floats(decision.get("step_saving")):
-        saving = [0.0, *[by_step[min(step, len(by_step) - 1)]] * (len(saving) - 1)]
-    trust, beta, tau = (float(str(decision[name])) for name in ("trust", "beta", "temperature"))
-    accuracy = [_sigmoid(z / t) for z, t in zip(logits, temperatures, strict=True)]
-    tools = [
-        _sigmoid((trust * p + (1 - trust) * mean - accuracy[0] - beta * c) / tau)
-        for p, mean, c in zip(accuracy[1:], means[1:], saving[1:], strict=True)
-    ]
-    return accuracy, tools
 
 
 def read_request(request: GateRequest) -> tuple[str, str]:
@@ -101,6 +78,7 @@ class PolicyGate(Gate):
             log-probabilities give.
         unfamiliar: Who decides on a question unlike the gate's training, as `metis_agent.gates.policy` scores it:
             by default the "model", all tools allowed; or the "gate" all the same. `unfamiliar_turns` counts them.
+            So it is where another model answers than those that the gate learnt from, from its first reply on.
         new_tools: Let a gate of kind `decision_lm` decide on tools that it was not trained for, by their
             descriptions. Its figures and the promise of its threshold don't cover them.
         device: Where a gate of kind `encoder` or `decision_lm` runs, such as "cpu" or "cuda:1"; by default the
@@ -152,9 +130,13 @@ class PolicyGate(Gate):
         self._reads_images = bool(description["policy"].get("images"))
         if unfamiliar not in ("model", "gate"):
             raise ConfigurationError(f"unfamiliar={unfamiliar!r}: who decides is the 'model' or the 'gate'.")
+        self._unfamiliar = unfamiliar
         self._strange = load_familiarity(self.artefact)
         self._familiarity = self._strange if unfamiliar == "model" else None
         self._counting = threading.Lock()
+        self.models = frozenset(map(str, description.get("models", ())))
+        """Names, with their versions, of the models whose runs it learnt from; empty where the records have none."""
+        self._in_service = ""
         self.turns = self.unfamiliar_turns = 0
         """Turns that were answered, and those of them that began with a question left to the model."""
 
@@ -315,8 +297,9 @@ class PolicyGate(Gate):
     def after_turn(
         self, messages: Sequence[BaseMessage], decisions: Sequence[GateDecision], outcomes: Sequence[ToolOutcome]
     ) -> None:
-        """Count the turn."""
+        """Count the turn, and see which model answered."""
         with self._counting:
+            self._in_service = _last_model(messages) or self._in_service
             self.turns += 1
             self.unfamiliar_turns += bool(decisions and decisions[0].reason.startswith(UNFAMILIAR))
 
@@ -351,7 +334,10 @@ class PolicyGate(Gate):
         return "\n".join(part for part in (before, brought) if part)
 
     def _unlike(self, request: GateRequest) -> str | None:
-        """How unlike training the question is; `None` where it is like it, or nobody knows."""
+        """How unlike training the model or the question is; `None` where it is like it, or nobody knows."""
+        model = _last_model(request.messages) or self._in_service
+        if self._unfamiliar == "model" and self.models and model and model not in self.models:
+            return f"the model is {model!r}, and the gate learnt from runs of {sorted(self.models)!r}"
         if self._familiarity is None:
             return None
         score = self._familiarity.score(self._read_request(request)[0])
@@ -389,6 +375,11 @@ class PolicyGate(Gate):
         return {**said, **draft_log_prob_features(draft.log_probs), **extra}
 
 
+def _last_model(messages: Sequence[BaseMessage]) -> str:
+    replies = (message.response_metadata for message in reversed(messages) if message.type == "ai")
+    return next((name for reply in replies if (name := provider_name(reply))), "")
+
+
 def _calls(request: GateRequest) -> int:
     """Calls in this turn so far."""
     return sum(message.type == "tool" for message in turn_of(request.messages))
@@ -400,14 +391,6 @@ _read = read_request
 def _whole_text(request: GateRequest) -> tuple[str, str]:
     turn = turn_of(request.messages)
     return (str(turn[0].text), "") if turn else ("", "")
-
-
-def _floats(values: object) -> list[float]:
-    return [float(value) for value in values] if isinstance(values, list) else []
-
-
-def _sigmoid(z: float) -> float:
-    return 1 / (1 + math.exp(-z)) if z > -500 else 0.0
 
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<base64>[A-Za-z0-9+/=\s]+)")

@@ -78,6 +78,7 @@ def write_artefact(
         "policy": dict(gate.policy.config()),
         "training": {"rows": len(table), "strength": gate.strength.tolist(), "data_hash": data_hash},
         "metrics": dict(metrics),
+        **({"models": list(table.models)} if table.models else {}),
         **({"familiarity": dict(gate.familiarity.description)} if gate.familiarity else {}),
     }
     tensors = {

@@ -14,7 +14,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ DIRECT = "direct"
 """The name of the action that calls no tool; always action 0."""
 MIN_ROWS = 40
 """Fewer rows can neither train a gate nor say how good it is."""
-_TEXTS = ("contexts", "histories", "groups", "runs", "observations", "drafts")
+_TEXTS = ("questions", "contexts", "histories", "groups", "runs", "observations", "drafts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class OutcomeTable:
     draft: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """By name, [N]: what a direct draft showed before the decision; NaN where there was none. `drafts` has its text."""
     drafts: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """That answered, by their providers' names; empty where nobody knows."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Records that could not be used, by reason."""
 
@@ -157,15 +159,9 @@ class OutcomeTable:
         texts: dict[str, Any] = {
             name: tuple(column[row] for row in index) for name in _TEXTS if (column := getattr(self, name))
         }
-        return OutcomeTable(
-            questions=tuple(self.questions[row] for row in index),
-            actions=self.actions,
-            correct=self.correct[index],
-            cost=self.cost[index],
-            seconds=self.seconds[index],
-            draft={name: column[index] for name, column in self.draft.items()},
-            **texts,
-        )
+        draft = {name: column[index] for name, column in self.draft.items()}
+        numbers = {name: getattr(self, name)[index] for name in ("correct", "cost", "seconds")}
+        return replace(self, **numbers, draft=draft, dropped={}, **texts)
 
     def check_trainable(self) -> None:
         """Refuse what no gate can learn from.
@@ -329,6 +325,7 @@ def read_outcomes(
         groups=_texts(table, group_by) if group_by else (),
         draft=_draft(table, questions, f"{direct}_answer"),
         drafts=_texts(table, "draft_answer") if "draft_answer" in table else (),
+        models=tuple(sorted({*_texts(table, "model")} - {""})) if "model" in table else (),
     )
 
 

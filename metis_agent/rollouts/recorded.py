@@ -29,6 +29,7 @@ from metis_agent.gates.reference import read_log_probs
 from metis_agent.judging.rubric import shorten
 from metis_agent.judging.verifiers import Verify, judged, prose
 from metis_agent.judging.verifiers import verify as default_verify
+from metis_agent.messages import provider_name
 from metis_agent.recording.store import StoreReport, TrajectoryStore, spread
 from metis_agent.rollouts.branches import branch_taken
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
@@ -96,6 +97,8 @@ class OutcomePool:
         self._drafts: dict[int, tuple[str, array[float], str]] = {}
         self._draft_names: tuple[str, ...] = ()
         self._models: set[str] = set()
+        self._answered: set[str] = set()
+        """Names that providers gave the models of the runs."""
         self._trusts = trust_verdicts
         self._doubted: Counter[str] = Counter()
         self._wrong: dict[str, Trajectory] = {}
@@ -200,6 +203,7 @@ class OutcomePool:
 
     def _add_counts(self, other: OutcomePool) -> None:
         self._wrong = {**other._wrong, **self._wrong}
+        self._answered |= other._answered
         self._doubted.update(other._doubted)
         self.dropped.update(other.dropped)
         self.runs += other.runs
@@ -244,6 +248,7 @@ class OutcomePool:
             groups=tuple(self._groups[row] for row in rows) if self._group_by else (),
             draft=self._draft_columns(rows),
             drafts=tuple(self._drafts.get(int(row), _NO_DRAFT)[2] for row in rows) if self._drafts else (),
+            models=tuple(sorted(self._answered)),
             dropped={reason: count for reason, count in dropped.items() if count},
         )
 
@@ -262,6 +267,7 @@ class OutcomePool:
     def _is_to_count(self, run: Trajectory) -> bool:
         self.runs += 1
         if self._is_of_the_model(run.metadata.get("model")):
+            self._answered.update(model_names(run))
             return True
         self.dropped["another model"] += 1
         return False
@@ -350,6 +356,13 @@ class OutcomePool:
             values[place, : len(numbers)] = numbers
         columns: dict[str, Any] = dict(zip(self._draft_names, values.T, strict=True))
         return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def model_names(run: Trajectory) -> set[str]:
+    """Names, with their versions, that a run's replies give their model."""
+    replies = (record.get("data") for record in run.messages if record.get("type") == "ai")
+    said = {provider_name(reply.get("response_metadata") or {}) for reply in replies if isinstance(reply, Mapping)}
+    return {*said, *(call.model for call in run.calls)} - {""}
 
 
 def _verdicts_in_doubt(said: str, run: Trajectory) -> str:

@@ -2,14 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from metis_agent.evaluation.gates import area_under_curve, score_table
 from metis_agent.gates.features import agreement
-from metis_agent.gates.policy import PolicyGate
+from metis_agent.gates.policy import UNFAMILIAR, PolicyGate
 from metis_agent.gates.reading import ends_of, hashed_words
 from metis_agent.hdpo.export import write_artefact
 from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
 from metis_agent.rollouts.outcomes import OutcomeTable
+from metis_agent.types import GateRequest, ToolSpec
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,38 @@ def test_a_long_text_is_read_where_it_begins_and_where_it_ends() -> None:
     assert ends_of(ends_of(text)) == ends_of(text)
     assert len(hashed_words("d", text)) < 400
     assert hashed_words("c", "alpha") != hashed_words("d", "alpha")
+
+
+def test_another_model_than_the_gate_learnt_from_is_noticed_from_its_first_reply_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    correct = (rng.random((60, 2)) < 0.5).astype(float)
+    table = OutcomeTable(
+        questions=tuple(f"How much is {row}?" for row in range(60)),
+        actions=("direct", "search"),
+        correct=correct,
+        cost=np.tile([0.0, 1.0], (60, 1)),
+        seconds=np.full((60, 2), np.nan),
+        models=("gpt-4-0613",),
+    )
+    write_artefact(train_gate(table, GateTraining(strengths=[1.0])), tmp_path / "gate", table=table, metrics={})
+    gate = PolicyGate(tmp_path / "gate")
+    search = ToolSpec(name="search", description="")
+    asked = [HumanMessage("How much is 7?")]
+
+    def decided(messages: list[BaseMessage]) -> str:
+        return gate.decide(GateRequest(messages=messages, tools=(search,))).reason
+
+    def answered(model: str) -> list[BaseMessage]:
+        return [*asked, AIMessage("7", response_metadata={"model_name": model})]
+
+    assert not decided(asked).startswith(UNFAMILIAR)
+    # What the conversation shows counts at once; then the gate remembers who answers.
+    assert "'gpt-3.5-turbo'" in decided([*answered("gpt-3.5-turbo"), *asked])
+    assert not decided([*answered("gpt-4-0613"), *asked]).startswith(UNFAMILIAR)
+    gate.after_turn(answered("gpt-3.5-turbo"), [], [])
+    assert decided(asked).startswith(UNFAMILIAR)
+    gate.after_turn(answered("gpt-4-0613"), [], [])
+    assert not decided(asked).startswith(UNFAMILIAR)
+    # A local path names no model that could be known again.
+    gate.after_turn(answered("/models/mine"), [], [])
+    assert not decided(asked).startswith(UNFAMILIAR)

@@ -8,6 +8,7 @@ imported, or name it under the entry point group `metis_agent.scorers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import Artefact
 from metis_agent.types import ToolSpec
 
-__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "background", "load_scorer", "register_scorer"]
+__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "background", "decision_probabilities", "load_scorer", "register_scorer"]
 
 ENTRY_POINTS = "metis_agent.scorers"
 """Group of entry points; each is named by its kind and gives what `register_scorer` takes."""
@@ -119,3 +120,33 @@ def load_scorer(artefact: Artefact, device: str | None = None) -> Scorer:
             "registers this kind, or upgrade langgraph-metis."
         )
     return load(artefact, device)
+
+
+def decision_probabilities(
+    decision: Mapping[str, object], logits: Sequence[float], step: int = 0
+) -> tuple[list[float], list[float]]:
+    """(accuracy of each branch, probability of each tool) from the heads; the same as `hdpo`'s `Contrast`.
+
+    Args:
+        decision: That part of `gate.json`.
+        logits: One a head.
+        step: Calls so far, for a gate that decides at every step.
+    """
+    temperatures, saving, means = (_floats(decision[name]) for name in ("head_temperature", "saving", "mean_accuracy"))
+    if by_step := _floats(decision.get("step_saving")):
+        saving = [0.0, *[by_step[min(step, len(by_step) - 1)]] * (len(saving) - 1)]
+    trust, beta, tau = (float(str(decision[name])) for name in ("trust", "beta", "temperature"))
+    accuracy = [_sigmoid(z / t) for z, t in zip(logits, temperatures, strict=True)]
+    tools = [
+        _sigmoid((trust * p + (1 - trust) * mean - accuracy[0] - beta * c) / tau)
+        for p, mean, c in zip(accuracy[1:], means[1:], saving[1:], strict=True)
+    ]
+    return accuracy, tools
+
+
+def _floats(values: object) -> list[float]:
+    return [float(value) for value in values] if isinstance(values, list) else []
+
+
+def _sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z)) if z > -500 else 0.0
