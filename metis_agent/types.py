@@ -29,8 +29,18 @@ __all__ = [
     "TrajectoryStatus",
 ]
 
-READ_ONLY_KEYS = ("read_only", "readOnlyHint")
-"""Where a tool's metadata says that it only reads: ours, and MCP's."""
+_READ_ONLY_KEYS = ("read_only", "readOnlyHint")
+
+
+def declared_read_only(*places: object) -> bool | None:
+    """Whether a tool says of itself that it only reads: `None` where it says neither.
+
+    Args:
+        places: where it may say so, in this order, such as its metadata: under our `read_only` or MCP's `readOnlyHint`.
+    """
+    said = (place.get(key) for place in places if isinstance(place, Mapping) for key in _READ_ONLY_KEYS)
+    return next((it for it in said if isinstance(it, bool)), None)
+
 
 TOKEN_RECORD = "token_record"
 """Key of `AIMessage.response_metadata` under which a recording chat model leaves its exact tokens.

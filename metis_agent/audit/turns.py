@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from metis_agent.audit.accounting import Amount, AuditedCall, AuditedTurn, Effect, Prices
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.traces.threads import Step, steps_of
-from metis_agent.types import READ_ONLY_KEYS, Trajectory
+from metis_agent.types import Trajectory, declared_read_only
 
 __all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "survey", "tokens_of"]
 
@@ -335,10 +335,5 @@ def _name(definition: Mapping[str, Any]) -> str:
 def _declared(definition: Mapping[str, Any]) -> bool | None:
     """True where it says that the tool only reads, False where it says that it does not, `None` where it is silent."""
     function = definition.get("function", {})
-    for part in (definition, function if isinstance(function, Mapping) else {}):
-        for place in (part, part.get("metadata"), part.get("annotations")):
-            if isinstance(place, Mapping):
-                for key in READ_ONLY_KEYS:
-                    if isinstance(place.get(key), bool):
-                        return bool(place[key])
-    return None
+    parts = (definition, function if isinstance(function, Mapping) else {})
+    return declared_read_only(*(place for it in parts for place in (it, it.get("metadata"), it.get("annotations"))))

@@ -29,7 +29,7 @@ from metis_agent.errors import ConfigurationError
 from metis_agent.judging.short_answers import normalise
 from metis_agent.types import Question
 
-__all__ = ["Fingerprint", "LeaksStage", "Match", "SimilarityIndex", "fingerprint", "images_of", "leak_of", "utf8"]
+__all__ = ["Fingerprint", "LeaksStage", "Match", "SimilarityIndex", "fingerprint", "images_of", "utf8"]
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,!?;:'\"“”‘’`´()\[\]]")
 _SHINGLE = 5
@@ -325,11 +325,6 @@ class _TestSet:
             if count >= _CONTAINED * total:
                 return "holds a test question", id_
         return "", ""
-
-
-def leak_of(question: Question, test: Iterable[Question]) -> str:
-    """Why a question leaks from a test set; empty where it does not. For a few questions, not for many."""
-    return _TestSet(test, None).leak(fingerprint(question), 0.8)[0]
 
 
 def _grams(print_: Fingerprint) -> set[int]:

@@ -22,7 +22,7 @@ from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async
-from metis_agent.types import READ_ONLY_KEYS, Branch, Question, Trajectory
+from metis_agent.types import Branch, Question, Trajectory, declared_read_only
 
 __all__ = [
     "FORK",
@@ -143,7 +143,7 @@ def undeclared_tools(tools: Iterable[BaseTool]) -> list[str]:
 
     To force the call of one that books, mails or writes, once a question, is not what a recording is for.
     """
-    return [tool.name for tool in tools if not any((tool.metadata or {}).get(key) is True for key in READ_ONLY_KEYS)]
+    return [tool.name for tool in tools if not declared_read_only(tool.metadata)]
 
 
 class BranchRecorder:

@@ -17,7 +17,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import InputError, MissingDependencyError
 from metis_agent.tools.download import DownloadRules, download
 
@@ -28,7 +27,6 @@ __all__ = [
     "RULES",
     "ImageRules",
     "SendableImage",
-    "aload_image",
     "data_uri_content",
     "load_image",
     "sendable_image",
@@ -78,11 +76,6 @@ def load_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None 
     rules = rules or ImageRules()
     until = time.monotonic() + rules.seconds
     return _decoded(_content(source, rules), rules, until)
-
-
-async def aload_image(source: str | bytes | os.PathLike[str], rules: ImageRules | None = None) -> Image:
-    """As `load_image`, without blocking the event loop."""
-    return await arun_in_thread(load_image, source, rules)
 
 
 def thumbnail(image: Image, side: int = 256) -> tuple[bytes, str]:

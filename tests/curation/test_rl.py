@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from metis_agent.curation.leaks import LeaksStage, SimilarityIndex, fingerprint, leak_of
+from metis_agent.curation.leaks import LeaksStage, SimilarityIndex, _TestSet, fingerprint
 from metis_agent.curation.pipeline import Chunking
 from metis_agent.curation.prompts import Prompt, PromptCounts, read_questions
 from metis_agent.curation.rl import CorruptedStage, DisagreementStage, DuplicatesStage, MixStage, curate_rl
@@ -268,6 +268,10 @@ def test_near_duplicates_are_found_among_thousands() -> None:
         if found is None or found.number != 10 * number:
             missed.append((text, found))
     assert missed == []
+
+
+def leak_of(one: Question, test: list[Question]) -> str:
+    return _TestSet(test, None).leak(fingerprint(one), 0.8)[0]
 
 
 def test_a_test_question_inside_a_longer_one_leaks_and_boilerplate_does_not() -> None:

@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 
+from metis_agent.audit.page import audit_page
+from metis_agent.audit.run import check_page
 from metis_agent.recording import schema
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.report.facts import ReportInputs, gather
 from metis_agent.report.page import page_of, write_report
 from metis_agent.types import Trajectory
+from tests.audit.recorded import look
+from tests.audit.test_audit import HOSTILE as MARKUP
+from tests.audit.test_audit import audited, judged, records
+from tests.audit.test_audit import run as recorded
+from tests.fakes import model as chat_model
 from tests.report.browser import browser, complaints, needs_browser, requests, show
 from tests.report.stores import AFTER, BEFORE, HOSTILE, hostile_runs, run, store
 from tests.report.test_inputs import STEP, outcomes, write
@@ -236,6 +243,31 @@ def test_it_is_accessible_and_fits(driver: Any, page: Path, width: int, dark: bo
     assert driver.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
     found = axe.Axe().run(driver)["violations"]
     assert [(it["id"], it["impact"], it["nodes"][0]["html"][:200]) for it in found] == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, True)], ids=["light", "dark, on a phone"])
+def test_the_audits_pages(driver: Any, folder: Path, width: int, dark: bool) -> None:
+    """The audit's page and the one to check by hand: accessible, on a phone too, and they ask for nothing."""
+    axe = pytest.importorskip("axe_core_python.selenium")
+    runs = [*records(), recorded("x", f"Order {MARKUP}?", look(MARKUP, MARKUP), answer=MARKUP, kind="")]
+    said = chat_model(*[f"In {MARKUP}, it is."] * 99)
+    to_check = audited(runs, chat=said, verdicts=judged(), self_reports=False)
+    pages = {"audit": audit_page(audited(runs), f"Title {MARKUP}"), "check": check_page(to_check, 5)}
+    for name, parts in pages.items():
+        page = folder / f"{name}.html"
+        page.write_text("".join(parts))
+        device = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        driver.get("about:blank")
+        complaints(driver), requests(driver)
+        driver.get(page.as_uri())
+        driver.execute_script("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        assert driver.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0, (name, width)
+        assert (complaints(driver), requests(driver)) == ([], [page.as_uri()]), name
+        found = axe.Axe().run(driver)["violations"]
+        assert [(it["id"], it["impact"], it["nodes"][0]["html"][:200]) for it in found] == [], (name, width)
 
 
 def test_the_summary_is_painted_before_the_runs_are_read(driver: Any, folder: Path, page: Path) -> None:
