@@ -1,10 +1,11 @@
 """When is it enough? The almanac of two hops, run through the graph for real: a gate that decides at every step.
 
 For each seed the agent that never has enough is run on questions to learn from, each run forked at each of its steps;
-a gate is trained, and deployed in the graph on fresh questions. Beside it, replayed on the cold start's own runs of the
-same questions and by the area under the curve of accuracy against calls: caps, the oracle, and value regression as
-Stop-RAG has it (arXiv:2510.14337), which trades accuracy for calls at a price instead of within a bound; it reads the
-same features. Also how often a promise by turn is broken over random splits. Prints JSON.
+a gate is trained, its threshold set for a promise on further runs, and deployed in the graph on fresh questions.
+Beside it, replayed on the cold start's own runs of the same questions and by the area under the curve of accuracy
+against calls: caps, the oracle, and value regression as Stop-RAG has it (arXiv:2510.14337), which trades accuracy for
+calls at a price instead of within a bound; it reads the same features. Also how often a promise by turn is broken over
+random splits. Prints JSON.
 
     python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
     python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
@@ -33,8 +34,8 @@ from metis_agent.evaluation.calibration import Promise, choose_threshold
 from metis_agent.evaluation.gates import Resamples, interval_of, replay, score_table
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.gates.reference import ModelGate
-from metis_agent.hdpo.export import write_artefact
-from metis_agent.hdpo.gate_trainer import GateTraining, _followed, train_gate
+from metis_agent.hdpo.export import set_threshold, write_artefact
+from metis_agent.hdpo.gate_trainer import _followed, train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
@@ -185,16 +186,23 @@ def promises(need: Any, points: OutcomeTable, splits: int) -> list[dict[str, Any
 def run(seed: int, train: int, test: int, splits: int, folder: Path) -> dict[str, Any]:
     started = time.process_time()
     kinds = tuple(CALLS_NEEDED)
-    learnt = record(questions("train", train, seed=seed, kinds=kinds), folder / "train", seed)
+    both = questions("train", train + test, seed=seed, kinds=kinds)
+    learnt = record(both[:train], folder / "train", seed)
+    further = record(both[train:], folder / "calibration", seed)
     asked = questions("test", test, seed=seed, kinds=kinds)
     fresh = record(asked, folder / "test", seed)
     print(f"seed {seed}: recorded after {time.process_time() - started:.0f} s of CPU", file=sys.stderr)
     write_artefact(train_gate(learnt), folder / "gate", table=learnt, metrics={})
+    scores = score_table(PolicyGate(folder / "gate", unfamiliar="gate"), further).probabilities
+    promise = Promise(kind="accuracy_loss", limit=0.02)
+    threshold = choose_threshold(scores, further.correct, further.cost, promise, points=further)
+    set_threshold(folder / "gate", threshold.note())
     gate = PolicyGate(folder / "gate", unfamiliar="gate")
     need = score_table(gate, fresh).need
     figures = {
         "seed": seed,
         "train": {"questions": train, "decision_points": len(learnt)},
+        "threshold": threshold.note(),
         "cold start": deployed(ModelGate(), asked),
         "gate": deployed(gate, asked),
         "gate, what is unlike its training left to the model": deployed(PolicyGate(folder / "gate"), asked),
@@ -229,7 +237,7 @@ def many_points(count: int) -> dict[str, float]:
         observations=tuple(row[2] for row in rows),
     )  # fmt: skip
     before = time.process_time(), time.perf_counter()
-    train_gate(table, GateTraining())
+    train_gate(table)
     return {
         "decision_points": count,
         "cpu_seconds": time.process_time() - before[0],

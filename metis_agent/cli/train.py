@@ -113,7 +113,8 @@ def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> 
     from metis_agent.rollouts.outcomes import held_out
 
     left_out = held_out(table, hold_out, seed)
-    console.print(f"{int(left_out.sum()):,} of {len(table):,} questions are held out of training.")
+    what = "decision points" if table.runs else "questions"
+    console.print(f"{int(left_out.sum()):,} of {len(table):,} {what} are held out of training.")
     return table.take(np.flatnonzero(~left_out))
 
 

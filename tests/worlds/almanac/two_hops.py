@@ -1,37 +1,30 @@
-"""Recorded runs of several calls, made from the almanac's facts: what an agent that never has enough has done.
+"""Runs of the almanac's agent that never has enough, made without a graph: what it does, and what it would have said.
 
-Every place has a sister town, which the almanac's entry names. "When was the sister town of Badoki founded?" needs two
-searches; of the places that the agent has heard of it knows the sister by heart, and needs one. Sums, greetings and
-popular facts need none. The agent searches on for one or two calls after it has enough, and one verdict in a hundred
-is by chance.
+`tests/cli/test_every_step.py` makes the same runs for real.
 """
 
 from __future__ import annotations
 
-import random
-import re
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import cast
 
 import numpy as np
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 from metis_agent.gates.reading import observed
+from metis_agent.judging.verifiers import verify
 from metis_agent.rollouts.outcomes import OutcomeTable
-from metis_agent.worlds.almanac.facts import PLACES, RUMOURS, Place, place
-from metis_agent.worlds.almanac.questions import Split, draw
+from metis_agent.types import Question
+from metis_agent.worlds.almanac.agent import SeekingModel
+from metis_agent.worlds.almanac.facts import linked_entries
+from metis_agent.worlds.almanac.questions import CALLS_NEEDED, Kind, Split, questions
 
-_CHANCE = 0.01
-_FORMS = (
-    "When was the sister town of {name} founded?",
-    "In which year was the sister town of {name} founded?",
-    "Which river does the sister town of {name} lie on?",
-    "On which river is the sister town of {name}?",
-)
+MODEL = SeekingModel()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One recorded run."""
+    """One run."""
 
     id: str
     question: str
@@ -43,59 +36,35 @@ class Run:
     """Calls after which it has enough."""
 
 
-def _sister(it: int) -> int:
-    return (it * 7 + 13) % PLACES
-
-
-def _entry(it: Place, sister: Place) -> str:
-    return f"{it.entry[:-1]}; its sister town is {sister.name}."
-
-
-def record(split: Split, number: int, seed: int) -> Run:
-    """One run; places that are not known by heart are other ones in other splits."""
-    rng = random.Random(f"{split} {number} {seed}")
-    kind = rng.choice(("greeting", "sum", "popular", "obscure", "obscure", "two hops", "two hops", "half by heart"))
-    searches: list[str] = []
-    if kind in ("greeting", "sum", "popular"):
-        question, needed = draw(kind, split, rng).text, 0  # type: ignore[arg-type]
-        searches = ["No results."] * 2
-    elif kind == "obscure":
-        question, needed = draw("obscure", split, rng).text, 1
-        name = next(word for word in re.findall(r"[A-Z]\w+", question) if word in _NAMES)
-        searches = _searched(_NAMES[name], 2, rng)
-    else:
-        known = kind == "half by heart"
-        spans = {"train": (RUMOURS, 4000), "validation": (4000, 4500), "test": (4500, PLACES)}
-        first = rng.randrange(RUMOURS) if known else rng.randrange(*spans[split])
-        question, needed = rng.choice(_FORMS).format(name=place(first).name), 1 if known else 2
-        searches = _searched(_sister(first) if known else first, 2, rng)
-    searches += [searches[-1]] * rng.randint(0, 1)
-    verdicts = [(k >= needed) ^ (rng.random() < _CHANCE) for k in range(len(searches) + 1)]
+def record(question: Question) -> Run:
+    """One run, and at each of its states what the model says if it has to answer."""
+    messages: list[BaseMessage] = [HumanMessage(question.text)]
+    verdicts = []
+    while True:
+        verdicts.append(bool(verify(question, said(messages).text)))
+        reply = said(messages, tools=["text_search"])
+        if not reply.tool_calls:
+            break
+        call = reply.tool_calls[0]
+        found = linked_entries().get(call["args"]["query"], "No results.")
+        messages += [reply, ToolMessage(found, tool_call_id=call["id"], name=call["name"])]
     return Run(
-        id=f"{split}/{number}", question=question, needed=needed, verdicts=tuple(verdicts),
-        brought=tuple(("text_search", text, False) for text in searches),
-    )  # fmt: skip
+        id=question.id,
+        question=question.text,
+        brought=tuple(("text_search", str(it.text), False) for it in messages if isinstance(it, ToolMessage)),
+        verdicts=tuple(verdicts),
+        needed=CALLS_NEEDED[cast(Kind, question.kind)],
+    )
+
+
+def said(messages: list[BaseMessage], **options: object) -> AIMessage:
+    """What the model replies."""
+    return cast(AIMessage, MODEL._generate(messages, **options).generations[0].message)
 
 
 def records(split: Split, count: int, seed: int) -> list[Run]:
     """So many runs, each of another question."""
-    found: dict[str, Run] = {}
-    number = 0
-    while len(found) < count:
-        run = record(split, number, seed)
-        found.setdefault(run.question, run)
-        number += 1
-    return list(found.values())
-
-
-def _searched(first: int, calls: int, rng: random.Random) -> list[str]:
-    chain = [first]
-    while len(chain) <= calls:
-        chain.append(_sister(chain[-1]))
-    return [_entry(place(one), place(other)) for one, other in pairwise(chain)]
-
-
-_NAMES = {place(index).name: index for index in range(PLACES)}
+    return [record(question) for question in questions(split, count, seed=seed, kinds=tuple(CALLS_NEEDED))]
 
 
 def decision_points(runs: list[Run]) -> OutcomeTable:
