@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, Tool
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.budget import ToolTerms
 from metis_agent.rules.rules import Offer, Rules
-from metis_agent.rules.shapes import ending_of, open_calls, rewritten, text_of, without_calls
+from metis_agent.rules.shapes import open_calls, rewritten, text_of, without_calls
 from metis_agent.rules.state import Notes
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
@@ -141,6 +141,7 @@ def plan_calls(
     latest: Sequence[ToolOutcome],
     messages: Sequence[AnyMessage],
     answered: Collection[str] = (),
+    cut: bool = False,
 ) -> Plan:
     """Settle each call of a reply: run it, block it, or answer it with an earlier result.
 
@@ -154,8 +155,9 @@ def plan_calls(
         latest: those of them that were executed last, side by side.
         messages: the conversation before the reply.
         answered: ids of calls that have their message already.
+        cut: the token limit has cut the reply short.
     """
-    message, calls = _read_calls(message, offer, _ids_in(messages, outcomes), answered)
+    message, calls = _read_calls(message, offer, _ids_in(messages, outcomes), answered, cut)
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
@@ -260,7 +262,7 @@ def _ids_in(messages: Sequence[AnyMessage], outcomes: Sequence[ToolOutcome]) -> 
 
 
 def _read_calls(
-    message: AIMessage, offer: Offer, taken: Collection[str], answered: Collection[str]
+    message: AIMessage, offer: Offer, taken: Collection[str], answered: Collection[str], cut: bool
 ) -> tuple[AIMessage, list[_Call]]:
     """All open calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
 
@@ -285,7 +287,7 @@ def _read_calls(
                     type="invalid_tool_call",
                 )
             )  # fmt: skip
-    if ending_of(message) == "length" and calls and not calls[-1].fault:
+    if cut and calls and not calls[-1].fault:
         # LangChain closes what is open in streamed JSON, and some providers do the same.
         calls[-1] = replace(calls[-1], fault="the token limit has cut the reply short within it")
     return rewritten(message, now), calls

@@ -31,6 +31,7 @@ from metis_agent.rules.enforcement import (
 from metis_agent.rules.outcomes import OutcomeBuffer
 from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import (
+    Ending,
     ending_of,
     has_answer,
     joined,
@@ -81,6 +82,8 @@ class Turn:
         self.gate_seconds = 0.0
         self.calls: list[ModelCall] = []
         """Of this step, where they are kept."""
+        self.ending: Ending = ""
+        """How the model's latest reply ended."""
         notes: Notes | None = state.get("metis_turn")
         self._run_begins = not state.get("metis_run")
         self.new = notes is None or (self._run_begins and begins_anew(notes, self.messages))
@@ -140,20 +143,22 @@ class Turn:
         return spending_of(self.outcomes, seconds)
 
     def take_reply(self, reply: AIMessage | None, node: str, offer: Offer) -> None:
-        """Note a reply as the model gave it, and the calls in it that have run at the provider."""
+        """Note a reply as the model gave it, how it ended, and the calls in it that have run at the provider."""
         rules = self.rules
         if reply is None:
+            self.ending = ""
             return
-        for call in provider_calls(reply):
-            status: OutcomeStatus = "error" if call.failed else "ok"
-            self.outcomes.append(
-                ToolOutcome(call_id=call.id, tool=offer.named(call.tool), arguments=call.arguments, status=status)
-            )
         if rules.name:
             reply.name = rules.name
         if rules.record_calls or (rules.record_calls is None and TOKEN_RECORD in reply.response_metadata):
             step = len(self.calls) + (0 if self.new else len(self.state.get("calls", ())))
             self.calls.append(model_call_of(reply, node, step))
+        self.ending = ending_of(reply)
+        for call in provider_calls(reply):
+            status: OutcomeStatus = "error" if call.failed else "ok"
+            self.outcomes.append(
+                ToolOutcome(call_id=call.id, tool=offer.named(call.tool), arguments=call.arguments, status=status)
+            )
 
     def send(self, calls: list[PendingCall], *, polls: bool = False) -> None:
         """Note which calls go on to the tools, and whether some may bring the same again and again."""
@@ -346,7 +351,7 @@ def respond(
         node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
         reply = yield Ask(node=node, allowed=decision.allowed, required=decision.required)
         turn.take_reply(reply.message, node, offer)
-        if reply.message is not None and ending_of(reply.message) == "paused":
+        if reply.message is not None and turn.ending == "paused":
             reply = yield from _resumed(turn, offer, decision, reply, reply.message)
     message, answered = reply.message, reply.answered
     if message is None:
@@ -364,6 +369,7 @@ def respond(
     plan = plan_calls(
         turn.rules, offer, message, decision,
         spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages, answered=answered,
+        cut=turn.ending == "length",
         latest=[outcome for outcome in turn.outcomes if outcome.call_id in ids and outcome.status in _EXECUTED],
     )  # fmt: skip
     turn.outcomes += plan.outcomes
@@ -383,7 +389,7 @@ def respond(
 def _resumed(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, message: AIMessage) -> Step[Reply]:
     """The reply with what follows where its provider has paused it in the middle of a search, within the budget."""
     node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
-    while ending_of(message) == "paused" and not turn.rules.budget.spent(turn.spent):
+    while turn.ending == "paused" and not turn.rules.budget.spent(turn.spent):
         reply = yield Ask(node=node, allowed=decision.allowed, after=(message,))
         if reply.message is None:
             return reply
