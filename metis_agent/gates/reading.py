@@ -65,9 +65,8 @@ PLACES = 2**20
 FURTHEST = 6.0
 """Standard deviations of length beyond which a question is not stranger still."""
 
-_FIRST, _LAST = 120, 60
-"""Words of a context, and of a draft, that are read: where it begins and where it ends."""
-_END = 2000
+_ENDS = {"c": (40, 24, 400), "d": (120, 60, 2000)}
+"""Words that a context, and a draft, is read for where it begins and where it ends, and characters of each end."""
 _TURNS, _TURN = 6, 500
 """Messages of a conversation that are read, the last ones, and characters of each."""
 _RESULTS = 20
@@ -186,9 +185,10 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     return _counts("h", itertools.chain(said, together), buckets)
 
 
-def ends_of(text: str) -> str:
+def ends_of(text: str, space: str = "d") -> str:
     """As much of a long text as `hashed_words` reads: how it begins and how it ends."""
-    return text if len(text) <= 2 * _END else f"{text[:_END]} {text[-_END:]}"
+    end = _ENDS[space][2]
+    return text if len(text) <= 2 * end else f"{text[:end]} {text[-end:]}"
 
 
 def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int]:
@@ -199,9 +199,10 @@ def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int
         text: Any.
         buckets: Size of the hashed space.
     """
-    tokens = tokens_of(ends_of(text))
-    if len(tokens) > _FIRST + _LAST:
-        tokens = tokens[:_FIRST] + tokens[-_LAST:]
+    tokens = tokens_of(ends_of(text, space))
+    first, last, _ = _ENDS[space]
+    if len(tokens) > first + last:
+        tokens = tokens[:first] + tokens[-last:]
     words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
     return _counts(space, itertools.chain(words, map(" ".join, itertools.pairwise(words))), buckets)
 
