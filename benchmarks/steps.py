@@ -86,13 +86,14 @@ def value_regression(train: OutcomeTable, test: OutcomeTable, price: float) -> A
     """
     from sklearn.linear_model import Ridge
 
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(train, name), getattr(test, name)])
+        if isinstance(getattr(train, name), np.ndarray)
+        else (*getattr(train, name), *getattr(test, name))
+        for name in ("questions", "correct", "cost", "seconds", "observations")
+    }
     both = OutcomeTable(
-        **{
-            name: np.concatenate([getattr(train, name), getattr(test, name)])
-            if isinstance(getattr(train, name), np.ndarray)
-            else (*getattr(train, name), *getattr(test, name))
-            for name in ("questions", "correct", "cost", "seconds", "observations")
-        },
+        **columns,
         runs=(*(f"train {run}" for run in train.runs), *(f"test {run}" for run in test.runs)),
         actions=train.actions,
     )

@@ -110,7 +110,7 @@ def test_a_fork_is_a_direct_run_only_before_the_first_call() -> None:
 def test_other_tools_and_other_models_are_refused() -> None:
     run, other = run_of("a", "search"), run_of("b", "search")
     stranger = forked(other, "no")[0]
-    stranger.metadata[FORK]["tools"].append("browse")  # type: ignore[index]
+    stranger.metadata[FORK]["tools"].append("browse")
     with pytest.raises(InputError, match="other tools"):
         PointPool().extend([*forked(run, "no"), stranger])
     with pytest.raises(InputError, match="name all of them"):
