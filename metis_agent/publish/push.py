@@ -102,8 +102,9 @@ def _gate(folder: Path, repo: str, facts: CardFacts) -> tuple[str, str | None, l
     # A path on the trainer's machine is nobody's business.
     known = trained_from if _REPO.fullmatch(trained_from) and not Path(trained_from).exists() else None
     base = facts.base_model or known
-    training = about.get("training") or {}
-    figures = facts.figures or about.get("metrics") or {}
+    # A folder that somebody else made may say anything there.
+    training, measured = (it if isinstance(it, Mapping) else {} for it in map(about.get, ("training", "metrics")))
+    figures = facts.figures or measured
     measured_on = facts.measured_on or ("" if facts.figures else "Held-out folds of the training records.")
     body = [
         f"# {inert(repo)}",
