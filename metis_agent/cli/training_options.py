@@ -353,7 +353,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     stands below it. One that a command line can't give, such as a mapping, stays the library's alone.
     """
     own = inspect.signature(command, eval_str=True).parameters
-    classes = {name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)}
+    kinds: dict[str, Any] = {name: each.annotation for name, each in own.items()}
+    classes = dict(filter(lambda named: is_dataclass(named[1]), kinds.items()))
     options = {name: _options(each) for name, each in classes.items()}
 
     @functools.wraps(command)
@@ -375,7 +376,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 _PLAIN = {bool, int, float, str, type(None)}
 
 
-def _options(settings: type) -> list[inspect.Parameter]:
+def _options(settings: Any) -> list[inspect.Parameter]:
     words = _documentation(settings)
     hints = get_type_hints(settings, include_extras=True)
     options = []
@@ -392,7 +393,7 @@ def _options(settings: type) -> list[inspect.Parameter]:
     return options
 
 
-def _documentation(settings: type) -> dict[str, str]:
+def _documentation(settings: Any) -> dict[str, str]:
     """What stands below each field in the source."""
     (found,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
     body = found.body if isinstance(found, ast.ClassDef) else []
