@@ -11,6 +11,7 @@ own: the same seed gives the same tokens whatever else is in the batch.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -39,6 +40,11 @@ def left_padded(
     return ids_BP, (torch.arange(width, device=device) >= first_B1).long()
 
 
+def cache_argument(model: Any) -> str:
+    """What its `forward` calls the cache: until transformers 5.23 it was `past_key_values`."""
+    return "cache" if "cache" in inspect.signature(model.get_decoder().forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def prefilled(model: Any, prompts: Sequence[tuple[int, ...]], pad_id: int) -> DynamicCache:
     """The cache of all prompts but for their last tokens, one row each; equal prompts are run once."""
@@ -50,8 +56,8 @@ def prefilled(model: Any, prompts: Sequence[tuple[int, ...]], pad_id: int) -> Dy
         input_ids=ids_UP,
         attention_mask=mask_UP,
         position_ids=(mask_UP.cumsum(dim=-1) - 1).clamp_(min=0),
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(model): cache},
     )
     if len(distinct) < len(prompts):
         cache.batch_select_indices(torch.tensor([distinct[ids] for ids in prompts], device=ids_UP.device))
@@ -81,6 +87,7 @@ class RunningBatch:
         self._model = model
         self._chooser = TokenChooser(sampling, model.device)
         self._cache: Any = prefilled(model, prompts, pad_id)
+        self._cache_argument = cache_argument(model)
         ids_AP, mask_AP = left_padded(prompts, pad_id, model.device, at_least=2)
         self._last_A1 = ids_AP[:, -1:]
         self._position_A1 = mask_AP.sum(dim=1, keepdim=True) - 1
@@ -97,7 +104,7 @@ class RunningBatch:
         with nullcontext() if on_cpu else getattr(model, "_optimize_model_for_decode", nullcontext)():
             logits_A1V = model(
                 input_ids=self._last_A1, attention_mask=self._mask_AM[:, : self._width],
-                position_ids=self._position_A1, past_key_values=self._cache, use_cache=True,
+                position_ids=self._position_A1, use_cache=True, **{self._cache_argument: self._cache},
             ).logits  # fmt: skip
         chosen_A, log_probs_A2 = self._chooser.choose(logits_A1V[:, -1].float())
         self._last_A1, self._position_A1 = chosen_A[:, None], self._position_A1 + 1
