@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def metis(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from metis_agent.cli import main; main()", *arguments]
 
 
+def interrupted(running: subprocess.Popen[str]) -> str:
+    """What it says when Ctrl-C is pressed, and pressed again while nothing comes of it, since Python may lose one."""
+    for _ in range(10):
+        running.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return running.communicate(timeout=8)[1]
+    raise AssertionError("it goes on")
+
+
 @pytest.mark.slow
 def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
@@ -30,8 +40,7 @@ def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) ->
     until = time.monotonic() + 100
     while not any(path.stat().st_size for path in measured.glob("*.jsonl")) and time.monotonic() < until:
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    errors = interrupted(running)
     assert running.returncode == 130
     assert "Run the same command again" in errors
     assert not (folder / "metrics.json").exists()

@@ -224,7 +224,7 @@ def test_questions_without_answers_are_judged_by_agreement_with_the_free_run(fol
 
 def test_drift_is_told_from_questions_alone(copy: Path) -> None:
     today = [row for row in questions(40, seed=2) if row["kind"] in ("stock", "order")]
-    for name, rows in (("same.jsonl", questions(30, seed=2)), ("other.jsonl", today), ("few.jsonl", today[:5])):
+    for name, rows in (("same.jsonl", questions(30, seed=3)), ("other.jsonl", today), ("few.jsonl", today[:5])):
         (copy / name).write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
     assert "No drift" in metis("drift", "my-gate", "--questions", "same.jsonl")
     assert "No drift" in metis("drift", "my-gate", "--store", "runs")

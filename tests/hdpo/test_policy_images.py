@@ -93,6 +93,11 @@ def noted(trainer: HDPOTrainer) -> tuple[list[dict[str, Any]], list[torch.Tensor
     return batches, found
 
 
+def sampled(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The tokens that the policy chose itself: neither an observation nor forced."""
+    return (inputs["completion_mask"] * inputs["tool_mask"]).bool() & ~inputs["sampling_per_token_logps"].isnan()
+
+
 def test_the_loss_sees_the_pictures_that_the_rollouts_saw(tmp_path: Path) -> None:
     """The trainer's log-probabilities are those of sampling, on every token, also after the tool's picture."""
     model, before = seeing_model(), seeing_model()
@@ -106,7 +111,7 @@ def test_the_loss_sees_the_pictures_that_the_rollouts_saw(tmp_path: Path) -> Non
     pictures = [count for inputs in batches for count in inputs["num_images"]]
     assert sorted(set(pictures)) == [0, 1, 2]  # text, a question's own, and that of the tool too
     for inputs, log_probs in zip(batches, found, strict=True):
-        own = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        own = sampled(inputs)
         torch.testing.assert_close(log_probs[own], inputs["sampling_per_token_logps"][own], rtol=0, atol=1e-4)
         assert float(log_probs[own].mean()) < -0.1  # not so sure of itself that nothing could differ
     assert logged(trainer, "hdpo/excluded") == [0]
@@ -119,7 +124,7 @@ def test_without_pixels_the_log_probabilities_would_be_others(tmp_path: Path) ->
     trainer = trainer_on_pictures(tmp_path, seeing_model(), images=None)
     batches, found = noted(trainer)
     trainer.train()
-    own = (batches[0]["completion_mask"] * batches[0]["tool_mask"]).bool()
+    own = sampled(batches[0])
     assert float((found[0][own] - batches[0]["sampling_per_token_logps"][own]).abs().max()) > 1e-3
 
 

@@ -225,7 +225,7 @@ def test_what_json_can_not_hold_is_refused_and_leaves_nothing(url):
 
 
 def test_a_wrong_address_is_a_configuration_error(monkeypatch):
-    with pytest.raises(ConfigurationError, match="'nope://x' is no place"):
+    with pytest.raises(ConfigurationError, match="'nope://x' is no address"):
         TrajectoryStore("nope://x")
     with pytest.raises(ConfigurationError, match="empty"):
         TrajectoryStore("")
