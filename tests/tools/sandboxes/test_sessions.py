@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import select
 import socket
 import subprocess
 import sys
@@ -46,7 +47,10 @@ def test_a_session_made_ahead_of_time(sandbox: Sandbox) -> None:
     template = sandbox._running_template()
     with sandbox.open(), sandbox.open(), sandbox.open():
         (spare,) = template._spares
-        spare.stream.shutdown(socket.SHUT_WR)  # its process ends
+        spare.stream.shutdown(socket.SHUT_WR)
+        ended = select.poll()
+        ended.register(spare.stream, 0)
+        assert ended.poll(10_000)  # its process has closed the other side
     with sandbox.open() as session:
         assert session.run("1 + 1").result == "2"
     opening = [threading.Thread(target=lambda: sandbox.open().close()) for _ in range(20)]
