@@ -56,9 +56,12 @@ types: $(VENV)/installed ## mypy --strict
 	$(RUN)/mypy
 
 # Environments of their own, for the two ends of the ranges in pyproject.toml; there a deprecation is an error.
-# But for the one that TRL 1.16 and PEFT 0.21 cause between themselves and transformers 5.24, by an attribute's old name.
+# But for those that others cause between themselves: TRL 1.16 and PEFT 0.21 by transformers' old names, and
+# langgraph-supervisor 0.0.31 by LangGraph's.
 DEPRECATIONS := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \
-	-W 'ignore:`is_gradient_checkpointing` is deprecated:FutureWarning'
+	-W 'ignore:`is_gradient_checkpointing` is deprecated:FutureWarning' \
+	-W 'ignore:`gradient_checkpointing_disable` is deprecated:FutureWarning' \
+	-W 'ignore:create_react_agent has been moved'
 TESTS ?= tests
 
 test-latest: ## all tests with the newest releases that the ranges admit, PyTorch as in the lock: TORCH=... TESTS=...
