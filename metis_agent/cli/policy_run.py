@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -92,14 +93,12 @@ def _arguments(run: PolicyRun, out: Path) -> Any:
 
     from metis_agent.hdpo.config import HDPOConfig
 
-    training, sampling = run.training, run.sampling
+    training, sampling, objective = run.training, run.sampling, asdict(run.objective)
     generation, accumulated = run.batches(processes())
     settings: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"), "num_generations": run.groups.size, "seed": training.seed,
         "forced_direct": run.groups.direct, "forced_tool": run.groups.tool,
-        "objective": run.objective.name, "w_acc": run.objective.w_acc, "w_tool": run.objective.w_tool,
-        "price": run.objective.price, "odds": run.objective.odds, "w_decision": run.objective.w_decision,
-        "alpha": run.objective.alpha, "branch_weight": run.objective.branch_weight, "margin": run.objective.margin,
+        "objective": objective.pop("name"), **objective,
         "per_device_train_batch_size": training.micro_batch, "steps_per_generation": generation,
         "gradient_accumulation_steps": accumulated, "max_steps": training.steps * training.updates_per_step,
         "learning_rate": training.learning_rate, "lr_scheduler_type": training.schedule,

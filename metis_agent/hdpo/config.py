@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class HDPOConfig(GRPOConfig):
     odds: float = _option(4.0, "m of 'contrast': log-odds at which a decision counts as made.")
     w_decision: float = _option(1.0, "Weight of the decision's loss in 'contrast'.")
     branch_weight: bool = _option(False, "Weight A_tool by how sure it is that answering directly does.")
+    eps: float = _option(1e-4, "Added to the deviation of a group's rewards.")
+    ddof: int = _option(1, "1 for the sample deviation, TRL's; 0 for the population's.")
     margin: float = _option(0.1, "Accuracy by which the direct branch may trail, with branch_weight.")
     forced_direct: int = _option(4, "Rollouts of a group that are made to answer directly.")
     forced_tool: int = _option(4, "Rollouts of a group that are made to call a tool.")
@@ -86,16 +88,10 @@ class HDPOConfig(GRPOConfig):
     @property
     def hdpo_objective(self) -> Objective:
         """Which advantages."""
+        names = {each.name for each in fields(Objective)} - {"name"}
         return Objective(
             name=self.objective,  # type: ignore[arg-type]  # checked by Objective itself
-            w_acc=self.w_acc,
-            w_tool=self.w_tool,
-            alpha=self.alpha,
-            price=self.price,
-            odds=self.odds,
-            w_decision=self.w_decision,
-            branch_weight=self.branch_weight,
-            margin=self.margin,
+            **{name: getattr(self, name) for name in names},
         )
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.policy_run import check_reporters
+from metis_agent.cli.policy_run import _arguments, check_reporters
 from metis_agent.cli.train_policy import CONFIGS, read_run
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
@@ -96,6 +96,11 @@ def test_the_papers_figures_stand_in_the_papers_file() -> None:
 def test_a_wrong_key_is_named_with_its_rule(change: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         read_run("laptop", [change])
+
+
+def test_every_setting_of_the_objective_reaches_the_trainer(tmp_path: Path) -> None:
+    run = read_run("laptop", ["objective.name=coupled", "objective.eps=0.01", "objective.ddof=0", "objective.alpha=1"])
+    assert _arguments(run, tmp_path).hdpo_objective == run.objective
 
 
 def test_batches_that_do_not_divide_say_what_would(tmp_path: Path) -> None:
