@@ -354,7 +354,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command, eval_str=True).parameters
     kinds: dict[str, Any] = {name: each.annotation for name, each in own.items()}
-    classes = dict(filter(lambda named: is_dataclass(named[1]), kinds.items()))
+    classes = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
     options = {name: _options(each) for name, each in classes.items()}
 
     @functools.wraps(command)

@@ -335,8 +335,9 @@ class PolicyGate(Gate):
 
     def _unlike(self, request: GateRequest) -> str | None:
         """How unlike training the model or the question is; `None` where it is like it, or nobody knows."""
-        model = _last_model(request.messages) or self._in_service
-        if self._unfamiliar == "model" and self.models and model and model not in self.models:
+        by_name = self._unfamiliar == "model" and self.models
+        model = (_last_model(request.messages) or self._in_service) if by_name else ""
+        if model and model not in self.models:
             return f"the model is {model!r}, and the gate learnt from runs of {sorted(self.models)!r}"
         if self._familiarity is None:
             return None

@@ -7,7 +7,10 @@ from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 
 from metis_agent import MetisGateMiddleware, create_metis_agent
-from tests.middleware.helpers import Only, make_tools
+from tests.middleware.conftest import ran, tools
+from tests.middleware.helpers import Only
+
+__all__ = ["go", "make", "ran", "tools"]
 
 
 @pytest.fixture(params=["graph", "middleware"])
@@ -34,13 +37,3 @@ def go(request):
         )
 
     return go
-
-
-@pytest.fixture
-def ran():
-    return []
-
-
-@pytest.fixture
-def tools(ran):
-    return make_tools(ran)
