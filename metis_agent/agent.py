@@ -255,6 +255,7 @@ def create_metis_agent(
     bound = {spec_of(tool).name: tool for tool in with_it}
     remote = {**bound, **_remote(tools or ())}
     by_name = _by_name([tool for tool in tools or () if not isinstance(tool, Mapping)])
+    _check_bound(with_it, by_name)
     remote = {name: tool for name, tool in remote.items() if name not in by_name}
     budget = budget or Budget()
     budget.check_tools([*remote, *by_name])
@@ -276,6 +277,11 @@ def create_metis_agent(
     )
     every: list[BaseTool | Mapping[str, Any]] = [*remote.values(), *by_name.values()]
     terms = {**{name: ToolTerms() for name in remote}, **{name: terms_of(tool) for name, tool in by_name.items()}}
+    if not isinstance(system_prompt, str | SystemMessage | None):
+        raise ConfigurationError(
+            f"system_prompt is {system_prompt!r}; it must be a string or a SystemMessage. For one that depends on the "
+            "conversation, pass LangChain's `dynamic_prompt` as middleware."
+        )
     system_message = SystemMessage(system_prompt) if isinstance(system_prompt, str) else system_prompt
     hooks = None
     if middleware or response_format is not None:
@@ -350,6 +356,16 @@ def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTo
             raise ConfigurationError(f"Two tools are named {tool.name!r}; names must differ. Rename one.")
         by_name[tool.name] = tool
     return by_name
+
+
+def _check_bound(bound: Sequence[Mapping[str, Any]], tools: Collection[str]) -> None:
+    """Refuse a model that was bound to other functions than the agent runs."""
+    names = {spec_of(tool).name for tool in bound if "function" in tool or "input_schema" in tool}
+    if names and names != set(tools):
+        raise ConfigurationError(
+            f"The model was bound to the functions {sorted(names)!r}, and the agent's tools are {sorted(tools)!r}. Pass "
+            "the same tools, or the model as it was before `bind_tools`."
+        )
 
 
 def _check_named(option: str, named: Collection[str], tools: Collection[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import SystemMessage
+from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import TypedDict
@@ -49,12 +50,21 @@ def test_limits_of_unknown_tools_are_refused():
         ({"block_message": "{why}"}, "block_message"),
         ({"block_message": "{"}, "block_message"),
         ({"state_schema": dict}, "TypedDict"),
+        ({"system_prompt": lambda state: "Be brief."}, "dynamic_prompt"),
         ({"state_schema": TypedDict("Bad", {"messages": list, "outcomes": int})}, "'outcomes'"),
     ],
 )
 def test_wrong_arguments_are_refused(options, word):
     with pytest.raises(ConfigurationError, match=word):
         create_metis_agent(**{"model": model(), "tools": [look], **options})
+
+
+@pytest.mark.parametrize("tools", [["look", "pay"], ["pay"], []])
+def test_a_model_bound_to_other_functions_is_refused(tools):
+    chat = model().bind(tools=[{"type": "function", "function": {"name": "look"}}])
+    assert create_metis_agent(chat, [look]).metis.offer.names == ("look",)
+    with pytest.raises(ConfigurationError, match="bound to the functions \\['look'\\]"):
+        create_metis_agent(chat, [StructuredTool.from_function(len, name=name, description="?") for name in tools])
 
 
 def test_a_model_that_takes_no_tools_is_refused_with_tools():

@@ -9,10 +9,11 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.managed import RemainingSteps
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.gates import NeverGate
@@ -76,7 +77,11 @@ def test_state_schemas_of_others_fit():
     class Ours(MetisState):
         user: str
 
-    for schema in (Mine, Ours, MessagesState):
+    class Managed(MessagesState):
+        user: str
+        remaining_steps: NotRequired[RemainingSteps]
+
+    for schema in (Mine, Ours, MessagesState, Managed):
         agent = create_metis_agent(model("ok"), [look], state_schema=schema)
         assert agent.invoke(ask(user="ann"))["messages"][-1].content == "ok"
     hidden = create_metis_agent(model("ok"), [look], state_schema=Mine).get_input_jsonschema()["properties"]

@@ -23,6 +23,7 @@ from langgraph.errors import GraphInterrupt, GraphRecursionError, ParentCommand
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.managed.base import is_managed_value
 from langgraph.runtime import DEFAULT_RUNTIME
 from langgraph.types import Command, Send, StateSnapshot, StateUpdate
 from typing_extensions import TypedDict, is_typeddict
@@ -105,11 +106,12 @@ def _extended(base: type[Any], added: dict[str, Any]) -> type[Any]:
 
 
 def _omitted(hint: Any, side: str) -> bool:
-    """True where langchain's `OmitFromSchema` annotation hides the key; read without needing langchain."""
+    """True where langchain's `OmitFromSchema` annotation hides the key, which is read without needing langchain, or
+    where LangGraph itself gives the value: neither takes it in, nor gives it out."""
     while hasattr(hint, "__origin__") and not hasattr(hint, "__metadata__"):
         hint = hint.__args__[0] if hint.__args__ else None
     return any(
-        type(mark).__name__ == "OmitFromSchema" and getattr(mark, side, False)
+        is_managed_value(mark) or (type(mark).__name__ == "OmitFromSchema" and getattr(mark, side, False))
         for mark in getattr(hint, "__metadata__", ())
     )
 

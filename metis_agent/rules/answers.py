@@ -84,7 +84,7 @@ def with_all_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
             return _completed(messages)
         elif kind == "ai":
             calls = [*message.tool_calls, *message.invalid_tool_calls]  # type: ignore[union-attr]
-            waiting = [call["id"] for call in calls if call["id"]]
+            waiting = [call["id"] for call in calls if call["id"] is not None]
     return _completed(messages) if waiting else messages
 
 
@@ -97,7 +97,7 @@ def _completed(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
         completed.append(message)
         if not isinstance(message, AIMessage):
             continue
-        ids = [call["id"] for call in open_calls(message) if call["id"]]
+        ids = [call["id"] for call in open_calls(message) if call["id"] is not None]
         # Up to the next message that numbers a call alike.
         for later in range(index + 1, len(messages)):
             other = messages[later]

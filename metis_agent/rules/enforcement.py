@@ -16,7 +16,7 @@ import re
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
@@ -142,6 +142,7 @@ def plan_calls(
     messages: Sequence[AnyMessage],
     answered: Collection[str] = (),
     cut: bool = False,
+    as_given: bool = False,
 ) -> Plan:
     """Settle each call of a reply: run it, block it, or answer it with an earlier result.
 
@@ -156,8 +157,9 @@ def plan_calls(
         messages: the conversation before the reply.
         answered: ids of calls that have their message already.
         cut: the token limit has cut the reply short.
+        as_given: a call without an id is none of the rules' business.
     """
-    message, calls = _read_calls(message, offer, _ids_in(messages, outcomes), answered, cut)
+    message, calls = _read_calls(message, offer, _ids_in(messages, outcomes), answered, cut, as_given)
     plan = Plan(message=message)
     running: dict[CallKey, SentCall] = {}
     for call in calls:
@@ -167,7 +169,7 @@ def plan_calls(
         if added and call.tool in rules.never:
             reason = reason or _NEVER
         key = call_key(call.tool, call.arguments)
-        if reason is None and not terms.repeatable:
+        if reason is None and not terms.repeatable and call.id:
             if (same := running.get(key)) is not None:
                 _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
@@ -262,7 +264,7 @@ def _ids_in(messages: Sequence[AnyMessage], outcomes: Sequence[ToolOutcome]) -> 
 
 
 def _read_calls(
-    message: AIMessage, offer: Offer, taken: Collection[str], answered: Collection[str], cut: bool
+    message: AIMessage, offer: Offer, taken: Collection[str], answered: Collection[str], cut: bool, as_given: bool
 ) -> tuple[AIMessage, list[_Call]]:
     """All open calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
 
@@ -276,7 +278,7 @@ def _read_calls(
         if isinstance(raw, Mapping) and raw.get("id") in answered:
             now.append(raw)
         elif place < len(message.tool_calls):
-            calls.append(call := _read(raw, offer, taken, ids))
+            calls.append(call := _read(raw, offer, taken, ids, as_given))
             now.append(ToolCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call"))
         else:
             fault = f"its arguments can't be read: {raw.get('error') or raw.get('args')!r}"
@@ -293,7 +295,7 @@ def _read_calls(
     return rewritten(message, now), calls
 
 
-def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str]) -> _Call:
+def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str], as_given: bool = False) -> _Call:
     raw = raw if isinstance(raw, Mapping) else {}
     name, arguments, id_ = raw.get("name"), raw.get("args"), raw.get("id")
     fault = None
@@ -301,6 +303,9 @@ def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str]) -> _Cal
         fault, arguments = f"its arguments are {arguments!r}, not an object with named values", {}
     if not isinstance(name, str) or not name.strip():
         fault, name = "it names no tool", "unnamed"
+    if as_given and not id_ and fault is None and name in offer.terms and "" not in taken and "" not in ids:
+        ids.add("")
+        return _Call(id=cast(str, id_), tool=name, arguments=arguments)
     if not isinstance(id_, str) or not id_:
         fault, id_ = fault or "it has no id", None
     elif id_ in ids:

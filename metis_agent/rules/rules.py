@@ -16,6 +16,7 @@ from langgraph.runtime import get_runtime
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate
+from metis_agent.gates.reference import ModelGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms
@@ -122,6 +123,8 @@ class Rules:
     """Tools that are on offer at every step with a tool left, whatever the gate decides."""
     watched: bool = field(init=False)
     """True where the gate wants to know how turns ended."""
+    leaves_all: bool = field(init=False)
+    """True where the gate leaves every decision to the model."""
     counts_calls_only: bool = field(init=False)
     """True where the budget depends on nothing but the number of calls."""
 
@@ -134,6 +137,7 @@ class Rules:
                 )
         watched = getattr(self.gate.gate.after_turn, "__func__", None) is not Gate.after_turn
         object.__setattr__(self, "watched", watched)
+        object.__setattr__(self, "leaves_all", getattr(self.gate.gate.decide, "__func__", None) is ModelGate.decide)
         object.__setattr__(self, "counts_calls_only", self.budget.seconds is None and self.budget.same_for_all)
 
     def block(self, tool: str, reason: str) -> str:

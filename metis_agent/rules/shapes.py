@@ -14,7 +14,7 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
 __all__ = [
-    "Ending", "ProviderCall", "ending_of", "has_answer", "joined", "new_answer", "no_tools_choice", "open_calls",
+    "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice", "open_calls",
     "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results", "without_calls",
     "without_last_thoughts",
 ]  # fmt: skip
@@ -67,6 +67,11 @@ class ProviderCall:
 def ending_of(message: AIMessage) -> Ending:
     """How a reply ended, where its provider says so."""
     return _ENDINGS.get(_reason_of(message).lower(), "")
+
+
+def from_provider(message: AIMessage) -> bool:
+    """Whether a provider's client has made the reply: these note what it cost, and how it ended or whose it is."""
+    return bool(message.response_metadata or message.usage_metadata)
 
 
 def refusal_in(message: AIMessage) -> str | None:

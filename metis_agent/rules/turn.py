@@ -33,6 +33,7 @@ from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import (
     Ending,
     ending_of,
+    from_provider,
     has_answer,
     joined,
     new_answer,
@@ -361,6 +362,9 @@ def respond(
     content = message.content
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
         return Settled(reply=reply, message=message)
+    as_given = _is_the_hosts(turn, offer, decision, message)
+    if as_given and not message.tool_calls and not content and not turn.outcomes and refusal_in(message) is None:
+        return Settled(reply=reply, message=message)
     # Without a tool on offer there was nothing to decide.
     closed = not decision.allowed and (offer.specs or not offer.open or bool(turn.notes["loop"]))
     if closed or not calls or (not done and refusal_in(message) is not None):
@@ -369,7 +373,7 @@ def respond(
     plan = plan_calls(
         turn.rules, offer, message, decision,
         spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages, answered=answered,
-        cut=turn.ending == "length",
+        cut=turn.ending == "length", as_given=as_given,
         latest=[outcome for outcome in turn.outcomes if outcome.call_id in ids and outcome.status in _EXECUTED],
     )  # fmt: skip
     turn.outcomes += plan.outcomes
@@ -384,6 +388,19 @@ def respond(
     else:
         turn.change(**fruitless_round(turn.notes, plan))
     return Settled(reply=reply, message=plan.message, plan=plan)
+
+
+def _is_the_hosts(turn: Turn, offer: Offer, decision: GateDecision, message: AIMessage) -> bool:
+    """Whether a reply is what the agent would take as it is without a gate, and code has made it rather than a provider.
+
+    Where the gate leaves all to the model, in an agent that people keep, its own code may have meant it so.
+    """
+    return (
+        offer.open
+        and turn.rules.leaves_all
+        and len(decision.allowed) == len(offer.specs)
+        and not from_provider(message)
+    )
 
 
 def _resumed(turn: Turn, offer: Offer, decision: GateDecision, reply: Reply, message: AIMessage) -> Step[Reply]:

@@ -86,15 +86,39 @@ def test_what_is_no_gate_is_refused():
         MetisGateMiddleware(Gate())
 
 
+BROKEN = {"name": "look", "args": '{"query": ', "id": "1", "error": "cut short", "type": "invalid_tool_call"}
+
+
 def test_calls_that_could_not_be_parsed_are_answered(ran, tools):
-    broken = {"name": "look", "args": '{"query": ', "id": "1", "error": "cut short", "type": "invalid_tool_call"}
-    alone = AIMessage("", invalid_tool_calls=[broken])
-    beside = AIMessage("", tool_calls=[call("look", id="2", query="y")], invalid_tool_calls=[broken])
+    alone = AIMessage("", invalid_tool_calls=[BROKEN], response_metadata={"finish_reason": "tool_calls"})
+    beside = AIMessage("", tool_calls=[call("look", id="2", query="y")], invalid_tool_calls=[BROKEN])
     for first in (alone, beside):
         state = ask(gated(model(first, "ok"), tools, ModelGate()))
         assert "cut short" in answered(state)["1"]
         assert state["messages"][-1].content == "ok"
     assert ran == [("look", "y")]
+
+
+@pytest.mark.parametrize("reply", [AIMessage(""), AIMessage([]), AIMessage("", invalid_tool_calls=[BROKEN])])
+def test_where_the_model_decides_what_code_has_made_is_taken_as_the_agent_takes_it(tools, reply):
+    for gate, asked in ((ModelGate(), 1), (Only("look", "pay"), 2)):
+        chat = model(reply, "ok")
+        ask(gated(chat, tools, gate))
+        assert len(chat.asked) == asked
+    provider = reply.model_copy(update={"response_metadata": {"finish_reason": "stop"}})
+    assert ask(gated(model(provider, "ok"), tools, ModelGate()))["messages"][-1].text == "ok"
+    state = ask(gated(model(calling(call("look", query="x")), reply), tools, ModelGate()))
+    assert "found x" in state["messages"][-1].text
+
+
+def test_where_the_model_decides_an_empty_id_is_no_fault_once(ran, tools):
+    once = calling(call("look", id="", query="x"), call("pay", id="2", amount=5))
+    state = ask(gated(model(once, "ok"), tools, ModelGate()))
+    assert answered(state) == {"": "found x", "2": "paid 5"}
+    twice = calling(call("look", id="", query="y"), call("pay", id="", amount=6))
+    state = ask(gated(model(twice, "ok"), tools, ModelGate()))
+    assert statuses(state) == ["blocked", "ok"]
+    assert sorted(ran) == [("look", "x"), ("look", "y"), ("pay", 5)]
 
 
 def test_an_identical_call_gets_the_earlier_result(ran, tools):
