@@ -14,6 +14,7 @@ from langchain_core.messages import BaseMessage
 
 __all__ = [
     "TOKEN_RECORD",
+    "UNMET",
     "Branch",
     "Draft",
     "GateDecision",
@@ -41,6 +42,9 @@ def declared_read_only(*places: object) -> bool | None:
     said = (place.get(key) for place in places if isinstance(place, Mapping) for key in _READ_ONLY_KEYS)
     return next((it for it in said if isinstance(it, bool)), None)
 
+
+UNMET = "unmet_tool_choice"
+"""Key of `AIMessage.response_metadata`: the call that was required and that neither model nor server gave."""
 
 TOKEN_RECORD = "token_record"
 """Key of `AIMessage.response_metadata` under which a recording chat model leaves its exact tokens.

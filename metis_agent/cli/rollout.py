@@ -269,7 +269,7 @@ def _record(
 
 
 def _both(first: RecordingReport, then: RecordingReport) -> RecordingReport:
-    counts = ("planned", "found", "finished", "failed", "uncalled", "retried")
+    counts = ("planned", "found", "finished", "failed", "uncalled", "unmet", "retried")
     return replace(
         then,
         **{name: getattr(first, name) + getattr(then, name) for name in counts},
@@ -423,6 +423,7 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
         console.print(
             f"[bold yellow]{figures['uncalled']:,} runs made no call though one was forced[/]: they count for no "
             "branch."
+            + (f" In {figures['unmet']:,} of them the server gave none either." if figures["unmet"] else "")
         )
     if figures["failed"]:
         console.print("Run the same command again to try those.")

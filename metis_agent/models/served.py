@@ -25,6 +25,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 from metis_agent.errors import InfrastructureError, InputError, MissingDependencyError
 from metis_agent.models.metis_format import AS_WRITTEN, to_metis_turns, up_to_call
 from metis_agent.models.wire import Reply, ToolSchemas, names_of, parse_reply, resolve_tool_choice
+from metis_agent.types import UNMET
 
 try:
     import openai
@@ -36,10 +37,7 @@ except ImportError as missing:
 
 _REQUIRED = "required_of_the_server"
 
-__all__ = ["UNMET", "Ask", "ServedChatModel", "Steps"]
-
-UNMET = "unmet_tool_choice"
-"""Key of `AIMessage.response_metadata`: the call that was required and that neither model nor server gave."""
+__all__ = ["Ask", "ServedChatModel", "Steps"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async
-from metis_agent.types import Branch, Question, Trajectory, declared_read_only
+from metis_agent.types import UNMET, Branch, Question, Trajectory, declared_read_only
 
 __all__ = [
     "FORK",
@@ -132,6 +132,8 @@ class RecordingReport:
     """Excluded: the infrastructure or the model's service failed, after all retries."""
     uncalled: int = 0
     """Finished without the call that was forced: they say nothing of the tool, and count for no branch."""
+    unmet: int = 0
+    """Of these: the server was told to require the call, or can't be, and its model wrote none."""
     retried: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     """How many failed, by the name of the error."""
@@ -258,7 +260,11 @@ class BranchRecorder:
     def _count(self, trajectory: Trajectory, report: RecordingReport) -> None:
         if trajectory.status == "finished":
             report.finished += 1
-            report.uncalled += trajectory.branch == "tool" and not branch_taken(trajectory)[0]
+            if trajectory.branch == "tool" and not branch_taken(trajectory)[0]:
+                report.uncalled += 1
+                report.unmet += any(
+                    UNMET in message.get("data", {}).get("response_metadata", {}) for message in trajectory.messages
+                )
             self._in_a_row = 0
             return
         report.failed += 1

@@ -23,7 +23,7 @@ from metis_agent.rollouts.recorded import OutcomePool
 from metis_agent.rollouts.runner import Rollout
 from metis_agent.tools import InstrumentedTool, TextSearchTool
 from metis_agent.tools.search.base import SearchRefusedError, SearchUnavailableError
-from metis_agent.types import Question
+from metis_agent.types import UNMET, Question
 from tests.fakes import ScriptedChatModel, call, calling, model
 
 QUESTIONS = [Question(id=f"q{i}", text=f"What is {i}?", answer=str(i)) for i in range(6)]
@@ -187,11 +187,15 @@ def test_after_a_kill_each_rollout_is_finished_once(tmp_path: Path) -> None:
 def test_a_forced_run_without_its_call_is_counted_apart(tmp_path: Path) -> None:
     class Stubborn(Plain):
         def _generate(self, messages: list[BaseMessage], *arguments: Any, **keywords: Any) -> Any:
-            return super()._generate(messages, *arguments, **{**keywords, "tools": ()})
+            result = super()._generate(messages, *arguments, **{**keywords, "tools": ()})
+            if "look_up" in keywords.get("tools", ()):
+                # As a served model says that its server was told to require the call.
+                result.generations[0].message.response_metadata[UNMET] = "any"
+            return result
 
     store = TrajectoryStore(tmp_path)
     report = BranchRecorder(builder(Stubborn()), store).record(plan(direct=1, tool=1))
-    assert (report.finished, report.uncalled) == (18, 12)
+    assert (report.finished, report.uncalled, report.unmet) == (18, 12, 6)
     pool = OutcomePool().extend(store.read())
     assert pool.coverage() == {"direct": 6}
     assert pool.dropped["no call, though one was required"] == 12
