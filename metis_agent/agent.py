@@ -363,8 +363,8 @@ def _check_bound(bound: Sequence[Mapping[str, Any]], tools: Collection[str]) -> 
     names = {spec_of(tool).name for tool in bound if "function" in tool or "input_schema" in tool}
     if names and names != set(tools):
         raise ConfigurationError(
-            f"The model was bound to the functions {sorted(names)!r}, and the agent's tools are {sorted(tools)!r}. Pass "
-            "the same tools, or the model as it was before `bind_tools`."
+            f"The model was bound to the functions {sorted(names)!r}, and the agent's tools are {sorted(tools)!r}. "
+            "Pass the same tools, or the model as it was before `bind_tools`."
         )
 
 

@@ -14,7 +14,6 @@ from langchain_core.messages import BaseMessage
 
 __all__ = [
     "TOKEN_RECORD",
-    "UNMET",
     "Branch",
     "Draft",
     "GateDecision",

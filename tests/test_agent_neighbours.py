@@ -1,6 +1,6 @@
 """The agent beside other parts: tools that are given more than arguments, and other graphs around it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
@@ -13,7 +13,7 @@ from langgraph.managed import RemainingSteps
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.gates import NeverGate

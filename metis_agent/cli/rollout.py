@@ -422,8 +422,7 @@ def _show(console: Console, figures: dict[str, Any], store: str) -> None:
     if figures["uncalled"]:
         console.print(
             f"[bold yellow]{figures['uncalled']:,} runs made no call though one was forced[/]: they count for no "
-            "branch."
-            + (f" In {figures['unmet']:,} of them the server gave none either." if figures["unmet"] else "")
+            "branch." + (f" In {figures['unmet']:,} of them the server gave none either." if figures["unmet"] else "")
         )
     if figures["failed"]:
         console.print("Run the same command again to try those.")

@@ -106,8 +106,7 @@ def _extended(base: type[Any], added: dict[str, Any]) -> type[Any]:
 
 
 def _omitted(hint: Any, side: str) -> bool:
-    """True where langchain's `OmitFromSchema` annotation hides the key, which is read without needing langchain, or
-    where LangGraph itself gives the value: neither takes it in, nor gives it out."""
+    """True where langchain's `OmitFromSchema` hides the key (read without needing langchain), or LangGraph gives it."""
     while hasattr(hint, "__origin__") and not hasattr(hint, "__metadata__"):
         hint = hint.__args__[0] if hint.__args__ else None
     return any(

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
 __all__ = [
-    "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice", "open_calls",
-    "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results", "without_calls",
-    "without_last_thoughts",
+    "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
+    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results",
+    "without_calls", "without_last_thoughts",
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall

@@ -391,7 +391,7 @@ def respond(
 
 
 def _is_the_hosts(turn: Turn, offer: Offer, decision: GateDecision, message: AIMessage) -> bool:
-    """Whether a reply is what the agent would take as it is without a gate, and code has made it rather than a provider.
+    """Whether a reply, which the agent would take as it is without a gate, was made by code and not by a provider.
 
     Where the gate leaves all to the model, in an agent that people keep, its own code may have meant it so.
     """
