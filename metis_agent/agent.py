@@ -147,7 +147,7 @@ class MetisAgent(_Graph):
         own, other = self._setup, as_gate(gate)
         asked = AskedGate(other, own.rules.gate.limit)
         rules = replace(own.rules, gate=asked, recorder=None, record_calls=True)
-        setup = replace(own, rules=rules, offer=Offer(own.offer.every, own.offer.terms, rules, own.offer.remote))
+        setup = replace(own, rules=rules, offer=own.offer.under(rules))
         schemas = self.builder.state_schema, self.builder.context_schema
         graph = build_graph(setup, state_schema=schemas[0], context_schema=schemas[1])
         return _compiled(setup, graph, store=self.store, cache=self.cache, name=self.name)
@@ -296,7 +296,7 @@ def create_metis_agent(
         rules=rules,
         models=Bindings(chat, every),
         tools=by_name,
-        offer=Offer([spec_of(tool) for tool in every], terms, rules, remote),
+        offer=Offer([spec_of(tool) for tool in every], terms, rules, remote, tools=every),
         tool_timeout=tool_timeout,
         system_message=system_message,
         hooks=hooks,

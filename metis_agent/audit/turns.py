@@ -313,7 +313,7 @@ def _recorded(run: Trajectory, effects: ToolEffects) -> RecordedTurn:
         steps=steps,
         effects={name: effects.of(name, run.tools) for name in names},
         definitions=tuple(
-            it if "function" in it else {"type": "function", "function": dict(it)} for it in run.tools if _name(it)
+            {"type": "function", "function": dict(it.get("function", it))} for it in run.tools if _name(it)
         ),
     )
 

@@ -117,6 +117,7 @@ def choose_agent(
     """
     from metis_agent.gates.reference import ModelGate
     from metis_agent.rollouts.branches import undeclared_tools
+    from metis_agent.rollouts.runner import tools_of
 
     if (agent is None) == (model is None):
         raise ConfigurationError(f"--agent is {agent!r} and --model {model!r}: give one of them.")
@@ -133,7 +134,7 @@ def choose_agent(
         chat, concurrency = _chat_model(str(model), temperature, base_url)
         parts = [part for name in tools or () for part in _tools(load_attribute(name), name)]
         build = partial(_create, chat, parts, system_prompt, calls)
-    offered = _tools_of(build(ModelGate()))
+    offered = tools_of(build(ModelGate()))
     if not offered:
         raise ConfigurationError(
             "The agent has no tools, so there is nothing to decide: name some with --tools MODULE:ATTRIBUTE."
@@ -292,13 +293,6 @@ def _checked(make: Callable[[Gate], Any], name: str, gate: Gate) -> Pregel[Any, 
         )
     # A recorder of its own would store each run twice.
     return agent if agent.metis is not None and agent.metis.rules.recorder is None else agent.with_gate(gate)
-
-
-def _tools_of(agent: Pregel[Any, Any, Any, Any]) -> Mapping[str, BaseTool]:
-    if isinstance(agent, MetisAgent):
-        return agent.tools
-    node = agent.nodes.get("tools")
-    return dict(getattr(node and node.bound, "tools_by_name", {}))
 
 
 def _create(model: Any, tools: Sequence[Any], system_prompt: str | None, calls: int, gate: Gate) -> MetisAgent:

@@ -182,13 +182,14 @@ def audit_command(
     _write(console, findings, out=out, title=title, json=json, check=check, work=work)
     if points is not None:
         rows = [dumps(row, ensure_ascii=False) for row in findings.points()]
+        tools = [tool for tool, (effect, _) in sorted(surveyed.tools.items()) if effect == "reads"]
         with atomic_path(points) as draft:
             draft.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8", errors="replace")
         console.print(
             f"{len(rows):,} decision points: {points}. Next: metis train gate --outcomes {points} --direct stop "
-            "--tool NAME=on ... --out DIR",
-            markup=False,
-        )
+            f"{' '.join(f'--tool {tool}=on' for tool in tools)} --out my-gate",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _survey(console: Console, store: str, effects: ToolEffects, turns: int, seed: int, of_model: str | None) -> Survey:
@@ -251,9 +252,9 @@ def _announce(console: Console, survey: Survey, estimate: ProbeEstimate, model: 
         "turns are probed."
     )
     if survey.undeclared:
-        named = " ".join(f"--reads {tool}" for tool in survey.undeclared[:4])
         console.print(
-            f"[bold yellow]Not known to only read:[/] {', '.join(survey.undeclared[:12])}. Say it, such as {named}.",
+            f"[bold yellow]Not known to only read:[/] {', '.join(survey.undeclared[:12])}. Say of each what it does: "
+            "--reads NAME where it only reads, --acts NAME where it books, mails or writes.",
             soft_wrap=True,
         )
     price = f"about ${estimate.dollars:,.2f}" if estimate.dollars is not None else "an unknown price (see --prices)"

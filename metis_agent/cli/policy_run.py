@@ -174,15 +174,21 @@ def _agent(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], Meti
 
 
 def _verify(run: PolicyRun, out: Path) -> Any:
-    from metis_agent.judging.verifiers import VERIFIERS, verify
-
-    if run.judge is None:
-        return verify
-    from metis_agent.judging.judge import AnswerJudge
+    from metis_agent.judging.judge import Agreeing, AgreementJudge, AnswerJudge, own_answers
+    from metis_agent.judging.verifiers import VERIFIERS, Verify, verify
     from metis_agent.sqlite import DiskCache
 
-    judge = AnswerJudge(run.judge, cache=DiskCache(out / "judge"))
-    return partial(verify, verifiers={**VERIFIERS, "judge": judge})
+    by_reference: Verify = verify
+    if run.judge is not None:
+        judge = AnswerJudge(run.judge, cache=DiskCache(out / "judge"))
+        by_reference = partial(verify, verifiers={**VERIFIERS, "judge": judge})
+    if run.agreement is None:
+        return by_reference
+    from metis_agent.recording.store import TrajectoryStore
+
+    own = own_answers(TrajectoryStore(run.agreement, read_only=True).read(whole=False))
+    pairs = None if run.judge is None else AgreementJudge(run.judge, cache=DiskCache(out / "agreement"))
+    return Agreeing(own, verify=by_reference, pair_judge=pairs)
 
 
 def _lora(run: PolicyRun) -> Any:
@@ -327,6 +333,8 @@ class PolicyRun(_Part):
     questions: Questions
     validation: Validation = Validation()
     judge: str | None = None
+    agreement: str | None = None
+    """A store of recorded runs: what they answered freely stands for the answers that questions lack."""
     objective: Objective = Objective()
     groups: StratifiedGroups = StratifiedGroups()
     training: Training

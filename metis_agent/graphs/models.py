@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 
 from metis_agent.errors import ConfigurationError
-from metis_agent.rules.rules import Offer, Rules, spec_of
+from metis_agent.rules.rules import Offer, Offered, Rules, spec_of
 from metis_agent.rules.shapes import no_tools_choice
 
 __all__ = ["Bindings", "BoundModel", "Setup", "taken_apart"]
@@ -43,6 +43,11 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.rules.gate.gate.check_tools(self.offer.known)
+
+    @property
+    def offered(self) -> Offered:
+        """What a model call reads beside the conversation, as it is recorded."""
+        return {"tools": self.offer.definitions, "system_prompt": self.system_message}
 
     @cached_property
     def structured(self) -> bool:

@@ -143,7 +143,7 @@ class AskingNode(_Node):
         except GraphBubbleUp:
             raise
         except Exception as error:
-            setup.rules.record_failure(turn.recorded(), error)
+            setup.rules.record_failure(turn.recorded(), error, offered=setup.offered)
             raise
         return self._settled(turn, settled)
 
@@ -155,7 +155,7 @@ class AskingNode(_Node):
         except GraphBubbleUp:
             raise
         except Exception as error:
-            await asyncio.to_thread(setup.rules.record_failure, turn.recorded(), error)
+            await asyncio.to_thread(setup.rules.record_failure, turn.recorded(), error, offered=setup.offered)
             raise
         return self._settled(turn, settled)
 
@@ -170,7 +170,8 @@ class RecordNode(_Node):
         """Record the turn."""
         rules = self._setup.rules
         # No turn begins here, also where a run was stopped and goes on.
-        rules.record(Turn(rules, {**input, "metis_run": True}).recorded())
+        turn = Turn(rules, {**input, "metis_run": True})
+        rules.record(turn.recorded(), offered=self._setup.offered)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> None:
         """Record the turn in a thread: stores may be slow."""
@@ -323,7 +324,7 @@ class _Runner:
     def record_failure(self, state: Any, error: Exception) -> None:
         """Store what there is of a turn that an error of the infrastructure ends."""
         rules = self._setup.rules
-        rules.record_failure(Turn(rules, state).recorded(), error)
+        rules.record_failure(Turn(rules, state).recorded(), error, offered=self._setup.offered)
 
 
 def _is_plain(tool: BaseTool) -> bool:

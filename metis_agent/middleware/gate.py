@@ -244,7 +244,10 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         # Without a runtime, other middleware has made the request by hand.
         if turn.new and request.runtime is not None:
             check_keys(request.state)
-        return _ModelCall(request, turn, self._cache.offer_of(request.tools))
+        offer = self._cache.offer_of(request.tools)
+        if self.recorder is not None:
+            self._buffer.note_offer(turn.notes, offer, request.system_message)
+        return _ModelCall(request, turn, offer)
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         failed(self._rules, self._buffer, turn, error)

@@ -190,7 +190,7 @@ class RuleCache:
             )
         specs = [spec_of(tool) for tool in by_name.values()]
         terms = {name: self.terms_of(tool) for name, tool in by_name.items()}
-        return Offer(specs, terms, self._rules, open=True)
+        return Offer(specs, terms, self._rules, open=True, tools=tuple(by_name.values()))
 
     def _warn_once(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:

@@ -130,7 +130,10 @@ class Shadow:
     def _open(self, request: ModelRequest[Any]) -> _Watched:
         turn = Turn(self._rules, request.state, self._buffer)
         turn.messages = request.messages
-        return turn, self._cache.offer_of(request.tools)
+        offer = self._cache.offer_of(request.tools)
+        if self._rules.recorder is not None:
+            self._buffer.note_offer(turn.notes, offer, request.system_message)
+        return turn, offer
 
     def _deciding(self, watched: _Watched) -> Step[None]:
         decision, _ = yield from decide(*watched, watching=True)
@@ -173,20 +176,20 @@ class Shadow:
 def ended(rules: Rules, buffer: OutcomeBuffer, state: Mapping[str, Any]) -> dict[str, Any]:
     """End a turn: the gate is told of it, and it is recorded."""
     turn = Turn(rules, state, buffer)
-    update, recorded = turn.end(), turn.recorded()
+    update, recorded, offered = turn.end(), turn.recorded(), buffer.offered(turn.notes)
     buffer.forget(turn.notes)
     calls = as_told(turn_of(recorded["messages"]), recorded["calls"])
     if calls != recorded["calls"]:
         # What other middleware has taken out of the messages stays in no record of them.
         update["calls"] = Overwrite([dict(vars(call)) for call in calls])
-    rules.record(recorded)
+    rules.record(recorded, offered=offered)
     return update
 
 
 def failed(rules: Rules, buffer: OutcomeBuffer, turn: Turn, error: Exception) -> None:
     """Record a turn that an error ends, once."""
     if buffer.fails_first(turn.notes):
-        rules.record_failure(turn.recorded(), error)
+        rules.record_failure(turn.recorded(), error, offered=buffer.offered(turn.notes))
 
 
 def _pending(call: Mapping[str, Any]) -> PendingCall:

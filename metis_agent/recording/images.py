@@ -1,4 +1,4 @@
-"""Images of trajectories, kept by the hash of their bytes.
+"""What many trajectories share, kept once by the hash of its bytes: images, and the sets of tools that were offered.
 
 The same picture in a thousand rollouts of one question is one file, and lines stay short. Written and read by the
 store of trajectories; whoever has pictures of their own may keep them here, and record `sha256:<hex>` as their URL.
@@ -15,14 +15,15 @@ import binascii
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metis_agent.errors import InputError, StorageError
 from metis_agent.formats import is_image
+from metis_agent.recording import schema
 from metis_agent.recording.shards import Storage
 
-__all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "externalise_images", "may_hold_references"]
+__all__ = ["MOST_RESTORED", "ImageStore", "RestoreImages", "ToolSets", "externalise_images", "may_hold_references"]
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _WORTH = 80
@@ -165,3 +166,61 @@ class RestoreImages:
             return f"{prefix}image:{escapes[len('text:') :]}{reference}"
         encoded = self._get_encoded(reference)
         return text if encoded is None else prefix + encoded
+
+
+_MOST_SETS = 1000
+"""Sets of tools that one process keeps apart: where each turn has a set of its own, it stays in its line."""
+_SET = "tools"
+
+
+class ToolSets:
+    """The folder `tools` inside a store's folder: each distinct set of definitions once, whatever the number of turns.
+
+    Args:
+        url: the folder of the trajectory store, or any fsspec URL.
+        storage_options: keywords for the fsspec file system, such as credentials.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._storage = Storage(f"{os.fspath(url).rstrip('/')}/{_SET}", storage_options)
+        self._read: dict[str, tuple[Mapping[str, Any], ...]] = {}
+        self._written: set[str] = set()
+
+    def put(self, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Keep a set, and return what stands for it in a record; none, and one too many, stand for themselves.
+
+        Raises:
+            InputError: it holds a value that JSON has no form for.
+            StorageError: it could not be written.
+        """
+        if not tools:
+            return ()
+        content = schema.definitions_json(tools)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._written:
+            if len(self._written) >= _MOST_SETS:
+                return tuple(tools)
+            name = f"{digest}.json"
+            if self._storage.size(name) != len(content):
+                self._storage.put(name, content)
+            self._written.add(digest)
+        return ({_SET: f"sha256:{digest}"},)
+
+    def get(self, tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+        """Return the set that stands in a record, or that what stands there names.
+
+        Raises:
+            StorageError: it isn't there, or is damaged.
+        """
+        found = _REFERENCE.fullmatch(str(tools[0].get(_SET))) if len(tools) == 1 and len(tools[0]) == 1 else None
+        if found is None:
+            return tools
+        digest = found[1]
+        if digest not in self._read:
+            content = b"".join(self._storage.blocks(f"{digest}.json"))
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise StorageError(f"the tools {digest!r} in {self._storage.url!r} are damaged.")
+            if len(self._read) >= _MOST_SETS:
+                self._read.clear()
+            self._read[digest] = schema.definitions_of(content)
+        return self._read[digest]

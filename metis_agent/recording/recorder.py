@@ -13,12 +13,14 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, message_to_dict
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage, message_to_dict
 from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from metis_agent.errors import InputError
 from metis_agent.messages import seconds_of, turn_of
@@ -33,6 +35,7 @@ from metis_agent.types import (
     ToolOutcome,
     Trajectory,
     TrajectoryStatus,
+    declared_read_only,
 )
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "RecorderReport",
     "TrajectorySink",
     "as_told",
+    "definitions_of",
     "keep",
     "model_call_of",
     "question_of",
@@ -99,6 +103,7 @@ def trajectory_of(
     status: TrajectoryStatus = "finished",
     error: str = "",
     metadata: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Trajectory:
     """The record of a state's latest turn.
 
@@ -112,11 +117,32 @@ def trajectory_of(
         status: whether the turn reached its end.
         error: why not.
         metadata: anything else that JSON can hold.
+        tools: definitions of the tools that were on offer (`definitions_of`).
     """
     return _trajectory_of(
         turn_of(state.get("messages", ())), state, id=id, question=question, started_at=started_at, branch=branch,
         seconds=seconds_of(state) if seconds is None else seconds, status=status, error=error, metadata=metadata or {},
+        tools=tuple(tools),
     )  # fmt: skip
+
+
+def definitions_of(tools: Iterable[BaseTool | Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """What a model is told of tools, as OpenAI's API takes it; with `read_only` where a tool declares it.
+
+    Tools that run at the provider are given as its client takes them, and stay so. One that can't be described is
+    named.
+    """
+    return tuple([dict(tool) if isinstance(tool, Mapping) else _definition_of(tool) for tool in tools])
+
+
+def _definition_of(tool: BaseTool) -> dict[str, Any]:
+    try:
+        found = convert_to_openai_tool(tool)
+    except Exception as error:  # schemas of any kind
+        _log.warning("tool %r is recorded without its schema: %s", tool.name, error)
+        found = {"type": "function", "function": {"name": tool.name, "description": tool.description}}
+    read_only = declared_read_only(tool.metadata)
+    return found if read_only is None else {**found, "read_only": read_only}
 
 
 def question_of(messages: Sequence[BaseMessage]) -> Question:
@@ -187,6 +213,8 @@ class Recorder:
         run_id: str | None = None,
         branch: Branch = "free",
         error: BaseException | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        system_prompt: SystemMessage | None = None,
     ) -> Trajectory:
         """Store the state's latest turn: as failed where an error is given.
 
@@ -195,6 +223,8 @@ class Recorder:
             run_id: names the trajectory; a new id by default.
             branch: how the rollout started.
             error: what ended the turn.
+            tools: definitions of the tools that were on offer, as OpenAI's API takes them.
+            system_prompt: what the model read before the conversation, where the state does not hold it.
 
         Returns:
             What was recorded, or would have been; see `report`.
@@ -216,6 +246,8 @@ class Recorder:
                     error="" if error is None else f"{type(error).__name__}: {error}",
                     metadata=self._metadata,
                     conversation=_thread(),
+                    tools=tuple(tools),
+                    before=() if system_prompt is None else (system_prompt,),
                 )
             )
             self._append(self.store, trajectory)
@@ -367,7 +399,7 @@ def _question_id(text: str) -> str:
 
 def _trajectory_of(turn: Sequence[BaseMessage], state: Mapping[str, Any], **fields: Any) -> Trajectory:
     told, messages = _Told(turn), state.get("messages", ())
-    before = messages[: len(messages) - len(turn)]
+    before = [*fields.pop("before", ()), *messages[: len(messages) - len(turn)]]
     return Trajectory(
         answer=_answer_of(turn) if fields["status"] == "finished" else "",
         messages=tuple([_message_record(message) for message in turn]),

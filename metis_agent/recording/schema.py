@@ -5,7 +5,8 @@ Stands between the recorder, which makes trajectories, and the store, which keep
 - A line is one JSON object with `"schema": 1` first; it holds no line break, so a file of them is JSONL.
 - A field that this version doesn't know is ignored. So a field may be added, with a default, without a new
   version; a field that is renamed or changes its meaning needs one, and a step in `MIGRATIONS`.
-- Base64 of an image may stand there as `image:sha256:<hex>`, by which the store keeps it (`externalise_images`).
+- Base64 of an image may stand there as `image:sha256:<hex>`, by which the store keeps it (`externalise_images`), and
+  the tools that were offered as `[{"tools": "sha256:<hex>"}]` (`ToolSets`).
 - It is JSON for every reader: numbers that are not finite are the texts "NaN", "Infinity" and "-Infinity" (a field that
   holds numbers reads them as such; `null` would not come back as what it was), no line separator of any kind stands
   in it, and nothing nests deeper than 250 levels. Earlier lines hold bare `NaN` and are read too.
@@ -18,7 +19,7 @@ Stands between the recorder, which makes trajectories, and the store, which keep
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from inspect import signature
@@ -58,19 +59,37 @@ def dumps(trajectory: Trajectory) -> str:
     Raises:
         InputError: it holds a value that JSON has no form for.
     """
-    try:
-        try:
-            body = to_json(trajectory, inf_nan_mode="strings", fallback=_mapping).decode()
-        except ValueError:
-            body = _escaped(trajectory)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"trajectory {trajectory.id!r} can't be written as JSON: {error}. Metadata, arguments and "
-            "messages hold only what JSON can; convert the value before recording it."
-        ) from error
+    body = _written(trajectory, f"trajectory {trajectory.id!r}")
     for separator, escaped in _LINE_SEPARATORS:
         body = body.replace(separator, escaped)
     return f'{{"schema":{SCHEMA_VERSION},{body[1:]}'
+
+
+def definitions_json(tools: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return definitions of tools as JSON, the same for the same definitions.
+
+    Raises:
+        InputError: they hold a value that JSON has no form for.
+    """
+    return _written(list(tools), "a set of tools").encode()
+
+
+def definitions_of(content: bytes) -> tuple[Mapping[str, Any], ...]:
+    """Return the definitions that `definitions_json` wrote."""
+    return tuple(json.loads(content))
+
+
+def _written(value: Any, what: str) -> str:
+    try:
+        try:
+            return to_json(value, inf_nan_mode="strings", fallback=_mapping).decode()
+        except ValueError:
+            return _escaped(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{what} can't be written as JSON: {error}. Metadata, arguments and "
+            "messages hold only what JSON can; convert the value before recording it."
+        ) from error
 
 
 def loads(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Trajectory:
@@ -252,9 +271,9 @@ def _mapping(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _escaped(trajectory: Trajectory) -> str:
+def _escaped(value: Any) -> str:
     """Write with escapes only: a lone surrogate (half an emoji, cut by a tokenizer) is no UTF-8."""
-    tree = json.loads(json.dumps(trajectory, default=_fields), parse_constant=str)
+    tree = json.loads(json.dumps(value, default=_fields), parse_constant=str)
     _check_depth(tree, _DEEPEST)
     return json.dumps(tree, separators=(",", ":"))
 

@@ -18,7 +18,7 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -35,6 +35,7 @@ from metis_agent.recording.images import (
     MOST_RESTORED,
     ImageStore,
     RestoreImages,
+    ToolSets,
     externalise_images,
     may_hold_references,
 )
@@ -109,7 +110,8 @@ class TrajectoryStore:
         fsync: wait for the disk at each append, so that power loss loses nothing (local folders only).
         storage_options: keywords for the fsspec file system, such as credentials.
 
-    An image is one file in the folder `images`, however often it stands in records; `read` puts it back.
+    An image is one file in the folder `images`, however often it stands in records, and a set of tools that was
+    offered one in the folder `tools`; `read` puts them back.
     Local appends are safe once they return. On other file systems lines wait in memory for `flush`, a full
     shard or `close`: use the store in a `with` block there, or append with `wait=True`, as a `Recorder` does.
 
@@ -130,6 +132,8 @@ class TrajectoryStore:
         self._storage = Storage(url, storage_options)
         self._open_images = partial(ImageStore, url, storage_options=storage_options)
         self._images = self._open_images()
+        self._open_tools = partial(ToolSets, url, storage_options=storage_options)
+        self._tools = self._open_tools()
         self._tally = Tally()
         self._writer: ShardWriter | None = None
         self._reopen = partial(
@@ -172,7 +176,8 @@ class TrajectoryStore:
             StorageError: it could not be written; nothing of it is left in the store.
         """
         writer = self._require_writer()
-        whole = schema.dumps(trajectory).encode() + b"\n"
+        tools = self._tools.put(trajectory.tools)
+        whole = schema.dumps(replace(trajectory, tools=tools) if tools else trajectory).encode() + b"\n"
         line = whole if len(whole) > MOST_RESTORED else externalise_images(whole, self._images.put_image)
         if len(line) > _MAX_LINE:
             raise InputError(
@@ -216,7 +221,8 @@ class TrajectoryStore:
         images = _RecentImages(self._encoded)
 
         def parse(line: bytes) -> Trajectory:
-            return loads(line, RestoreImages(images.get) if may_hold_references(line) else None)
+            trajectory = loads(line, RestoreImages(images.get) if may_hold_references(line) else None)
+            return self._with_tools(trajectory) if trajectory.tools else trajectory
 
         return self._parsed(names, parse, self._tally)
 
@@ -255,6 +261,14 @@ class TrajectoryStore:
             _log.warning("an image of %s is not put back: %s", self.url, error)
             return None
 
+    def _with_tools(self, trajectory: Trajectory) -> Trajectory:
+        try:
+            tools = self._tools.get(trajectory.tools)
+        except StorageError as error:
+            _log.warning("%s has no tools: %s", trajectory.id, error)
+            tools = ()
+        return trajectory if tools is trajectory.tools else replace(trajectory, tools=tools)
+
     def _parsed(self, names: list[str], parse: Callable[[bytes], _T], tally: Tally) -> Iterator[_T]:
         for name in names:
             for number, (line, last) in enumerate(_lines(self._storage.blocks(name)), start=1):
@@ -273,7 +287,7 @@ class TrajectoryStore:
 
     def _after_fork(self) -> None:
         self._storage.reconnect()
-        self._images = self._open_images()
+        self._images, self._tools = self._open_images(), self._open_tools()
         if self._writer is not None:
             self._writer.forget()
 

@@ -229,6 +229,12 @@ class OutcomePool:
         whole = (sums[:, _RUNS] > 0).all(axis=1)
         dropped = {**self.dropped, "question without all branches": int((~whole).sum())}
         dropped["another tool"] = dropped.get("another tool", 0) + strays
+        if not whole.any() and self.dropped["no reference"]:
+            raise InputError(
+                f"{self.dropped['no reference']} of {self.runs} runs answer a question without a reference answer, so "
+                "nobody knows which were right. Find out what their calls changed (`metis audit --points FILE`) and "
+                "train on that (`metis train gate --outcomes FILE`), or name a judge or --agreement."
+            )
         if not whole.any() or not tools:
             raise InputError(
                 f"None of {len(rows)} questions was recorded down every branch; questions by branch: "

@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
 
 from metis_agent.agent import MetisAgent
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
-from metis_agent.recording.recorder import keep, trajectory_of
+from metis_agent.recording.recorder import definitions_of, keep, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.search.base import SearchUnavailableError, noted_outages
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
@@ -39,6 +40,7 @@ __all__ = [
     "question_message",
     "roll_out",
     "run_async",
+    "tools_of",
 ]
 
 T = TypeVar("T")
@@ -216,8 +218,22 @@ async def roll_out(
         status, error = "failed", f"{SearchUnavailableError.__name__}: {outages[0]}"
     return trajectory_of(
         state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
-        seconds=time.time() - started, status=status, error=error, metadata=metadata,
+        seconds=time.time() - started, status=status, error=error, metadata=metadata, tools=_definitions(agent),
     )  # fmt: skip
+
+
+def tools_of(agent: Runnable[Any, Any]) -> Mapping[str, BaseTool]:
+    """The tools of an agent of ours, or of `create_agent`, that run here, by name; none where it hides them."""
+    if isinstance(agent, MetisAgent):
+        return agent.tools
+    node = getattr(agent, "nodes", {}).get("tools")
+    return dict(getattr(node and node.bound, "tools_by_name", {}))
+
+
+def _definitions(agent: Runnable[Any, Any]) -> tuple[Mapping[str, Any], ...]:
+    if isinstance(agent, MetisAgent) and agent.metis is not None:
+        return agent.metis.offer.definitions
+    return definitions_of(tools_of(agent).values())
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
+from langchain_core.messages import AnyMessage, SystemMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, run_async
 from metis_agent.errors import InfrastructureError, ToolError
+from metis_agent.rules.rules import Offer, Offered
 from metis_agent.rules.shapes import text_of
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
@@ -175,6 +176,7 @@ class OutcomeBuffer:
         """Tells this buffer from that of another process, in which an interrupted turn may have begun."""
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, dict[tuple[int, str], ToolOutcome]] = OrderedDict()
+        self._offers: OrderedDict[str, tuple[Offer, SystemMessage | None]] = OrderedDict()
         self._failed: OrderedDict[str, None] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
@@ -185,10 +187,26 @@ class OutcomeBuffer:
             while len(self._turns) > _KEPT_TURNS:
                 self._turns.popitem(last=False)
 
+    def note_offer(self, notes: Notes, offer: Offer, system_prompt: SystemMessage | None) -> None:
+        """What a model call of the turn reads beside its messages; of several sets of tools the largest counts."""
+        with self._lock:
+            known = self._offers.get(notes["id"])
+            if known is None or len(known[0].every) < len(offer.every):
+                self._offers[notes["id"]] = offer, system_prompt
+            while len(self._offers) > _KEPT_TURNS:
+                self._offers.popitem(last=False)
+
+    def offered(self, notes: Notes) -> Offered:
+        """The same, as far as it was seen in this process."""
+        with self._lock:
+            offer, system_prompt = self._offers.get(notes["id"], (None, None))
+        return {"tools": offer.definitions if offer else (), "system_prompt": system_prompt}
+
     def forget(self, notes: Notes) -> None:
         """The turn has ended."""
         with self._lock:
             self._turns.pop(notes["id"], None)
+            self._offers.pop(notes["id"], None)
             self._ended[notes["id"]] = None
             while len(self._ended) > _KEPT_TURNS:
                 self._ended.popitem(last=False)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
+from langchain_core.messages import SystemMessage
 from langchain_core.tools import BaseTool
 from langgraph.runtime import get_runtime
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import ModelGate
-from metis_agent.recording.recorder import Recorder
+from metis_agent.recording.recorder import Recorder, definitions_of
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms
 from metis_agent.types import Branch, GateDecision, Spending, ToolSpec
@@ -36,6 +37,18 @@ DEFAULT_BLOCK_MESSAGE = "The call of {tool} was not run: {reason}."
 
 logger = logging.getLogger(__name__)
 
+Definitions = tuple[Mapping[str, Any], ...]
+
+
+class Offered(TypedDict):
+    """What the model calls of a turn read beside its messages, as it is recorded."""
+
+    tools: Definitions
+    system_prompt: SystemMessage | None
+
+
+_NOTHING: Offered = {"tools": (), "system_prompt": None}
+
 
 class Offer:
     """The tools of one model call.
@@ -47,9 +60,12 @@ class Offer:
         remote: names of those that only run at the model's provider.
         open: other code may add tools that the rules do not see; a call of another name goes on, and whoever knows
             the agent's own tools settles it.
+        tools: the tools themselves, where they are to be recorded.
     """
 
-    __slots__ = ("all_gated", "every", "gated", "known", "names", "open", "remote", "specs", "terms")
+    __slots__ = (
+        "_definitions", "all_gated", "every", "gated", "known", "names", "open", "remote", "specs", "terms", "tools",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,8 +75,11 @@ class Offer:
         remote: Collection[str] = (),
         *,
         open: bool = False,
+        tools: Sequence[BaseTool | Mapping[str, Any]] = (),
     ) -> None:
         self.open = open
+        self.tools = tools
+        self._definitions: Definitions | None = None
         self.every = tuple(specs)
         """With those that are never to be called."""
         self.specs = tuple([spec for spec in specs if spec.name not in rules.never])
@@ -73,6 +92,17 @@ class Offer:
         self.gated = tuple([spec for spec in self.known if spec.name not in free and spec.name not in rules.never])
         """Tools that the gate decides on; the others are the model's to decide."""
         self.all_gated = len(self.gated) == len(self.specs) and not rules.always
+
+    @property
+    def definitions(self) -> Definitions:
+        """What the model is told of the tools, as it is recorded."""
+        if self._definitions is None:
+            self._definitions = definitions_of(self.tools)
+        return self._definitions
+
+    def under(self, rules: Rules) -> Offer:
+        """The same tools under other rules."""
+        return Offer(self.every, self.terms, rules, self.remote, open=self.open, tools=self.tools)
 
     def named(self, tool: str) -> str:
         """The name under which a tool of the provider is on offer: `web_search_preview` for `web_search`."""
@@ -159,20 +189,25 @@ class Rules:
         reason = self.budget.spent(spent) or "the budget of every tool is spent"
         return GateDecision(allowed=(), gate="budget", reason=reason)
 
-    def record(self, state: Mapping[str, Any], error: Exception | None = None) -> None:
+    def record(self, state: Mapping[str, Any], error: Exception | None = None, offered: Offered = _NOTHING) -> None:
         """Store a turn, where there is a recorder.
+
+        Args:
+            state: the agent's.
+            error: what ended the turn.
+            offered: what its model calls read beside its messages.
 
         Raises:
             StorageError: the store can't be written to.
         """
         if self.recorder is not None:
             branch: Branch = getattr(self.gate.gate, "branch", "free")
-            self.recorder.record(state, run_id=current_run_id(), branch=branch, error=error)
+            self.recorder.record(state, run_id=current_run_id(), branch=branch, error=error, **offered)
 
-    def record_failure(self, state: Mapping[str, Any], error: Exception) -> None:
+    def record_failure(self, state: Mapping[str, Any], error: Exception, offered: Offered = _NOTHING) -> None:
         """Store what there is of a turn that `error` ends; the caller raises that error, whatever happens here."""
         try:
-            self.record(state, error)
+            self.record(state, error, offered)
         except Exception:
             logger.exception("A failed turn could not be recorded")
 

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.policy_run import _arguments, check_reporters
+from metis_agent.cli.policy_run import _arguments, _verify, check_reporters
 from metis_agent.cli.train_policy import CONFIGS, read_run
 from metis_agent.errors import ConfigurationError, MissingDependencyError
+from metis_agent.recording.recorder import question_of
+from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.questions import read_questions
+from metis_agent.types import Trajectory
 
 SMALL = [
     "training.steps=2", "training.questions_per_step=2", "training.micro_batch=8", "groups.size=4", "groups.direct=1",
@@ -101,6 +106,16 @@ def test_a_wrong_key_is_named_with_its_rule(change: str, message: str) -> None:
 def test_every_setting_of_the_objective_reaches_the_trainer(tmp_path: Path) -> None:
     run = read_run("laptop", ["objective.name=coupled", "objective.eps=0.01", "objective.ddof=0", "objective.alpha=1"])
     assert _arguments(run, tmp_path).hdpo_objective == run.objective
+
+
+def test_agreement_with_recorded_runs_rules_where_a_question_has_no_answer(tmp_path: Path) -> None:
+    with TrajectoryStore(tmp_path / "runs") as store:
+        store.append(Trajectory(id="r", question=question_of([HumanMessage("How many?")]), answer="42"))
+    (tmp_path / "asked.jsonl").write_text('{"question": "How many?"}\n{"question": "Why?", "answer": "So."}\n')
+    unanswered, answered = read_questions(tmp_path / "asked.jsonl")
+    verify = _verify(read_run("laptop", [f"agreement={tmp_path / 'runs'}"]), tmp_path)
+    assert (verify(unanswered, "42.0"), verify(unanswered, "43")) == (True, False)
+    assert (verify(unanswered, "About forty."), verify(answered, "So.")) == (None, True)  # no judge is named
 
 
 def test_batches_that_do_not_divide_say_what_would(tmp_path: Path) -> None:

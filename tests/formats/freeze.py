@@ -71,6 +71,31 @@ def trajectories() -> str:
     return "".join(f"{schema.dumps(each)}\n" for each in (WHOLE, MARKED, FAILED))
 
 
+TOOLED = replace(
+    WHOLE, id="run/q1/tools",
+    tools=(
+        {
+            "type": "function", "read_only": True,
+            "function": {"name": "python", "description": "Runs.", "parameters": {"type": "object", "properties": {}}},
+        },
+    ),
+)  # fmt: skip
+"""A trajectory that says which tools were on offer: a store keeps them beside its lines."""
+
+
+def store() -> str:
+    """The files of a store, by name."""
+    from metis_agent.recording.store import TrajectoryStore
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with TrajectoryStore(scratch) as kept:
+            kept.append(TOOLED)
+        files = [path for path in Path(scratch).rglob("*") if path.is_file()]
+        named = {path.relative_to(scratch).as_posix(): path.read_text() for path in sorted(files, reverse=True)}
+        (shard,) = kept.shards()
+    return json.dumps({name.replace(shard, "segment-1.jsonl"): text for name, text in named.items()}, indent=1) + "\n"
+
+
 def questions() -> str:
     """As curation keeps them, and as it sets them aside."""
     mark = vars(Mark(stage="mix", reason="all right", detail="3 of 3"))
@@ -184,6 +209,7 @@ def cache() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     f"trajectory-{schema.SCHEMA_VERSION}.jsonl": trajectories,
+    f"store-{schema.SCHEMA_VERSION}.json": store,
     f"questions-{formats.QUESTIONS}.jsonl": questions,
     f"gate-features-{artefact.FORMAT}.json": lambda: gate("features"),
     f"gate-encoder-{artefact.FORMAT}.json": lambda: gate("encoder"),

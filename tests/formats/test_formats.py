@@ -24,7 +24,7 @@ from metis_agent.gates.policy import PolicyGate
 from metis_agent.recording import schema
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.types import ModelCall, Question, Trajectory
-from tests.formats.freeze import FAILED, MAKERS, MARKED, QUESTION, SAMPLES, WHOLE, unpack
+from tests.formats.freeze import FAILED, MAKERS, MARKED, QUESTION, SAMPLES, TOOLED, WHOLE, unpack
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 NEWER = pytest.raises(SchemaVersionError, match="Upgrade langgraph-metis")
@@ -80,6 +80,14 @@ def test_a_store_of_an_earlier_version_is_read_and_added_to(sample: Path, tmp_pa
         assert len(before) == 3
         store.append(Trajectory(id="new", question=QUESTION))
         assert {run.id for run in store.read()} == before | {"new"}
+
+
+@pytest.mark.parametrize("sample", samples("store-*.json"), ids=named)
+def test_tools_that_a_store_keeps_beside_its_lines_are_put_back(sample: Path, tmp_path: Path) -> None:
+    for name, text in json.loads(sample.read_text()).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(TrajectoryStore(tmp_path, read_only=True).read()) == [TOOLED]
 
 
 def test_a_newer_trajectory_is_refused() -> None:

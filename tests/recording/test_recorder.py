@@ -18,7 +18,14 @@ from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InputError, SandboxGoneError, StorageError
 from metis_agent.gates import BranchGate, NeverGate, ShadowGate
 from metis_agent.middleware import MetisGateMiddleware
-from metis_agent.recording.recorder import Recorder, RecorderReport, model_call_of, question_of, trajectory_of
+from metis_agent.recording.recorder import (
+    Recorder,
+    RecorderReport,
+    definitions_of,
+    model_call_of,
+    question_of,
+    trajectory_of,
+)
 from metis_agent.recording.shards import Storage
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
@@ -47,6 +54,42 @@ class Kept:
 
     def append(self, trajectory):
         self.trajectories.append(trajectory)
+
+
+@pytest.mark.parametrize("host", ["graph", "middleware", "shadow"])
+def test_a_record_says_what_the_model_was_offered_and_told(host):
+    kept, asked = Kept(), model("Done.", "Done.")
+    recorder = Recorder(kept)
+    looking = tool(look.func)
+    looking.metadata = {"read_only": True}
+    if host == "graph":
+        agent = create_metis_agent(asked, [looking], recorder=recorder, system_prompt="Be brief.")
+    else:
+        gate = ShadowGate(NeverGate()) if host == "shadow" else BranchGate("free")
+        agent = create_agent(
+            asked, [looking], system_prompt="Be brief.", middleware=[MetisGateMiddleware(gate, recorder=recorder)]
+        )
+    agent.invoke({"messages": [("user", "x?")]})
+    agent.invoke({"messages": [("user", "y?")]})
+    first, second = kept.trajectories
+    (definition,) = first.tools
+    assert first.tools is second.tools  # made once
+    assert definition["function"]["name"] == "look" and definition["read_only"] is True
+    assert definition["function"]["description"] == "Look it up."
+    assert list(definition["function"]["parameters"]["properties"]) == ["query"]
+    assert [message["type"] for message in first.history] == ["system"]
+    assert steps_of(first)[0].messages[0].text == "Be brief."
+
+
+def test_a_tool_that_cannot_be_described_is_named(caplog):
+    @tool
+    def odd(query: str) -> str:
+        """Odd."""
+        return query
+
+    object.__setattr__(odd, "args_schema", 7)
+    assert definitions_of([odd, {"type": "web_search"}])[0]["function"]["name"] == "odd"
+    assert "without its schema" in caplog.text
 
 
 @tool

@@ -12,7 +12,8 @@ from metis_agent.errors import (
     SchemaVersionError,
     StorageError,
 )
-from metis_agent.recording import TrajectoryStore, dumps, store
+from metis_agent.recording import TrajectoryStore, dumps, images, store
+from metis_agent.recording.shards import Storage
 from tests.recording.shards import line, make, read_ids, write_shard
 
 
@@ -25,6 +26,32 @@ def test_what_is_appended_is_read_back_in_order(url):
     assert list(reader.read()) == trajectories
     assert reader.count() == 20
     assert (reader.report.read, reader.report.torn, reader.report.corrupt) == (20, 0, 0)
+
+
+def test_tools_on_offer_are_kept_once_a_distinct_set(url, caplog):
+    sets = [({"type": "function", "function": {"name": f"tool {n}"}}, {"type": f"remote {n}"}) for n in range(2)]
+    runs = [make(i, tools=sets[i % 2]) for i in range(6)]
+    with TrajectoryStore(url) as writer:
+        for run in runs:
+            writer.append(run)
+    reader = TrajectoryStore(url, read_only=True)
+    assert list(reader.read()) == runs
+    assert [run.tools for run in reader.read(whole=False)] == [()] * 6
+    folder = Storage(f"{url}/tools")
+    assert len(folder.names()) == 2
+    folder.put(next(iter(folder.names())), b"[]")  # damaged: the runs are read, and it is said
+    found = [run.tools for run in TrajectoryStore(url, read_only=True).read()]
+    assert sorted(map(bool, found)) == [False] * 3 + [True] * 3 and "has no tools" in caplog.text
+
+
+def test_where_each_turn_has_tools_of_its_own_they_stay_in_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_MOST_SETS", 2)
+    runs = [make(i, tools=({"name": f"tool {i}"},)) for i in range(5)]
+    with TrajectoryStore(tmp_path) as writer:
+        for run in runs:
+            writer.append(run)
+    assert list(TrajectoryStore(tmp_path).read()) == runs
+    assert len(list((tmp_path / "tools").iterdir())) == 2
 
 
 def test_a_local_append_is_readable_at_once(tmp_path):
