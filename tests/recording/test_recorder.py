@@ -74,7 +74,8 @@ def test_a_record_says_what_the_model_was_offered_and_told(host):
     first, second = kept.trajectories
     (definition,) = first.tools
     assert first.tools is second.tools  # made once
-    assert definition["function"]["name"] == "look" and definition["read_only"] is True
+    assert definition["function"]["name"] == "look"
+    assert definition["read_only"] is True
     assert definition["function"]["description"] == "Look it up."
     assert list(definition["function"]["parameters"]["properties"]) == ["query"]
     assert [message["type"] for message in first.history] == ["system"]

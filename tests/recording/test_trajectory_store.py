@@ -41,7 +41,8 @@ def test_tools_on_offer_are_kept_once_a_distinct_set(url, caplog):
     assert len(folder.names()) == 2
     folder.put(next(iter(folder.names())), b"[]")  # damaged: the runs are read, and it is said
     found = [run.tools for run in TrajectoryStore(url, read_only=True).read()]
-    assert sorted(map(bool, found)) == [False] * 3 + [True] * 3 and "has no tools" in caplog.text
+    assert sorted(map(bool, found)) == [False] * 3 + [True] * 3
+    assert "has no tools" in caplog.text
 
 
 def test_where_each_turn_has_tools_of_its_own_they_stay_in_its_line(tmp_path, monkeypatch):
