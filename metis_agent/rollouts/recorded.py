@@ -231,8 +231,8 @@ class OutcomePool:
         dropped["another tool"] = dropped.get("another tool", 0) + strays
         if not whole.any() and self.dropped["no reference"]:
             raise InputError(
-                f"{self.dropped['no reference']} of {self.runs} runs answer a question without a reference answer, so "
-                "nobody knows which were right. Find out what their calls changed (`metis audit --points FILE`) and "
+                f"{self.dropped['no reference']} of {self.runs} runs have no reference answer, so nobody knows "
+                "which were right. Find out what their calls changed (`metis audit --points FILE`) and "
                 "train on that (`metis train gate --outcomes FILE`), or name a judge or --agreement."
             )
         if not whole.any() or not tools:

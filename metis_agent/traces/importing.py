@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _recognised(places: list[str]) -> Importer:
             if count >= 20 * _SAMPLED_RECORDS or len(seen) >= _SAMPLED_FILES * _SAMPLED_RECORDS:
                 break
             if isinstance(record, Record):
-                seen.append(record.value)
+                seen += islice(reading.elements_of(record.value), _SAMPLED_RECORDS)
                 if count >= _SAMPLED_RECORDS:
                     break
     return recognised(seen, places[0])
@@ -250,9 +251,10 @@ class _Job:
 
     def _spool(self, spool: Spool, place: str, record: Record) -> None:
         try:
-            for key, part in self._reader.parts(record.value):
-                self._counts["parts"] += 1
-                spool.add(key, record.raw if part is record.value and record.raw is not None else part)
+            for inner in reading.elements_of(record.value):
+                for key, part in self._reader.parts(inner):
+                    self._counts["parts"] += 1
+                    spool.add(key, record.raw if part is record.value and record.raw is not None else part)
         except _UNREADABLE as error:
             self._reject(_reason(error), place, record.number, record.raw or _json(record.value))
 

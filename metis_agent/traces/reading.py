@@ -1,8 +1,8 @@
 """Records of files, read as a stream and sorted by trace, one at a time in memory.
 
-JSONL, JSON documents, Parquet; plain, gzip, from any fsspec URL. A record is one line, one element of a document's
-array, or one row. None is gathered up beyond the limit, and what is no record comes as `BadRecord` in its place, so
-that nothing is lost silently.
+JSONL, JSON documents, Parquet; plain, compressed, in a zip, from any fsspec URL. A record is one line, one element of a
+document's array, or one row. None is gathered up beyond the limit, and what is no record comes as `BadRecord` in its
+place, so that nothing is lost silently.
 
 An export has the spans of a trace wherever the collector put them. So each part is appended to one of a fixed number
 of files by a hash of its key, as the export is read; then each file is grouped by an index of its keys alone, and its
@@ -11,15 +11,18 @@ traces are read one after another. Both passes read and write in order, so the t
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -31,7 +34,7 @@ from metis_agent.errors import InputError, MissingDependencyError, StorageError
 from metis_agent.recording.shards import Storage
 from metis_agent.traces.values import parse_json
 
-__all__ = ["BadRecord", "Record", "Spool", "expanded", "records_of", "shelves_for", "size_of"]
+__all__ = ["BadRecord", "Record", "Spool", "elements_of", "expanded", "records_of", "shelves_for", "size_of"]
 
 LONGEST = 64 * 2**20
 """Bytes that one record may take."""
@@ -39,7 +42,21 @@ _BLOCK = _START = 2**20
 _SIGNS = re.compile(rb'["\\\[\]{}]')
 _QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
 _ALONE, _IN_ARRAY, _IN_KEYED_ARRAY = (), (ord("["),), (ord("{"), ord("["))
-_KEYED = re.compile(rb'\{\s*"(resourceSpans|resourceLogs|data|runs|traces|observations|spans|scores)"\s*:\s*\[')
+_PAGES = ("data", "runs", "traces", "observations", "spans", "scores", "items")
+"""Keys under which documents, and the pages of APIs, hold their records."""
+_KEYED = re.compile(
+    rb'\{(?:\s*"[^"\\]*"\s*:\s*(?:\{[^{}\[\]]*\}|[^{}\[\]",]+|"[^"\\]*")\s*,)*'
+    rb'\s*"(resourceSpans|resourceLogs|%s)"\s*:\s*\[' % "|".join(_PAGES).encode()
+)
+_OF_ONE = {"id", "trace_id", "traceId", "run_type", "messages", "role", "type"}
+"""Keys of records that are no page, whatever they hold besides."""
+_PACKED: Mapping[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UNREADABLE = {b"\x28\xb5\x2f\xfd": "compressed with zstd", b"ustar": "a tar archive", b"7z\xbc\xaf": "a 7z archive"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +102,40 @@ def expanded(paths: list[str]) -> list[str]:
             raise StorageError(
                 f"{path!r} names no file with traces; give a file, a folder, a pattern or an fsspec URL."
             )
-        found += [fs.unstrip_protocol(name) if "://" in path else name for name in sorted(names)]
+        for name in sorted(names):
+            found += _members(fs.unstrip_protocol(name) if "://" in path else name)
     return found
+
+
+def _members(path: str) -> list[str]:
+    """The files of traces in a zip; any other file is one itself."""
+    if not path.lower().endswith(".zip"):
+        return [path]
+    try:
+        inside = sorted(fsspec.filesystem("zip", fo=path).find(""))
+    except Exception as error:  # no zip, or a file system with exceptions of its own
+        raise StorageError(f"{path!r} can't be read as a zip: {error}.") from error
+    names = [name for name in inside if _is_readable(name)]
+    if not names:
+        raise StorageError(f"{path!r} has no file with traces in it, only {inside[:8]!r}; unpack what is packed twice.")
+    return [f"zip://{name}::{path}" for name in names]
 
 
 def size_of(path: str) -> int:
     """Return a file's size in bytes."""
     fs, root = fsspec.core.url_to_fs(path)
     return int(fs.size(root) or 0)
+
+
+def elements_of(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the records of an API's page that stands on one line; any other record is one itself."""
+    if not _OF_ONE & set(record):
+        for key in _PAGES:
+            page = record.get(key)
+            if isinstance(page, list) and page and all(isinstance(item, Mapping) for item in page):
+                yield from page
+                return
+    yield record
 
 
 def records_of(path: str, *, skip: int = 0) -> Iterator[Record | BadRecord]:
@@ -112,13 +155,13 @@ def records_of(path: str, *, skip: int = 0) -> Iterator[Record | BadRecord]:
                 yield from _rows(path, file, skip)
                 return
             around, key = _layout(start)
-            torn: list[bool] = []
+            torn: list[str] = []
             blocks, number = _blocks(file, torn), 0
             for record in _lines(blocks, skip) if around is None else _elements(blocks, around, key, skip):
                 number = record.number
                 yield record
             if torn:
-                yield BadRecord(number=number + 1, reason="the gzip stream breaks off here: a half-written export")
+                yield BadRecord(number=number + 1, reason=f"the {torn[0]} breaks off here: a half-written export")
     except (OSError, EOFError) as error:
         if isinstance(error, StorageError | MissingDependencyError):
             raise
@@ -129,26 +172,51 @@ def records_of(path: str, *, skip: int = 0) -> Iterator[Record | BadRecord]:
 def _opened(path: str) -> Iterator[tuple[IO[bytes], bytes]]:
     """The file, decompressed, at its beginning, and its first bytes."""
     with fsspec.open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        head = file.read(8)
         file.seek(0)
-        content: Any = gzip.GzipFile(fileobj=file) if packed else file
+        unpacked = next((opened for sign, opened in _PACKED.items() if head.startswith(sign)), None)
+        content: Any = unpacked(file) if unpacked else file
+        if head.startswith(_UTF_16):  # as PowerShell's `>` writes
+            content = _FromUtf16(file)
         start = b""
         for block in _blocks(content, []):
             start += block
             if len(start) >= _START:
                 break
-        content.seek(0)
+        for sign, what in _UNREADABLE.items():
+            if start.startswith(sign) or (sign == b"ustar" and start[257:262] == sign):
+                raise StorageError(f"{path!r} is {what}, which is not read: unpack it, or use gzip or zip.")
+        content.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         yield content, start
 
 
-def _blocks(file: IO[bytes], torn: list[bool]) -> Iterator[bytes]:
-    """Yield a file's content; `torn` is added to where a gzip stream breaks off, after what there is of it."""
+class _FromUtf16:
+    """A file in UTF-16, read as UTF-8."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek(0)
+
+    def read(self, size: int) -> bytes:
+        while block := self._file.read(size):
+            if text := self._decoder.decode(block):
+                return text.encode("utf-8", "replace")
+        return b""
+
+    def seek(self, _: int) -> None:
+        """Back to the beginning."""
+        self._file.seek(0)
+        self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+
+
+def _blocks(file: IO[bytes], torn: list[str]) -> Iterator[bytes]:
+    """Yield a file's content; `torn` is added to where a compressed stream breaks off, after what there is of it."""
     read = getattr(file, "read1", file.read)  # `read` would lose what comes before the break
     try:
         while block := read(_BLOCK):
             yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        torn.append(True)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        torn.append(f"{type(file).__name__.removesuffix('File').lower()} stream")
 
 
 def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
@@ -289,8 +357,10 @@ def _rows(path: str, file: IO[bytes], skip: int) -> Iterator[Record | BadRecord]
 
 
 def _is_readable(name: str) -> bool:
-    kinds = {".jsonl", ".json", ".ndjson", ".gz", ".parquet"}
-    return bool(kinds & set(PurePath(name).suffixes)) and not PurePath(name).name.startswith((".", "_"))
+    kinds = {".jsonl", ".json", ".ndjson", ".gz", ".bz2", ".xz", ".parquet"}
+    return bool(kinds & {kind.lower() for kind in PurePath(name).suffixes}) and not PurePath(name).name.startswith(
+        (".", "_")
+    )
 
 
 _BYTES_A_FILE = 48 * 2**20

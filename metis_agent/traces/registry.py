@@ -238,9 +238,13 @@ def recognised(records: Sequence[Mapping[str, Any]], place: str) -> Importer:
         if known > most:
             best, most = candidate, known
     if best is None:
-        keys = ", ".join(sorted(map(str, records[0]))[:12]) if records else "none"
+        seen = (
+            f"its first record has the keys {', '.join(sorted(map(str, records[0]))[:12])}"
+            if records
+            else ("no record of JSON or Parquet is at its beginning")
+        )
         raise InputError(
-            f"{place!r} has no format that is known: its first record has the keys {keys}. "
+            f"{place!r} has no format that is known: {seen}. "
             f"Name the format with --format ({', '.join(importer_names())}), or register an importer."
         )
     return best

@@ -40,7 +40,9 @@ def parse_json(raw: bytes) -> Any:
         return from_json(raw)
     except ValueError:
         try:
-            return json.loads(raw)  # lone surrogates, which the faster one refuses
+            return json.loads(raw.decode("utf-8", "surrogatepass"))  # lone surrogates, which the faster one refuses
+        except UnicodeDecodeError as error:
+            raise InputError("not in UTF-8") from error
         except (ValueError, RecursionError) as error:
             why = str(error).partition(": line")[0] or type(error).__name__
             raise InputError(f"no JSON ({why.lower()})") from error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -327,6 +332,56 @@ def test_a_bulk_export_in_parquet(imported, tmp_path):
     broken = (tmp_path / "made.parquet").read_bytes()[:-20]
     with pytest.raises(InputError, match="no format that is known"):
         imported(broken, "broken.parquet")
+
+
+def zipped(content):
+    with zipfile.ZipFile(packed := io.BytesIO(), "w") as archive:
+        archive.writestr("deep/runs.jsonl", content)
+        archive.writestr("notes.txt", "none of it")
+    return packed.getvalue()
+
+
+PACKED = {
+    "plain.jsonl": lambda text: text,
+    "marked.jsonl": lambda text: b"\xef\xbb\xbf" + text,
+    "utf16.jsonl": lambda text: text.decode().encode("utf-16"),
+    "windows.jsonl": lambda text: text.replace(b"\n", b"\r\n"),
+    "small.jsonl.gz": gzip.compress,
+    "small.jsonl.bz2": bz2.compress,
+    "small.jsonl.xz": lzma.compress,
+    "many.zip": zipped,
+    "page.json": lambda text: b'{"cursors": {"next": null}, "runs": [' + b",".join(text.splitlines()) + b"]}",
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_same_export_however_it_was_written(imported, name):
+    text = lines(*whole("a", "Wer, José?"), *whole("b", "誰?")).encode()
+    report, runs = imported(PACKED[name](text), name)
+    assert [run.question.text for run in runs] == ["Wer, José?", "誰?"]
+    assert (report.trajectories, report.rejected) == (2, 0)
+
+
+def test_what_is_packed_otherwise_is_named(imported):
+    bundle = io.BytesIO()
+    with tarfile.open(fileobj=bundle, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("runs.jsonl"))
+    for content, name, what in (
+        (bundle.getvalue(), "runs.tar.gz", "a tar archive"),
+        (b"\x28\xb5\x2f\xfd....", "runs.jsonl.zst", "compressed with zstd"),
+        (zipped("")[:40], "half.zip", "can't be read as a zip"),
+    ):
+        with pytest.raises(StorageError, match=what):
+            imported(content, name)
+
+
+def test_a_line_in_another_encoding_is_rejected_and_the_others_are_read(imported):
+    odd = json.dumps(whole("b", "Wer, José?")[1], ensure_ascii=False).encode("latin-1") + b"\n"
+    wide = json.dumps(whole("c")[1]).encode("utf-16-be") + b"\n"
+    report, runs = imported(odd + wide + lines(*whole("a")).encode())
+    assert len(runs) == 1
+    assert report.rejected == 2
+    assert any("not in UTF-8" in reason for reason in report.reasons)
 
 
 @pytest.mark.parametrize("blocks", [1, 7, 2**20])

@@ -35,9 +35,7 @@ class Langfuse(Importer):
     versions = "public API v1 and v2, langfuse 3 to 5, blob storage exports of 2026"
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
-        """An observation, a trace or a score has fields that only Langfuse's have; a page holds one."""
-        if isinstance(record.get("data"), list):
-            return any(isinstance(item, Mapping) and self.recognises(item) for item in record["data"][:3])
+        """An observation, a trace or a score has fields that only Langfuse's have."""
         keys = {_snake(key) for key in record}
         observation = {"trace_id", "type", "start_time"} <= keys and bool({"parent_observation_id", "level"} & keys)
         score = {"trace_id", "name", "value"} <= keys and bool({"data_type", "config_id"} & keys)
@@ -46,10 +44,6 @@ class Langfuse(Importer):
 
     def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each observation, trace and score, by trace."""
-        if isinstance(record.get("data"), list):
-            for item in record["data"]:
-                yield from self.parts(item)
-            return
         kind = _kind(record)
         trace = str(
             record.get("traceId") or record.get("trace_id") or (record.get("id") if kind == "trace" else "") or ""
