@@ -33,6 +33,7 @@ from metis_agent.traces import reading
 from metis_agent.traces.assemble import trajectories_of
 from metis_agent.traces.reading import BadRecord, Record, Spool, shelves_for
 from metis_agent.traces.registry import Importer, importer, importer_names, recognised
+from metis_agent.traces.values import elements_of
 from metis_agent.types import Trajectory
 
 __all__ = ["ImportProgress", "ImportReport", "import_traces"]
@@ -151,7 +152,7 @@ def _recognised(places: list[str]) -> Importer:
             if count >= 20 * _SAMPLED_RECORDS or len(seen) >= _SAMPLED_FILES * _SAMPLED_RECORDS:
                 break
             if isinstance(record, Record):
-                seen += islice(reading.elements_of(record.value), _SAMPLED_RECORDS)
+                seen += islice(elements_of(record.value), _SAMPLED_RECORDS)
                 if count >= _SAMPLED_RECORDS:
                     break
     return recognised(seen, places[0])
@@ -251,7 +252,7 @@ class _Job:
 
     def _spool(self, spool: Spool, place: str, record: Record) -> None:
         try:
-            for inner in reading.elements_of(record.value):
+            for inner in elements_of(record.value):
                 for key, part in self._reader.parts(inner):
                     self._counts["parts"] += 1
                     spool.add(key, record.raw if part is record.value and record.raw is not None else part)

@@ -32,9 +32,9 @@ import fsspec
 
 from metis_agent.errors import InputError, MissingDependencyError, StorageError
 from metis_agent.recording.shards import Storage
-from metis_agent.traces.values import parse_json
+from metis_agent.traces.values import PAGES, parse_json
 
-__all__ = ["BadRecord", "Record", "Spool", "elements_of", "expanded", "records_of", "shelves_for", "size_of"]
+__all__ = ["BadRecord", "Record", "Spool", "expanded", "records_of", "shelves_for", "size_of"]
 
 LONGEST = 64 * 2**20
 """Bytes that one record may take."""
@@ -42,14 +42,10 @@ _BLOCK = _START = 2**20
 _SIGNS = re.compile(rb'["\\\[\]{}]')
 _QUOTE, _BACKSLASH, _OPENING, _CLOSING = ord('"'), ord("\\"), b"[{", b"]}"
 _ALONE, _IN_ARRAY, _IN_KEYED_ARRAY = (), (ord("["),), (ord("{"), ord("["))
-_PAGES = ("data", "runs", "traces", "observations", "spans", "scores", "items")
-"""Keys under which documents, and the pages of APIs, hold their records."""
 _KEYED = re.compile(
     rb'\{(?:\s*"[^"\\]*"\s*:\s*(?:\{[^{}\[\]]*\}|[^{}\[\]",]+|"[^"\\]*")\s*,)*'
-    rb'\s*"(resourceSpans|resourceLogs|%s)"\s*:\s*\[' % "|".join(_PAGES).encode()
+    rb'\s*"(resourceSpans|resourceLogs|%s)"\s*:\s*\[' % "|".join(PAGES).encode()
 )
-_OF_ONE = {"id", "trace_id", "traceId", "run_type", "messages", "role", "type"}
-"""Keys of records that are no page, whatever they hold besides."""
 _PACKED: Mapping[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
@@ -125,17 +121,6 @@ def size_of(path: str) -> int:
     """Return a file's size in bytes."""
     fs, root = fsspec.core.url_to_fs(path)
     return int(fs.size(root) or 0)
-
-
-def elements_of(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the records of an API's page that stands on one line; any other record is one itself."""
-    if not _OF_ONE & set(record):
-        for key in _PAGES:
-            page = record.get(key)
-            if isinstance(page, list) and page and all(isinstance(item, Mapping) for item in page):
-                yield from page
-                return
-    yield record
 
 
 def records_of(path: str, *, skip: int = 0) -> Iterator[Record | BadRecord]:
@@ -222,9 +207,9 @@ def _blocks(file: IO[bytes], torn: list[str]) -> Iterator[bytes]:
 def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
     """In which brackets records stand, and under which key; `None` where each has a line of its own."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text[:1] == b"[":
-        return _IN_ARRAY, ""
     line, _, rest = text.partition(b"\n")
+    if text[:1] == b"[":
+        return (None if _is_conversation(line, rest) else _IN_ARRAY), ""
     try:
         parse_json(line)
     except InputError:
@@ -234,6 +219,19 @@ def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
         # A torn line among whole ones is JSONL still.
         return (None, "") if not rest or rest.startswith(b"{") else (_ALONE, "")
     return None, ""
+
+
+def _is_conversation(line: bytes, rest: bytes) -> bool:
+    """Whether a line with an array is one record among lines, a list of messages, and not a document of many."""
+    try:
+        value = parse_json(line)
+    except InputError:
+        return False
+    if rest.lstrip().startswith(b"["):
+        return True
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(item, Mapping) and ("role" in item or {"type", "data"} <= set(item)) for item in value
+    )  # fmt: skip
 
 
 def _lines(blocks: Iterator[bytes], skip: int) -> Iterator[Record | BadRecord]:
@@ -271,7 +269,9 @@ def _record(number: int, raw: bytes) -> Record | BadRecord:
         return BadRecord(number=number, reason=f"{error}: a half-written export ends so", raw=raw)
     if not isinstance(value, dict | list):
         return BadRecord(number=number, reason=f"a {type(value).__name__}, no JSON object", raw=raw)
-    return Record(number=number, value=value if isinstance(value, dict) else {"messages": value}, raw=raw)
+    if isinstance(value, list):
+        return Record(number=number, value={"messages": value})
+    return Record(number=number, value=value, raw=raw)
 
 
 def _too_long(number: int, length: int, start: bytes) -> BadRecord:

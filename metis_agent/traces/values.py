@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +12,12 @@ from pydantic_core import from_json
 
 from metis_agent.errors import InputError
 
-__all__ = ["as_json", "parse_json", "text_of", "time_of", "usage_of"]
+__all__ = ["PAGES", "as_json", "elements_of", "parse_json", "text_of", "time_of", "usage_of"]
 
+PAGES = ("data", "runs", "traces", "observations", "spans", "scores", "items")
+"""Keys under which documents, and the pages of APIs, hold their records."""
+_OF_ONE = {"id", "trace_id", "traceId", "run_type", "messages", "role", "type"}
+"""Keys of records that are no page, whatever they hold besides."""
 _ALIASES = {
     "input_tokens": ("input_tokens", "prompt_tokens", "prompt", "input", "promptTokens", "inputTokens"),
     "output_tokens": ("output_tokens", "completion_tokens", "completion", "output", "completionTokens", "outputTokens"),
@@ -46,6 +50,17 @@ def parse_json(raw: bytes) -> Any:
         except (ValueError, RecursionError) as error:
             why = str(error).partition(": line")[0] or type(error).__name__
             raise InputError(f"no JSON ({why.lower()})") from error
+
+
+def elements_of(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the records of an API's page that stands on one line; any other record is one itself."""
+    if not _OF_ONE & set(record):
+        for key in PAGES:
+            page = record.get(key)
+            if isinstance(page, list) and page and all(isinstance(item, Mapping) for item in page):
+                yield from page
+                return
+    yield record
 
 
 def as_json(value: Any) -> Any:

@@ -106,6 +106,65 @@ def test_the_responses_api(imported):
     assert run.calls[1].usage == {"input_tokens": 9, "output_tokens": 3, "output_reasoning": 2, "total_tokens": 12}
 
 
+def asking(said, reply, **request):
+    return {"request": {"messages": said, **request}, "response": reply}
+
+
+def replied(message):
+    return {"object": "chat.completion", "choices": [{"message": message}]}
+
+
+def test_requests_are_joined_however_each_writes_what_they_share(imported):
+    """Where the mark of a cache stands moves from request to request; the input of the first may be a bare string."""
+    asked, use = [{"role": "user", "content": "Oslo?"}], {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    marked = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    results = [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "717,710"}]}]
+    report, (run,) = imported(
+        asking([{"role": "user", "content": [{**marked[0], "text": "Oslo?"}]}],
+               {"type": "message", "role": "assistant", "content": [use]}, system="Be brief."),
+        asking([*asked, {"role": "assistant", "content": [use]}, *results],
+               {"type": "message", "role": "assistant", "content": "717,710."}, system=marked),
+    )  # fmt: skip
+    assert (report.format, run.answer, run.tool_calls) == ("anthropic", "717,710.", 1)
+    called = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    brought = {"type": "function_call_output", "call_id": "c", "output": "717,710"}
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So many."}]}
+    report, runs = imported(
+        {"request": {"input": "Oslo?"}, "response": {"object": "response", "output": [called]}},
+        {"request": {"input": [*asked, called, brought]}, "response": {"object": "response", "output": [said]}},
+    )
+    assert report.format == "openai"
+    assert [(run.answer, run.tool_calls) for run in runs if run.id.startswith("openai")] == [("So many.", 1)]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_reply_logged_as_the_chunks_of_its_stream(imported, as_text):
+    first = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": '{"que'}}
+    deltas = [
+        {"role": "assistant", "content": "I look"}, {"tool_calls": [first]}, {"content": "."},
+        {"tool_calls": [{"index": 0, "function": {"arguments": 'ry": "Oslo"}'}}]},
+    ]  # fmt: skip
+    chunks = [{"object": "chat.completion.chunk", "model": "m-1", "choices": [{"delta": it}]} for it in deltas]
+    chunks.append({"object": "chat.completion.chunk", "choices": [], "usage": {"prompt_tokens": 7}})
+    text = "\n\n".join(f"data: {json.dumps(chunk)}" for chunk in chunks) + "\n\ndata: [DONE]\n"
+    _, (run,) = imported(
+        asking(SPOKEN[:2], text if as_text else chunks),
+        asking(SPOKEN[:4], replied(SPOKEN[4])),
+    )
+    assert (run.answer, run.outcomes[0].arguments) == ("717,710.", {"query": "Oslo"})
+    assert (run.calls[0].usage["input_tokens"], run.calls[0].model) == (7, "m-1")
+
+
+def test_messages_on_lines_of_their_own_and_lists_of_messages(imported):
+    lines = [{"conversation_id": "k", "created_at": n, **message} for n, message in enumerate(SPOKEN)]
+    report, runs = imported(*lines, lines[3])
+    assert [run.answer for run in runs] == ["717,710.", "You are welcome."]
+    assert {run.conversation for run in runs} == {"k"}
+    for conversations in ([SPOKEN], [SPOKEN, SPOKEN[:2] + SPOKEN[4:5]]):
+        report, _ = imported(*conversations)
+        assert (report.rejected, report.records) == (0, len(conversations))
+
+
 def test_anthropic_conversations_and_requests(imported):
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
     asked = {"role": "user", "content": [{"type": "text", "text": "How many live here?"}, image]}

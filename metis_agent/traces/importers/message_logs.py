@@ -2,8 +2,9 @@
 
 OpenAI: a conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what
 was sent with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or
-`choices` beside, of Chat Completions or Responses; lines of the batch API too. Requests that go on from each other are
-joined to conversations by their messages.
+`choices` beside, of Chat Completions or Responses; lines of the batch API too, and streamed replies as their chunks.
+Requests that go on from each other are joined to conversations by their messages. Messages that stand on lines of their
+own are joined by the conversation that they name.
 
 Anthropic: as OpenAI's, in the form of the Messages API: `system` beside the messages, calls as `tool_use` blocks,
 results as `tool_result` blocks of a user's message, tools with an `input_schema`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +32,8 @@ __all__ = ["Anthropic", "LangChain", "MessageLog", "OpenAI"]
 _IDS = ("conversation_id", "session_id", "thread_id", "chat_id", "conversation", "session", "id", "custom_id")
 _USERS = ("user_id", "user", "safety_identifier")
 _FEEDBACK = ("reward", "score", "rating", "feedback", "thumb")
-_REQUEST = ("request", "body", "input_body", "params", "kwargs")
-_REPLY = ("response", "completion", "output_message", "choices", "output")
+_REQUEST = ("request", "body", "request_body", "input_body", "params", "kwargs")
+_REPLY = ("response", "response_body", "completion", "output_message", "choices", "output")
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 
 
@@ -41,6 +43,9 @@ class MessageLog(Importer):
     def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """A conversation by its id or its content; a request by its conversation's id or its opening."""
         request, reply = _split(record)
+        if _is_message(record) and (conversation := _first(record, _IDS[:-2])):
+            yield conversation, record
+            return
         if not isinstance(request.get("messages", request.get("input")), list | str):
             if "role" in record:
                 raise InputError('a message by itself; a conversation is {"messages": [...]} on one line')
@@ -49,14 +54,17 @@ class MessageLog(Importer):
         if reply is None:
             yield named or _first(record, ("id",)) or _digest(request["messages"]), record
         else:
-            yield named or _digest([request.get("system"), request.get("instructions"), _opening(request)]), record
+            yield named or _digest(_opening(request)), record
 
     def traces(self, key: str, parts: Sequence[Mapping[str, Any]]) -> Iterable[Trace]:
         """A trace for each conversation; one for all requests of a key, whose threads are conversations."""
+        if said := [part for part in parts if _is_message(part)]:
+            yield self._of_conversation(key, {**said[0], "messages": [*_each_once(said)]})
+        parts = [part for part in parts if not _is_message(part)]
         requests = [part for part in parts if _split(part)[1] is not None]
         if requests:
             yield self._of_requests(key, requests)
-        seen: set[str] = set()
+        seen: set[str] = {""} if said else set()
         for part in parts:
             if _split(part)[1] is not None:
                 continue
@@ -90,9 +98,11 @@ class MessageLog(Importer):
                 continue
             seen.add(digest)
             given = as_json(given)
-            body = _mapping(given).get("body") or given
-            reply = reply_of({"choices": body} if _is_choices(body) else body, trace.odd)
+            body = _whole(_mapping(given).get("body") or given)
             error = _mapping(body).get("error") or record.get("error")
+            reply = None if error else reply_of({"choices": body} if _is_choices(body) else body, trace.odd)
+            if request.get("previous_response_id") and not named:
+                trace.odd["request that names the one before by its id alone"] += 1
             start = time_of(
                 record.get("start_time")
                 or record.get("created_at")
@@ -104,7 +114,7 @@ class MessageLog(Importer):
             end = time_of(record.get("end_time")) or (start + float(duration) if start and duration else None)
             trace.models.append(
                 ModelSpan(
-                    id=digest, input=self._read(request, trace), output=None if error else reply,
+                    id=digest, input=self._read(request, trace), output=reply,
                     model=str(_mapping(body).get("model") or request.get("model") or ""),
                     usage=usage_of(_mapping(body).get("usage") or record.get("usage")), error=str(error or ""),
                     tools=tool_definitions(request.get("tools") or request.get("functions")), start=start, end=end,
@@ -144,10 +154,12 @@ class OpenAI(MessageLog):
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Messages with roles, in the record or in its request."""
-        request, _ = _split(record)
+        request, reply = _split(record)
         said = request.get("messages", request.get("input"))
         first = next((item for item in said if isinstance(item, Mapping)), {}) if isinstance(said, list) else {}
-        return "role" in first and not {"run_type", "traceId", "trace_id"} & set(record)
+        known = "role" in first or (_is_message(record) and bool(_first(record, _IDS[:-2])))
+        answered = isinstance(said, str | list) and _mapping(reply).get("object") in ("response", "chat.completion")
+        return (known or answered) and not {"run_type", "traceId", "trace_id"} & set(record)
 
 
 def _split(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
@@ -157,19 +169,56 @@ def _split(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
     return request, reply
 
 
+def _is_message(record: Mapping[str, Any]) -> bool:
+    """A message on a line of its own."""
+    return isinstance(record.get("role"), str) and not {"messages", "request", "response"} & set(record)
+
+
+def _each_once(said: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Lines that stand twice, once; known by an id or a time of their own, since people do say things twice."""
+    seen: set[str] = set()
+    for message in said:
+        mark = (
+            _digest(message) if {"id", "message_id", "created_at", "timestamp", "tool_call_id"} & set(message) else ""
+        )
+        if not mark or mark not in seen:
+            yield message
+        seen.add(mark)
+
+
 def _is_choices(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and "message" in _mapping(value[0])
 
 
+def _whole(body: Any) -> Any:
+    """A reply that was logged as the chunks of its stream, or as the lines of it, as one completion."""
+    if isinstance(body, str) and body.startswith("data:"):
+        body = [as_json(line.removeprefix("data:").strip()) for line in body.splitlines() if line.startswith("data:")]
+    chunks = [chunk for chunk in body if isinstance(chunk, Mapping)] if isinstance(body, list) else []
+    if not any("delta" in _mapping(choice) for chunk in chunks for choice in chunk.get("choices") or ()):
+        return body
+    text, calls = "", dict[int, dict[str, Any]]()
+    whole: dict[str, Any] = {}
+    for chunk in chunks:
+        whole |= {name: chunk[name] for name in ("id", "model", "created", "usage") if chunk.get(name) is not None}
+        for delta in (_mapping(_mapping(choice).get("delta")) for choice in (chunk.get("choices") or ())[:1]):
+            text += delta.get("content") or ""
+            for call in delta.get("tool_calls") or ():
+                kept = calls.setdefault(call.get("index", 0), {"id": None, "function": {"name": "", "arguments": ""}})
+                kept["id"] = call.get("id") or kept["id"]
+                for name in ("name", "arguments"):
+                    kept["function"][name] += _mapping(call.get("function")).get(name) or ""
+    said = {"role": "assistant", "content": text, "tool_calls": [calls[index] for index in sorted(calls)]}
+    return {**whole, "choices": [{"message": said}]}
+
+
 def _opening(request: Mapping[str, Any]) -> Any:
-    """The messages up to the first user's: what requests of one conversation share."""
-    said = request.get("messages", request.get("input"))
-    if not isinstance(said, list):
-        return said
-    for place, message in enumerate(said):
-        if _mapping(message).get("role") == "user":
-            return said[: place + 1]
-    return said[:1]
+    """What requests of one conversation share, however they write it: the messages up to the first user's."""
+    system = [request.get(name) or "" for name in ("system", "instructions")]
+    said = messages_of(request.get("messages", request.get("input")), Counter())
+    asked = next((place for place, message in enumerate(said) if message["type"] == "human"), 0)
+    before = [*(messages_of({"role": "system", "content": it}, Counter())[0] for it in system), *said[: asked + 1]]
+    return [(message["type"], message["content"]) for message in before]
 
 
 def _digest(value: Any) -> str:
