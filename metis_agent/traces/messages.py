@@ -30,6 +30,9 @@ _KINDS = {
     "tool": "tool", "ToolMessage": "tool", "ToolMessageChunk": "tool", "function": "tool", "FunctionMessage": "tool",
 }  # fmt: skip
 _MARKS = {"role", "type", "lc", "message", "content", "parts", "contents", "tool_calls"}
+_ANTHROPIC = ("text", "tool_use", "thinking")
+"""Blocks that stand for a whole reply, without a message around them."""
+_COMPLETIONS = ("Generation", "GenerationChunk")
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 _CALLS = ("tool_use", "server_tool_use", "tool_call", "function_call")
 _RESULTS = ("tool_result", "tool_call_response", "function_call_output")
@@ -49,7 +52,9 @@ def messages_of(value: Any, unread: Unreadable) -> list[Message]:
     if isinstance(value, Mapping):
         for key in ("messages", "input", "prompts"):
             if isinstance(value.get(key), (list, str)) and "role" not in value and "type" not in value:
-                return messages_of(value[key], unread)
+                system = next((value[name] for name in ("system", "instructions") if value.get(name)), None)
+                before = _message({"role": "system", "content": system}, unread) if system and key != "prompts" else []
+                return [*before, *messages_of(value[key], unread)]
         return _message(value, unread) if _MARKS & set(value) else _of_fields(value, unread)
     if not isinstance(value, Sequence):
         return []
@@ -81,6 +86,12 @@ def reply_of(value: Any, unread: Unreadable) -> Message | None:
                 return None if reply is None else _with_usage(reply, value)
             if key == "output" and isinstance(inner, str):
                 return {"type": "ai", "content": inner}
+        if isinstance(value.get("text"), str) and value.get("type", _COMPLETIONS[0]) in _COMPLETIONS:
+            return {"type": "ai", "content": value["text"]}  # of a model that completes texts
+    elif isinstance(value, list) and any(
+        isinstance(part, Mapping) and part.get("type") in _ANTHROPIC for part in value
+    ):
+        value = {"role": "assistant", "content": value}
     found = [message for message in messages_of(value, unread) if message["type"] in ("ai", "chat")]
     if len(found) < 2:
         return found[0] if found else None

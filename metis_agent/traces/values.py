@@ -30,6 +30,8 @@ _DETAILS = {
 _FLAT = {
     "cache_read_input_tokens": "input_cache_read",
     "cache_creation_input_tokens": "input_cache_creation",
+    "input_cached_tokens": "input_cache_read",
+    "output_reasoning_tokens": "output_reasoning",
 }
 _WITHIN = {"cached_tokens": "input_cache_read", "reasoning_tokens": "output_reasoning"}  # fmt: skip
 
@@ -104,7 +106,7 @@ def time_of(value: Any) -> float | None:
 def usage_of(value: Any) -> dict[str, int]:
     """Return token counts as LangChain names them; `input_tokens` includes what was read from a cache.
 
-    Anthropic and Langfuse count cached tokens beside the input, OpenAI and LangChain within it.
+    Anthropic and Langfuse count cached tokens beside the input, OpenAI and LangChain within it; a total tells which.
     """
     value = as_json(value)
     if not isinstance(value, Mapping):
@@ -126,8 +128,9 @@ def usage_of(value: Any) -> dict[str, int]:
         if flat and _is_count(count) and count and flat not in usage:
             usage[flat] = int(count)
             beside[flat.partition("_")[0]] += int(count)
+    within = usage.get("total_tokens") == usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
     for side, count in beside.items():
-        if f"{side}_tokens" in usage:
+        if f"{side}_tokens" in usage and not within:
             usage[f"{side}_tokens"] += count
     if "input_tokens" in usage or "output_tokens" in usage:
         usage["total_tokens"] = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)

@@ -103,6 +103,8 @@ def test_tokens_as_everybody_counts_them():
     anthropic = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 90}
     langfuse = {"input": 10, "output": 5, "total": 105, "input_cache_read": 90}
     assert [usage_of(each) for each in (openai, langchain, anthropic, langfuse)] == [whole] * 4
+    within = {"input": 10, "output": 4, "total": 14, "input_cached_tokens": 6}  # as Langfuse has OpenAI's
+    assert usage_of(within) == {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14, "input_cache_read": 6}
     assert usage_of("nothing") == usage_of(None) == usage_of({"input": -1}) == {}
 
 
@@ -116,3 +118,21 @@ def test_the_clients_that_are_installed_are_of_versions_that_importers_were_writ
                 assert [int(part) for part in version(client).split(".")][: len(parts)] <= parts, client
                 checked.add(client)
     assert checked == clients
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([{"type": "text", "text": "Yes."}], "Yes."),  # Anthropic's blocks without the message around them
+        ({"generations": [[{"text": "Yes.", "type": "Generation"}]]}, "Yes."),  # a model that completes texts
+        ({"text": "Yes."}, "Yes."),
+    ],
+)
+def test_replies_without_a_message_around_them(given, said):
+    assert reply_of(given, Counter())["content"] == said
+
+
+def test_a_system_prompt_beside_the_messages_comes_first():
+    asked = {"system": [{"type": "text", "text": "Be brief."}], "messages": [{"role": "user", "content": "Oslo?"}]}
+    found = [(message["type"], message["content"]) for message in messages_of(asked, Counter())]
+    assert found == [("system", "Be brief."), ("human", "Oslo?")]

@@ -59,6 +59,16 @@ def otlp_lines(provider):
         yield json.dumps(record)
 
 
+def protobuf_lines(provider):
+    """As Protobuf itself writes JSON where it keeps the names of fields, in the envelope of Tempo's API."""
+    provider.force_flush()
+    for body in provider.received.sent("/v1/traces"):
+        request = ExportTraceServiceRequest()
+        request.ParseFromString(body)
+        kept = MessageToDict(request, preserving_proto_field_name=True)
+        yield json.dumps({"trace": {"batches": kept["resource_spans"]}})
+
+
 def span_lines(provider):
     """`ReadableSpan.to_json`, a span a line."""
     return [json.dumps(json.loads(span.to_json())) for span in provider.memory.get_finished_spans()]
@@ -92,7 +102,7 @@ def imported(folder, lines):
         return report, sorted(store.read(), key=lambda run: run.started_at)
 
 
-@pytest.mark.parametrize("export", [otlp_lines, span_lines, phoenix_lines])
+@pytest.mark.parametrize("export", [otlp_lines, protobuf_lines, span_lines, phoenix_lines])
 def test_openinference(provider, tmp_path, export):
     instrumentor = LangChainInstrumentor()
     instrumentor.instrument(tracer_provider=provider)

@@ -21,6 +21,7 @@ from metis_agent.traces.values import as_json, text_of, time_of, usage_of
 __all__ = ["OpenTelemetry"]
 
 _ROLES = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
+_SNAKE = re.compile(r"_([a-z])")
 _DETAILS = "gen_ai.client.inference.operation.details"
 _THREADS = ("gen_ai.conversation.id", "session.id", "traceloop.association.properties.session_id")
 _USERS = ("user.id", "enduser.id", "traceloop.association.properties.user_id")
@@ -47,6 +48,7 @@ class OpenTelemetry(Importer):
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """OTLP's envelopes, or a span with a context."""
+        record = _otlp(record)
         if "resourceSpans" in record or "resourceLogs" in record or "context.span_id" in record:
             return True
         if {"traceId", "spanId"} <= set(record):
@@ -56,7 +58,7 @@ class OpenTelemetry(Importer):
 
     def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each span of a batch, and each log record that belongs to one."""
-        found = False
+        found, record = False, _otlp(record)
         for envelope, scope, entries in (
             ("resourceSpans", "scopeSpans", "spans"),
             ("resourceLogs", "scopeLogs", "logRecords"),
@@ -123,6 +125,22 @@ class OpenTelemetry(Importer):
             trace.tools.append(_tool(span, times, trace))
 
 
+def _otlp(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OTLP under its own names, also where a backend wraps it (Tempo), or Protobuf has kept the names of its fields."""
+    inner = record.get("trace")
+    if isinstance(inner, Mapping) and {"resourceSpans", "batches"} & set(inner):
+        record = inner
+    if isinstance(record.get("batches"), list):
+        record = {"resource_spans": record["batches"]}
+    return _camel(record) if {"resource_spans", "resource_logs"} & set(record) else record
+
+
+def _camel(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_SNAKE.sub(lambda found: found[1].upper(), key): _camel(item) for key, item in value.items()}
+    return [_camel(item) for item in value] if isinstance(value, list) else value
+
+
 def _check_version(resource: Mapping[str, Any]) -> None:
     """Schemas of OpenTelemetry promise to stay readable until their major version changes."""
     version = str(resource.get("schemaUrl") or "").rpartition("/")[2].partition(".")[0]
@@ -161,7 +179,10 @@ def _messages(span: Mapping[str, Any], trace: Trace) -> tuple[list[Message], Mes
     if "gen_ai.input.messages" in given or "gen_ai.output.messages" in given:
         read = messages_of(given.get("gen_ai.input.messages"), trace.odd)
         return [*system, *read], reply_of(given.get("gen_ai.output.messages"), trace.odd)
-    events = [event for event in span["events"] if _ROLES.fullmatch(event["name"]) or event["name"] == "gen_ai.choice"]
+    said = as_json(given.get("events"))  # as Pydantic AI keeps them
+    told = [it for it in said if isinstance(it, Mapping)] if isinstance(said, list) else []
+    events = [*span["events"], *({"name": str(it.get("event.name")), "attributes": it} for it in told)]
+    events = [event for event in events if _ROLES.fullmatch(event["name"]) or event["name"] == "gen_ai.choice"]
     if events:
         return _of_events(events, trace)
     flat = _nested(given)
@@ -240,7 +261,8 @@ def _root(trace: Trace, spans: Mapping[str, Mapping[str, Any]]) -> None:
     trace.name, trace.error, trace.start, trace.end = root["name"], root["error"], root["start"], root["end"]
     if _kind(root["attributes"]) == "":
         output = as_json(root["attributes"].get("output.value"))
-        said = output.get("messages") if isinstance(output, Mapping) else None
+        said = as_json(root["attributes"].get("pydantic_ai.all_messages"))
+        said = output.get("messages") if isinstance(output, Mapping) else said
         trace.messages = messages_of(said, trace.odd) if isinstance(said, list) else []
     for span in spans.values():
         trace.feedback += _evaluations(span)
