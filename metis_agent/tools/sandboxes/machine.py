@@ -84,6 +84,8 @@ def readable_paths() -> list[str]:
 def bare_environment() -> dict[str, str]:
     """The environment of the template: nothing of the host's but what its libraries need to load."""
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MALLOC_ARENA_MAX": "2"}
+    # Symbols are looked up once, and not by each session.
+    environment["LD_BIND_NOW"] = "1"
     # One thread each: a session's threads are limited, and a fork keeps none of the template's.
     environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     if "LD_LIBRARY_PATH" in os.environ:

@@ -43,7 +43,16 @@ __all__ = ["DEFAULT_PACKAGES", "PATIENCE_SECONDS", "Template", "TemplatePlan", "
 PATIENCE_SECONDS = 0.1
 """A dying template's sessions can be gone before it is; so long one waits to tell the two apart."""
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.template import main; main()"
+_BOOT = """
+import os, sys
+room = [bytes(400) for _ in range(25_000)][::1000]
+sys.path.insert(0, sys.argv[1])
+os.register_at_fork = lambda **_: None
+from inside.template import main
+main(room)
+"""
+"""A fork costs what it copies. `room` has Python take 10 MB in one piece, before libraries lie in between; see
+`inside.linux.join_pages`. What `threading`, `random` and `logging` do after a fork is of use beside other threads."""
 _START_SECONDS = 60.0
 _FORK_SECONDS = 30.0
 _STOP_SECONDS = 10.0

@@ -68,7 +68,8 @@ class TestScreen:
     def test_kept_and_dropped(self, tmp_path: Path) -> None:
         with open(tmp_path / "screen", "w+b") as file:
             file.truncate(screen_size(8))
-            screen = Screen(file.fileno(), 8)
+            screen = Screen()
+            screen.attach(file.fileno(), 8)
             screen.stdout.write("12345")
             assert read_screen(file.fileno(), 8) == (b"12345", b"", False)
             screen.stdout.write("67890")

@@ -49,18 +49,31 @@ class Containment:
         self.own_count = self._own_uids or (tried and _works(self._count_alone))
         """The kernel holds the limit of a session's threads: no others count with them."""
 
-    def enter(self, request: Mapping[str, Any], uid: int | None) -> None:
+    def rules(self) -> linux.Ruleset | None:
+        """Of a session to be forked, all but what it may do in its own folder; made here, it costs the fork nothing."""
+        if not self._abi:
+            return None
+        rules = linux.Ruleset(self._abi)
+        for grant in self._grants:
+            rules.add(grant)
+        return rules
+
+    def enter(self, request: Mapping[str, Any], uid: int | None, rules: linux.Ruleset | None) -> None:
         """Contain this process for good.
 
         Args:
             request: from the host: `folder`, `memory` (bytes of address space), `disk` (bytes), `threads`.
             uid: the session's own uid and gid, or `None` to keep the template's.
+            rules: of this session alone; see there.
 
         Raises:
             OSError: a step failed; the process must end, as it is not contained.
         """
         folder = self._make_folder(request, uid)
-        rules = self._rules(folder) if self._abi else None
+        if rules is not None:
+            own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            rules.add(linux.Grant(own, linux.READ_AND_WRITE, self._abi))
+            os.close(own)
         if uid is not None:
             os.setgroups(())
             os.setresgid(uid, uid, uid)
@@ -116,15 +129,6 @@ class Containment:
         thread = threading.Thread(target=int)
         thread.start()
         thread.join()
-
-    def _rules(self, folder: str) -> linux.Ruleset:
-        rules = linux.Ruleset(self._abi)
-        for grant in self._grants:
-            rules.add(grant)
-        own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        rules.add(linux.Grant(own, linux.READ_AND_WRITE, self._abi))
-        os.close(own)
-        return rules
 
 
 def _works(attempt: Callable[[], None]) -> bool:

@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import importlib
 import os
+import random
 import shutil
 import stat
 import sys
@@ -19,7 +20,7 @@ _STANDARD = (
     "math", "cmath", "json", "re", "datetime", "calendar", "time", "collections", "itertools", "functools",
     "operator", "statistics", "fractions", "decimal", "numbers", "random", "string", "textwrap", "heapq", "bisect",
     "copy", "dataclasses", "enum", "typing", "io", "ast", "inspect", "linecache", "traceback", "unicodedata",
-    "base64", "hashlib", "csv", "pprint", "contextlib", "warnings", "pathlib", "threading", "signal",
+    "base64", "hashlib", "csv", "pprint", "contextlib", "warnings", "pathlib", "threading", "signal", "logging",
 )
 # fmt: on
 
@@ -33,6 +34,9 @@ def warm(packages: Iterable[str]) -> None:
     """Import the usual modules, and those of the optional packages that are there."""
     for name in _STANDARD:
         importlib.import_module(name)
+    if sys.platform == "linux":
+        # The packages' own; see `template._BOOT` on the host.
+        os.register_at_fork = importlib.import_module("posix").register_at_fork
     loaded = []
     for name in packages:
         before = set(sys.modules)
@@ -86,7 +90,8 @@ def reroute(folders: Iterable[str]) -> list[int]:
 
 
 def reseed() -> None:
-    """Before a fork: sessions must not draw the same random numbers. `random` does this by itself, after it."""
+    """Before a fork: sessions must not draw the same random numbers."""
+    random.seed()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed(int.from_bytes(os.urandom(4), "little"))  # by far the cheapest of its ways

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .linux import prctl
@@ -67,7 +68,9 @@ class Filter:
         prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._header))
 
     def _fixed_blocks(self) -> list[bytes]:
-        blocks = [self._answer(name, _ALLOW) for name in ALLOWED]
+        blocks = [
+            _allowed(first, last) for first, last in _runs(self._numbers[n] for n in ALLOWED if n in self._numbers)
+        ]
         blocks += [self._answer(name, _MISSING) for name in ABSENT]
         blocks += [self._rule(rule) for rule in RULES]
         return blocks
@@ -84,6 +87,20 @@ class Filter:
             return b""
         block = b"".join(map(_checked, rule.checks)) + _instruction(_RETURN, _ALLOW)
         return _instruction(_IF_EQUAL, number, 0, len(block) // 8) + block
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and the last of each run of numbers without a gap; the kernel translates a filter for each session."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        first = runs.pop()[0] if runs and runs[-1][1] == number - 1 else number
+        runs.append((first, number))
+    return runs
+
+
+def _allowed(first: int, last: int) -> bytes:
+    checks = _instruction(_IF_AT_LEAST, first, 0, 2) + _instruction(_IF_AT_LEAST, last + 1, 1, 0)
+    return (checks if first < last else _instruction(_IF_EQUAL, first, 0, 1)) + _instruction(_RETURN, _ALLOW)
 
 
 def _checked(check: Check) -> bytes:

@@ -17,13 +17,13 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from . import paths
 from .pictures import Pictures
 from .wire import AnswerLimits, FrameError, Screen, pack_frame, pack_parts, pack_pictures, read_frame, unpack_parts
 
-__all__ = ["CALL_NAME", "Repl", "announce", "main_uncontained", "serve"]
+__all__ = ["CALL_NAME", "Repl", "announce", "main_uncontained", "rehearse", "serve"]
 
 CALL_NAME = "<call {}>"
 """The file name of a call's code in tracebacks."""
@@ -32,15 +32,19 @@ _MOST_FRAMES = 40
 """The innermost frames shown; an endless recursion has millions."""
 _MESSAGE_START = 1000
 
+_REHEARSALS = 10
+"""The interpreter learns what a line does from the first times that it runs."""
+
 _TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
 class Repl:
     """One namespace, `__main__`, in which calls run one after another."""
 
-    def __init__(self, stdout: TextIO, stderr: TextIO, pictures: Pictures) -> None:
-        self._streams = (stdout, stderr)
-        self._pictures = pictures
+    def __init__(self, screen: Screen, pictures: Pictures) -> None:
+        self._streams = (screen.stdout, screen.stderr)
+        self.pictures = pictures
+        """What calls show, and find bound."""
         self._calls = 0
         module = types.ModuleType("__main__")
         # A module of that name must exist: dataclasses and pickle look classes up in it.
@@ -71,7 +75,7 @@ class Repl:
         except BaseException as error:
             return False, _user_traceback(error), None
         finally:
-            self._pictures.end(code)
+            self.pictures.end(code)
 
     def _execute(self, code: str, name: str) -> str | None:
         tree = ast.parse(code, name)
@@ -84,7 +88,7 @@ class Repl:
         if value is None:
             return None
         self.names["_"] = value
-        return None if self._pictures.show(value) else repr(value)
+        return None if self.pictures.show(value) else repr(value)
 
     def _evaluate(self, compiled: types.CodeType) -> object:
         value = eval(compiled, self.names)
@@ -141,17 +145,17 @@ def announce(stream: socket.socket, prepare: Callable[[], None]) -> bool:
     return True
 
 
-def serve(stream: socket.socket, screen: Screen, pictures: Pictures, limits: AnswerLimits) -> None:
+def serve(stream: socket.socket, screen: Screen, repl: Repl, limits: AnswerLimits) -> None:
     """Take pictures and answer calls until the host hangs up.
 
     Args:
         stream: the host's stream.
         screen: where prints go.
-        pictures: of this session.
+        repl: that writes there.
         limits: of an answer.
     """
+    pictures = repl.pictures
     pictures.limit(limits.pictures, limits.pixels)
-    repl = Repl(screen.stdout, screen.stderr, pictures)
     while True:
         try:
             number, payload = read_frame(stream.recv, _MAX_REQUEST_BYTES)
@@ -171,6 +175,20 @@ def serve(stream: socket.socket, screen: Screen, pictures: Pictures, limits: Ans
         pictures.begin()
         finished, error, result = repl.run(str(parts[b"c"], "utf-8", "replace"))
         stream.sendall(pack_frame(number, pack_parts(_answer(finished, error, result, pictures, limits))))
+
+
+def rehearse(screen: Screen, pictures: Pictures) -> None:
+    """Answer a few calls that nobody made, so that what every session looks up first is looked up before the fork."""
+    ours, theirs = socket.socketpair()
+    screen.attach(-1, 1 << 10)
+    streams, main = (sys.stdout, sys.stderr), sys.modules["__main__"]
+    with ours, theirs:
+        for number in range(_REHEARSALS):
+            ours.sendall(pack_frame(number, pack_parts({b"c": b"n = 1\nprint(n)\nn + 1"})))
+        ours.shutdown(socket.SHUT_WR)
+        serve(theirs, screen, Repl(screen, pictures), AnswerLimits(1 << 10, 0, 0))
+    (sys.stdout, sys.stderr), sys.modules["__main__"] = streams, main
+    linecache.clearcache()
 
 
 def _answer(
@@ -202,8 +220,9 @@ def main_uncontained() -> None:
         _limit(settings)
 
     if announce(stream, prepare):
-        answer = AnswerLimits(*settings["answer"])
-        serve(stream, Screen(int(sys.argv[3]), answer.text), Pictures(), answer)
+        answer, screen = AnswerLimits(*settings["answer"]), Screen()
+        screen.attach(int(sys.argv[3]), answer.text)
+        serve(stream, screen, Repl(screen, Pictures()), answer)
 
 
 def _end_with_host() -> None:

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from . import paths
+from . import linux, paths
 from .contain import Containment
 from .paths import remove_folder
 from .pictures import Pictures
-from .session import announce, serve
+from .session import Repl, announce, rehearse, serve
 from .wire import HANDLE, AnswerLimits, Screen
 
 __all__ = ["main"]
@@ -32,13 +32,17 @@ _MAX_OPEN_FILES = 8192
 _MAX_MESSAGE = 1 << 16
 
 
-def main() -> None:
-    """Arguments: a folder to take off the path, the control socket's and the host pidfd's numbers."""
+def main(room: list[bytes]) -> None:
+    """Arguments: a folder to take off the path, the control socket's and the host pidfd's numbers.
+
+    Args:
+        room: objects spread over the memory that Python took ahead; freed once it is in use.
+    """
     sys.path.remove(sys.argv[1])
     control = socket.socket(fileno=_move_up(int(sys.argv[2])))
     host = _move_up(int(sys.argv[3]))
     settings = json.loads(control.recv(_MAX_MESSAGE))
-    template = Template(control, host, settings)
+    template = Template(control, host, settings, room)
     template.greet()
     try:
         template.loop()
@@ -49,7 +53,7 @@ def main() -> None:
 class Template:
     """State of the warm process: its sessions, and the uids that are free."""
 
-    def __init__(self, control: socket.socket, host: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, control: socket.socket, host: int, settings: Mapping[str, Any], room: list[bytes]) -> None:
         self._control, self._host = control, host
         self._folder = None if settings["boxed"] else str(settings["folder"])
         first, count = settings["uids"] or (0, 0)
@@ -62,9 +66,9 @@ class Template:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self._open_files = min(hard, _MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else _MAX_OPEN_FILES
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files, self._open_files))
-        self._prepare(settings)
+        self._prepare(settings, room)
 
-    def _prepare(self, settings: Mapping[str, Any]) -> None:
+    def _prepare(self, settings: Mapping[str, Any], room: list[bytes]) -> None:
         for fd in (_STREAM_FD, _SCREEN_FD):
             # Held until a session puts its own there, so that nothing else gets these numbers.
             os.dup2(0, fd, inheritable=False)
@@ -76,10 +80,15 @@ class Template:
         routes = paths.reroute(settings["readable"]) if rerouting else []
         self._first_free = max([_SCREEN_FD, *routes]) + 1
         self._containment = Containment(settings)
-        self._pictures = Pictures()
+        self._screen, pictures = Screen(), Pictures()
+        rehearse(self._screen, pictures)
+        self._repl = Repl(self._screen, pictures)
         # What exists now is shared with every session; a collection there should not copy its pages.
+        places = sorted(map(id, room))
+        room.clear()
         gc.collect()
         gc.freeze()
+        linux.join_pages(places[0], places[-1])
 
     def greet(self) -> None:
         """Tell the host that all is ready, with a descriptor of this process."""
@@ -132,12 +141,15 @@ class Template:
     def _fork(self, request: Mapping[str, Any], stream: int, screen: int) -> None:
         uid = self._uids.pop() if self._uids else None
         paths.reseed()
+        rules = self._containment.rules()
         pid = os.fork()
         if pid == 0:
             try:
-                self._become_session(request, uid, stream, screen)
+                self._become_session(request, uid, rules, stream, screen)
             finally:
                 os._exit(1)
+        if rules is not None:
+            rules.close()
         watched = os.pidfd_open(pid)
         self._children[watched] = (pid, uid)
         self._poll.register(watched, select.POLLIN)
@@ -150,7 +162,9 @@ class Template:
         if uid is not None:
             self._uids.append(uid)
 
-    def _become_session(self, request: Mapping[str, Any], uid: int | None, stream: int, screen: int) -> None:
+    def _become_session(
+        self, request: Mapping[str, Any], uid: int | None, rules: linux.Ruleset | None, stream: int, screen: int
+    ) -> None:
         os.dup2(stream, _STREAM_FD, inheritable=False)
         os.dup2(screen, _SCREEN_FD, inheritable=False)
         for fd in (1, 2):
@@ -159,13 +173,14 @@ class Template:
         answer = AnswerLimits(*request["answer"])
 
         def prepare() -> None:
-            self._containment.enter(request, uid)
+            self._containment.enter(request, uid, rules)
             os.closerange(self._first_free, self._open_files)
 
         # Before any door is closed: a contained process passes no descriptors.
         socket.send_fds(connection, [HANDLE], [os.pidfd_open(os.getpid())])
         if announce(connection, prepare):
-            serve(connection, Screen(_SCREEN_FD, answer.text), self._pictures, answer)
+            self._screen.attach(_SCREEN_FD, answer.text)
+            serve(connection, self._screen, self._repl, answer)
 
 
 def _move_up(fd: int) -> int:

@@ -209,12 +209,17 @@ def read_screen(fd: int, capacity: int) -> tuple[bytes, bytes, bool]:
 
 
 class Screen:
-    """In the session: two text streams over the shared memory."""
+    """In the session: two text streams, which can be written to once they are attached to the shared memory."""
 
-    def __init__(self, fd: int, capacity: int) -> None:
-        self._memory = mmap.mmap(fd, screen_size(capacity))
-        self._regions = [_Region(self._memory, index, capacity) for index in (0, 1)]
+    def __init__(self) -> None:
+        self._regions = [_Region(index) for index in (0, 1)]
         self.stdout, self.stderr = (self._stream(region) for region in self._regions)
+
+    def attach(self, fd: int, capacity: int) -> None:
+        """Show what is written here from now on; -1 for nobody."""
+        memory = mmap.mmap(fd, screen_size(capacity))
+        for region in self._regions:
+            region.attach(memory, capacity)
 
     def clear(self) -> None:
         """Forget what earlier calls printed."""
@@ -231,9 +236,12 @@ class Screen:
 class _Region(io.RawIOBase):
     """One stream's bytes: the first `capacity` are kept, the rest counted."""
 
-    def __init__(self, memory: mmap.mmap, index: int, capacity: int) -> None:
-        self._memory, self._index, self._capacity = memory, index, capacity
-        self._start = _COUNTERS.size + index * capacity
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def attach(self, memory: mmap.mmap, capacity: int) -> None:
+        self._memory, self._capacity = memory, capacity
+        self._start = _COUNTERS.size + self._index * capacity
         self._kept = self._dropped = 0
 
     def clear(self) -> None:
