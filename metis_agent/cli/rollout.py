@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from langchain_core.messages import AIMessage
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metis_agent.cli.agent_options import (
@@ -155,8 +156,8 @@ def rollout_command(
         raise ConfigurationError("--agreement compares with what a question's free run answered: add --free 1.")
     _announce(console, asked, chosen, plan, agreement=agreement)
     acting = sorted({*chosen.undeclared} - {*(read_only or ())})
-    if acting and plan.tool and not (allow_acting or dry_run):
-        _ask_to_act(acting)
+    if acting and plan.tool and not allow_acting:
+        _ask_to_act(console, acting, dry_run=dry_run)
     settings = [chosen.model, chosen.tools, system_prompt, calls, temperature, seed]
     name = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     forks = _Forks(store, asked, name=name, seed=seed, acting=acting) if every_step else None
@@ -215,13 +216,16 @@ def _announce(console: Console, asked: list[Question], chosen: Choice, plan: Bra
         )
 
 
-def _ask_to_act(acting: list[str]) -> None:
+def _ask_to_act(console: Console, acting: list[str], *, dry_run: bool) -> None:
     """Ask before tools are forced that may act on the world.
 
     Raises:
         ConfigurationError: there is nobody to ask, or the answer was no.
     """
     tools = ", ".join(acting)
+    if dry_run:
+        console.print(f"Without --read-only or --allow-acting it asks first whether to force calls of {escape(tools)}.")
+        return
     if sys.stdin.isatty() and typer.confirm(f"Not declared to change nothing: {tools}. Force their calls?"):
         return
     raise ConfigurationError(

@@ -8,6 +8,7 @@ counted and excluded, and memory stays the same however many rollouts there are.
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -240,8 +241,9 @@ class BranchRecorder:
     async def _attempts(self, rollout: Rollout, report: RecordingReport) -> Trajectory:
         for attempt in range(self._retries + 1):
             trajectory = await self._run_one(rollout)
-            # What outgrows the model does so again.
-            if trajectory.status == "finished" or trajectory.error.startswith(InputError.__name__):
+            # What outgrows the model does so again, and a service that refuses refuses again.
+            refused = trajectory.error.startswith(InputError.__name__) or _is_refusal(trajectory)
+            if trajectory.status == "finished" or refused:
                 break
             if attempt < self._retries:
                 report.retried += 1
@@ -271,9 +273,18 @@ class BranchRecorder:
         report.failures[trajectory.error.partition(":")[0]] += 1
         report.last_failure = trajectory.error
         self._in_a_row += 1
+        if not (report.finished or report.found) and _is_refusal(trajectory):
+            raise InfrastructureError(
+                f"The first rollout failed with {trajectory.error!r}. Check the model's name and its key."
+            )
         if self._in_a_row >= max(_HOPELESS, 2 * self._concurrency):
             raise InfrastructureError(
                 f"The last {self._in_a_row} rollouts failed, each after {self._retries} retries, the last with "
                 f"{trajectory.error!r}. {report.finished} were finished and are stored: once the cause is gone, run "
                 "the same again to go on."
             )
+
+
+def _is_refusal(run: Trajectory) -> bool:
+    """Whether it failed as it always will: the service knows no such model, or not this key."""
+    return re.match(r"(?!File|Module)\w*(Authentication|NotFound|PermissionDenied)Error:", run.error) is not None

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metis_agent.errors import InputError
+from metis_agent.errors import InfrastructureError, InputError
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features
 from metis_agent.gates.reading import conversation_before, ends_of
 from metis_agent.gates.reference import read_log_probs
@@ -218,6 +218,7 @@ class OutcomePool:
 
         Raises:
             InputError: there is none, or the verdicts look like the verifier's fault.
+            InfrastructureError: there is none, for want of a judge.
         """
         totals = self._sums[list(self._rows.values())].sum(axis=0)
         self._check_verdicts({name: (totals[_RUNS, at], totals[_RIGHT, at]) for name, at in self._columns.items()})
@@ -234,6 +235,12 @@ class OutcomePool:
                 f"{self.dropped['no reference']} of {self.runs} runs have no reference answer, so nobody knows "
                 "which were right. Find out what their calls changed (`metis audit --points FILE`) and "
                 "train on that (`metis train gate --outcomes FILE`), or name a judge or --agreement."
+            )
+        if (unjudged := dropped.get("judge unavailable", 0)) and not whole.any():
+            raise InfrastructureError(
+                f"The judge gave no verdict on {unjudged} of {self.runs} runs, and without them no question has a "
+                "verdict down every branch. Check its name, its key and its server, and run the same again: nothing "
+                "has to be recorded again."
             )
         if not whole.any() or not tools:
             raise InputError(

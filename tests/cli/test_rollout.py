@@ -161,7 +161,11 @@ MINE = ("--model", "my_agent.py:Model", "--tools", "my_agent.py:TOOLS", "--allow
 
 
 def test_a_dry_run_runs_nothing(folder: Path) -> None:
-    assert "runs of my_agent.py:Model" in metis("rollout", "questions.jsonl", *MINE, "--store", "runs", "--dry-run")
+    said = metis("rollout", "questions.jsonl", *MINE, "--store", "runs", "--dry-run")
+    assert "runs of my_agent.py:Model" in said
+    assert "asks first" not in said
+    undeclared = metis("rollout", "questions.jsonl", *MINE[:-1], "--store", "runs", "--dry-run")
+    assert "asks first whether to force calls of" in undeclared
     assert not (folder / "runs").exists()
 
 

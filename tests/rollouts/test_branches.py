@@ -132,6 +132,17 @@ def test_where_nothing_works_it_stops_and_says_why(tmp_path: Path) -> None:
     assert 32 <= TrajectoryStore(tmp_path).count() < 64
 
 
+def test_a_service_that_refuses_is_asked_once(tmp_path: Path) -> None:
+    class ModelNotFoundError(Exception):
+        pass
+
+    refusing = model(ModelNotFoundError("no model x"))
+    recorder = BranchRecorder(builder(refusing), TrajectoryStore(tmp_path), retries=2, concurrency=1)
+    with pytest.raises(InfrastructureError, match=r"^The first rollout failed.*no model x.*Check the model's name"):
+        recorder.record(plan(direct=1, tool=0))
+    assert TrajectoryStore(tmp_path).count() == 1
+
+
 def test_a_wrong_setting_is_no_outage(tmp_path: Path) -> None:
     wrong = ConfigurationError("this model has no tools")
     with pytest.raises(ConfigurationError, match="has no tools"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metis_agent.errors import InputError
+from metis_agent.errors import InfrastructureError, InputError
 from metis_agent.judging.judge import Agreeing, Agreement, Pair, own_answers
 from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
@@ -269,3 +269,14 @@ def test_without_a_reference_the_free_runs_own_answer_is_the_measure() -> None:
     # Without a judge what no comparison decides has no verdict.
     alone = OutcomePool(tools=["search"], verify=Agreeing(own)).extend(runs)
     assert alone.coverage() == {"direct": 2, "search": 4}
+
+
+def test_a_judge_that_is_away_is_not_a_missing_branch() -> None:
+    def away(question: Question, answer: str) -> bool | None:
+        raise InfrastructureError("no such model")
+
+    pool = OutcomePool(verify=away).extend([run(allowed=()), run(allowed=("search",), tools=("search",))])
+    with pytest.raises(
+        InfrastructureError, match=r"^The judge gave no verdict on 2 of 2 runs.*Check its name, its key"
+    ):
+        pool.table()
