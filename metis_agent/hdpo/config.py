@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from trl import GRPOConfig
 
 from metis_agent.errors import ConfigurationError
@@ -31,6 +32,7 @@ __all__ = [
     "HDPOConfig",
     "Validation",
     "check_arguments",
+    "check_sampler",
     "last_checkpoint",
     "step_metrics",
     "validation_metrics",
@@ -247,3 +249,27 @@ def step_metrics(scores: Scores, channels: Channels, groups: StratifiedGroups) -
         "hdpo/excluded": float(scores.excluded.sum()),
         **{f"hdpo/excluded/{reason.replace(' ', '_')}": float(n) for reason, n in scores.exclusions.items()},
     }
+
+
+def check_sampler(trainer: Any, sampler: nn.Module | None) -> None:
+    """Whether the rollouts have a model to sample from.
+
+    Raises:
+        ConfigurationError: FSDP 2 has spread the weights and there is no copy, or the copy is another model.
+    """
+    if sampler is None:
+        if trainer._dist.fsdp_version == 2 and not trainer.use_vllm:
+            raise ConfigurationError(
+                "FSDP 2 spreads the weights, and processes that sample different numbers of tokens from them would "
+                "wait for each other for ever. Sample from vLLM (use_vllm=True), or give the trainer sampler=, a "
+                "second copy of the model that the agent's chat model samples from."
+            )
+        return
+    ours, theirs = (sorted(name for name, _ in model.named_parameters()) for model in (trainer.model, sampler))
+    if ours != theirs:
+        first = next(iter(set(ours) ^ set(theirs)))
+        raise ConfigurationError(
+            f"sampler has other weights than the model that is trained ({first!r} is in one only): load both from the "
+            "same checkpoint; adapters (LoRA) can't be sampled from a copy."
+        )
+    sampler.to(trainer.accelerator.device)

@@ -96,7 +96,8 @@ class Opening:
     tokens: int
     """How many they are."""
     contrast: float
-    """Delta of the decision, times this rollout's share in it: the shares of a question's first decision sum to 1."""
+    """Delta of the decision, at a later step times the share of the group that stood there; 0 where another rollout
+    stands for this one: all that called in one decision have the same log-odds there, so one row is enough."""
 
 
 def openings(
@@ -106,7 +107,7 @@ def openings(
     Delta: Sequence[float],
     apart: NDArray[np.bool_],
 ) -> dict[tuple[int, int], Opening]:
-    """Where rollouts decided to call; all that called in one decision have the same log-odds there.
+    """Where rollouts decided to call, and what each decision is worth.
 
     Args:
         trajectories: P G rollouts, group by group.
@@ -127,8 +128,9 @@ def openings(
         forced = next((run.calls[0] for run in runs if run.calls and run.calls[0].forced), None)
         tokens = (forced.completion_ids or ())[: forced.forced] if forced else ()
         for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens):
-            shared = Opening(tokens=len(tokens), contrast=contrast / len(places))
-            found.update({(first + rollout, call): shared for rollout, call in places})
+            for rollout, call in places:
+                stands = (rollout, call) == places[0]
+                found[first + rollout, call] = Opening(tokens=len(tokens), contrast=contrast if stands else 0.0)
     return found
 
 

@@ -43,6 +43,7 @@ from metis_agent.hdpo.config import (
     HDPOConfig,
     Validation,
     check_arguments,
+    check_sampler,
     step_metrics,
     validation_metrics,
     without_tokens,
@@ -60,6 +61,8 @@ from metis_agent.hdpo.token_sequences import (
     Segment,
     StepBatch,
     images_of,
+    in_pieces,
+    rows_learnt,
     rows_of,
 )
 from metis_agent.judging.verifiers import Verify
@@ -67,7 +70,7 @@ from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["HDPOConfig", "HDPOTrainer", "Validation", "check_sampler", "copy_weights", "unsharded_model"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "Validation", "copy_weights", "unsharded_model"]
 
 
 class HDPOTrainer(GRPOTrainer):
@@ -123,6 +126,7 @@ class HDPOTrainer(GRPOTrainer):
         self._max_length = own.max_length if own else None
         self._bad_updates_allowed, self._bad_updates = (own.bad_updates if own else 3), 0
         self._shared_log_probs: Tensor | None = None
+        self._learnt: Tensor | None = None
         self._reader = images
         self._row_images: RowImages | None = None
         self._placeholder = cast(int, tokenizer.convert_tokens_to_ids(images.placeholder)) if images else -1
@@ -241,6 +245,18 @@ class HDPOTrainer(GRPOTrainer):
     # --- loss ------------------------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if self._learnt is not None:
+            learnt, self._learnt = self._learnt, None
+            model, *rows = args
+
+            def read(*piece: Any) -> tuple[Tensor, Tensor]:
+                found: tuple[Tensor, Tensor, None] = super(HDPOTrainer, self)._get_per_token_logps_and_entropies(
+                    model, *piece, compute_entropy=True
+                )
+                return found[:2]
+
+            self._shared_log_probs, entropies = in_pieces(read, *rows, learnt)
+            return self._shared_log_probs, entropies, None
         if self._row_images is not None:
             # TRL asks for the old log-probabilities of the whole batch, and knows of no pictures yet.
             kwargs |= self._row_images.inputs(args[1])
@@ -251,6 +267,8 @@ class HDPOTrainer(GRPOTrainer):
         return found
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+        one_pass = self.beta or self.aux_loss_enabled or PIXELS[0] in inputs or self.accelerator.num_processes > 1
+        self._learnt = None if one_pass else rows_learnt(inputs)
         loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         log_probs, self._shared_log_probs = self._shared_log_probs, None
         accumulated = self.current_gradient_accumulation_steps if self._mode == "train" else 1
@@ -391,30 +409,6 @@ def _accuracy_reward(completions: Sequence[Any], r_acc: Sequence[float | None], 
 def _no_reward_is_no_news(record: logging.LogRecord) -> bool:
     """TRL warns of every row without a reward; here those are counted, and further segments of a rollout have none."""
     return "reward functions returned None" not in record.getMessage()
-
-
-def check_sampler(trainer: Any, sampler: nn.Module | None) -> None:
-    """Whether the rollouts have a model to sample from.
-
-    Raises:
-        ConfigurationError: FSDP 2 has spread the weights and there is no copy, or the copy is another model.
-    """
-    if sampler is None:
-        if trainer._dist.fsdp_version == 2 and not trainer.use_vllm:
-            raise ConfigurationError(
-                "FSDP 2 spreads the weights, and processes that sample different numbers of tokens from them would "
-                "wait for each other for ever. Sample from vLLM (use_vllm=True), or give the trainer sampler=, a "
-                "second copy of the model that the agent's chat model samples from."
-            )
-        return
-    ours, theirs = (sorted(name for name, _ in model.named_parameters()) for model in (trainer.model, sampler))
-    if ours != theirs:
-        first = next(iter(set(ours) ^ set(theirs)))
-        raise ConfigurationError(
-            f"sampler has other weights than the model that is trained ({first!r} is in one only): load both from the "
-            "same checkpoint; adapters (LoRA) can't be sampled from a copy."
-        )
-    sampler.to(trainer.accelerator.device)
 
 
 @torch.no_grad()

@@ -14,6 +14,9 @@ tokens, n_s / N, and the mean over R rows is made the mean over B rollouts again
 
     w_s = (n_s / N) (R / B)
 
+Rows differ in length, and late in training most teach nothing: all of a branch were right. So the model reads them in
+pieces of about one length, and keeps what a gradient needs of those alone that have one (`in_pieces`).
+
 A rollout's pictures are in its messages, in their order; a row holds the first so many of them, as many as its
 placeholder tokens account for: every prompt begins with the whole history. Pixels are made by what made them for the
 rollout (`metis_agent.models.vision.ImageReader`).
@@ -49,6 +52,8 @@ __all__ = [
     "Segment",
     "StepBatch",
     "images_of",
+    "in_pieces",
+    "rows_learnt",
     "rows_of",
     "segments",
 ]
@@ -293,6 +298,57 @@ class StepBatch:
         weighted = advantages_P_G.flatten() * torch.as_tensor(self.weights, dtype=advantages_P_G.dtype).flatten()
         rollouts = torch.tensor([max(row.rollout, 0) for row in self.layout])
         return weighted[rollouts] * torch.tensor([row.weight for row in self.layout])
+
+
+Read = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""(ids [R, P + T], attention mask, T) -> log-probabilities and entropies of the last T tokens, [R, T] each."""
+
+_ALIKE = 0.8
+"""The shortest row of a piece has so much of the length of its longest: at most a fifth of it is padding."""
+
+
+def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Tensor) -> tuple[Tensor, Tensor]:
+    """What `read` says of all rows, for less: most of the padding is not read, and only what is learnt has a graph.
+
+    Args:
+        read: The forward pass.
+        ids: [R, P + T], prompts padded on the left, completions on the right.
+        attention: [R, P + T], 0 at padding.
+        width: T.
+        learnt: [R] bool, the rows whose loss has a gradient.
+
+    Returns:
+        [R, T] each, 0 at the padding that was not read.
+    """
+    prompt = ids.shape[1] - width
+    places = torch.arange(ids.shape[1], device=ids.device)
+    first = torch.where(attention > 0, places, prompt - 1).amin(1).tolist()
+    end = torch.where(attention > 0, places, prompt).amax(1).add(1).tolist()
+    pieces: list[list[int]] = []
+    for row in sorted(range(len(ids)), key=lambda row: (bool(learnt[row]), end[row] - first[row]), reverse=True):
+        longest = pieces[-1][0] if pieces else row
+        alike = end[row] - first[row] >= _ALIKE * (end[longest] - first[longest])
+        if pieces and alike and learnt[row] == learnt[longest]:
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+    log_probs, entropies = [], []
+    for rows in pieces:
+        read_from, read_to = min(first[row] for row in rows), max(end[row] for row in rows)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learnt[rows[0]])):
+            found = read(ids[rows, read_from:read_to], attention[rows, read_from:read_to], read_to - prompt)
+        for whole, part in zip((log_probs, entropies), found, strict=True):
+            whole.append(torch.nn.functional.pad(part, (0, ids.shape[1] - read_to)))
+    back = torch.tensor([row for rows in pieces for row in rows], device=ids.device).argsort()
+    return torch.cat(log_probs)[back], torch.cat(entropies)[back]
+
+
+def rows_learnt(inputs: Mapping[str, Any]) -> Tensor:
+    """[R] bool, the rows of a batch whose loss has a gradient; the first one where none has: backward needs a graph."""
+    signals = [inputs[name] for name in ("advantages", "tool_advantages", "contrasts") if name in inputs]
+    learnt = torch.stack([signal.reshape(len(signal), -1).ne(0).any(1) for signal in signals]).any(0)
+    learnt[0] |= ~learnt.any()
+    return learnt
 
 
 PIXELS = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")

@@ -141,18 +141,18 @@ def test_decisions_are_found_at_every_step_where_rollouts_share_a_prompt() -> No
     ]
     J = np.array([[1.0, 0.5, 2.0, 0.0, 1.0]])
     found = openings(runs, J, np.array([[True, True, True, True, False]]), [-0.3], np.array([True]))
-    # The first decision is shared by its three callers; at the second prompt calling (2.0) beats answering (0.5), by
-    # two of the five rollouts.
+    # One of its three callers stands for the first decision; at the second prompt calling (2.0) beats answering (0.5),
+    # by two of the five rollouts.
     assert {place: (it.tokens, pytest.approx(it.contrast)) for place, it in found.items()} == {
-        (1, 0): (2, pytest.approx(-0.1)),
-        (2, 0): (2, pytest.approx(-0.1)),
-        (3, 0): (2, pytest.approx(-0.1)),
+        (1, 0): (2, pytest.approx(-0.3)),
+        (2, 0): (2, 0.0),
+        (3, 0): (2, 0.0),
         (2, 1): (2, pytest.approx(1.5 * 2 / 5)),
     }
     which, contrast = by_token(found, [(2, segments(runs[2])[0].starts), (0, ((0, 0),))], 10)
     #         call      observed  call      observed  answer
     assert which[0].tolist() == [1, 1, 0, 0, 2, 2, 0, 0, 0, 0]
-    assert contrast[0].tolist() == pytest.approx([-0.1, 0.6])
+    assert contrast[0].tolist() == pytest.approx([0.0, 0.6])
     assert not which[1].any()
     assert not contrast[1].any()
     assert openings(runs, J, np.ones((1, 5), dtype=bool), [-0.3], np.array([False])) == {}
@@ -189,7 +189,8 @@ def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> No
                 if call.completion_ids != CALL or (k and not values[False]):
                     continue
                 worth = (np.mean(values[True]) - np.mean(values[False])) * len(same) / G if k else 0.5
-                expected[i, k] = worth / len(values[True])
+                callers = [(j, n) for j, n, it in same if it]
+                expected[i, k] = worth if (i, k) == min(callers) else 0.0
         assert {place: it.contrast for place, it in found.items()} == pytest.approx(expected)
 
 

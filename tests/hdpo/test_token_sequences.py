@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metis_agent.hdpo.loss import hdpo_loss
-from metis_agent.hdpo.token_sequences import segments
+from metis_agent.hdpo.token_sequences import in_pieces, rows_learnt, segments
 
 from .policy_world import arguments, cold_start, logged, rewriting_tokenizer, rollouts_of, trainer_of
 
@@ -80,3 +80,39 @@ def test_more_rows_than_asked_for_still_fit_into_whole_micro_batches(tmp_path: P
     assert rows[0] == rows[1]
     found = sum(len(segments(run)) for run in rollouts.batches[-1])
     assert sum(rows) == -(-found // 4) * 4
+
+
+def test_rows_read_in_pieces_give_what_they_give_at_once_with_less_padding_and_fewer_graphs(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, arguments(tmp_path, max_steps=1), model=cold_start())
+    model, rng = trainer.model.eval(), torch.Generator().manual_seed(0)
+    prompts, replies = [3, 9, 9, 4, 2, 9, 5, 8], [30, 4, 5, 1, 29, 12, 6, 2]
+    attention = torch.zeros(8, 9 + 30, dtype=torch.long)
+    for row, (before, after) in enumerate(zip(prompts, replies, strict=True)):
+        attention[row, 9 - before : 9 + after] = 1
+    ids = torch.randint(5, 100, attention.shape, generator=rng)
+    learnt = torch.tensor([True, False, True, False, False, False, True, True])
+    read_tokens = [0, 0]
+
+    def read(ids: torch.Tensor, attention: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        read_tokens[torch.is_grad_enabled()] += ids.numel()
+        return trainer._get_per_token_logps_and_entropies(model, ids, attention, width, compute_entropy=True)[:2]  # type: ignore[no-any-return]
+
+    whole, pieces = read(ids, attention, 30), in_pieces(read, ids, attention, 30, learnt)
+    own = attention[:, 9:].bool()
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(torch.where(own, one, 0.0), torch.where(own, other, 0.0), rtol=1e-4, atol=1e-5)
+    gradients = []
+    for log_probs in (whole[0], pieces[0]):
+        model.zero_grad()
+        (log_probs * own * learnt[:, None]).sum().backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    # Once at once, padding and all; then with a fifth of padding at most, and a graph for what is learnt.
+    assert read_tokens[True] - ids.numel() <= int(attention[learnt].sum()) / 0.8
+    assert sum(read_tokens) - ids.numel() <= int(attention.sum()) / 0.8
+
+
+def test_a_batch_that_teaches_nothing_still_has_something_to_go_back_through() -> None:
+    assert rows_learnt({"advantages": torch.zeros(3), "contrasts": torch.zeros(3, 2)}).tolist() == [True, False, False]
+    found = rows_learnt({"advantages": torch.tensor([[0.0, 1.0], [0.0, 0.0]]), "tool_advantages": torch.zeros(2)})
+    assert found.tolist() == [True, False]
