@@ -45,7 +45,8 @@ def run(job: tuple[str, str, int, int, int, float, bool, str]) -> tuple[str, str
     """One training run and its measurement, in a process of its own thread."""
     world, method, seed, steps, questions, rate, noise, root = job
     slug = "".join(letter if letter.isalnum() else "-" for letter in method.lower())
-    folder = Path(root) / f"{world}-{slug}-{seed}-{steps}-{questions}-{rate:g}{'' if noise else '-quiet'}"
+    trained = "" if method == "cold start" else f"-{steps}-{rate:g}"
+    folder = Path(root) / f"{world}-{slug}-{seed}{trained}-{questions}{'' if noise else '-quiet'}"
     done = folder / "result.json"
     if not done.exists():
         from metis_agent.worlds.almanac.agent import Noise

@@ -69,7 +69,7 @@ class Objective:
     """Weight of r_tool in the scalar reward of "coupled"."""
     price: float = 0.5
     """w of "contrast": the accuracy that a call may cost; half of it per call saved where all else is equal."""
-    odds: float = 4.0
+    odds: float = 6.0
     """m of "contrast": log-odds at which a decision counts as made."""
     w_decision: float = 1.0
     """Weight of the decision's loss in "contrast"."""
