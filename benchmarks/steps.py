@@ -187,7 +187,7 @@ def promises(need: Any, points: OutcomeTable, splits: int) -> list[dict[str, Any
 def run(seed: int, train: int, test: int, splits: int, folder: Path) -> dict[str, Any]:
     started = time.process_time()
     kinds = tuple(CALLS_NEEDED)
-    both = questions("train", train + test, seed=seed, kinds=kinds)
+    both = questions("train", train + 2 * test, seed=seed, kinds=kinds)
     learnt = record(both[:train], folder / "train", seed)
     further = record(both[train:], folder / "calibration", seed)
     asked = questions("test", test, seed=seed, kinds=kinds)

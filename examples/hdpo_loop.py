@@ -16,7 +16,7 @@ DIRECT, TOOL = 0, 1
 P, STEPS = 12, 25  # questions a step, steps
 BRANCHES = [DIRECT, DIRECT, TOOL, TOOL, None, None]  # a group's G rollouts: two forced down each branch, two free
 W_ACC, W_TOOL, CLIP, EPS = 1.0, 0.5, 0.2, 1e-4  # the paper's w_tool is 0.15, for longer training
-PRICE, ODDS = 0.5, 4.0  # of the contrast: the accuracy that a call may cost, and log-odds at which a decision is made
+PRICE, ODDS = 0.5, 6.0  # of the contrast: the accuracy that a call may cost, and log-odds at which a decision is made
 SMALL, LARGE = ([(a, b) for a in numbers for b in numbers] for numbers in (range(10), range(10, 100)))
 
 

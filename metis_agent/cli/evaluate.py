@@ -95,7 +95,7 @@ def evaluate_gate_command(
         console.print(str(missing))
         baselines = {}
     figures = evaluate_gate(scored, table, gate.threshold, baselines=baselines, seed=seed)
-    show_figures(console, figures, f"{len(table)} questions")
+    show_figures(console, figures)
     figures["drift"] = report_drift(console, gate.artefact, scored)
     if json is not None:
         write_json(json, figures)

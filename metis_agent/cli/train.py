@@ -99,7 +99,7 @@ def train_gate_command(
     figures = evaluate_gate(scored, table.take(gate.judged), 0.5, resamples=200, seed=training.seed)
     write_artefact(gate, out, table=table, metrics=figures, descriptions=descriptions)
     forget_training(out)
-    show_figures(console, figures, "Held-out folds of the training table")
+    show_figures(console, figures, " in held-out folds of the training table")
     console.print(f"Gate: {out}   load it with PolicyGate({str(out)!r})")
     if json is not None:
         write_json(json, figures)
@@ -118,11 +118,12 @@ def _kept(console: Console, table: OutcomeTable, hold_out: float, seed: int) -> 
     return table.take(np.flatnonzero(~left_out))
 
 
-def show_figures(console: Console, figures: dict[str, object], title: str) -> None:
-    """The figures of `evaluate_gate`, as a table."""
+def show_figures(console: Console, figures: dict[str, object], where: str = "") -> None:
+    """The figures of `evaluate_gate`, as a table; `where` says on which data, if not on fresh."""
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left")
+    counted = "decisions" if "turns" in figures else "questions"
+    shown = Table(title=f"{figures['questions']} {counted}{where}", title_justify="left")
     for heading in ("", "area under accuracy and calls", "accuracy at half of the calls", "accuracy"):
         shown.add_column(heading, justify="left" if not heading else "right")
     at = figures["at_threshold"]
@@ -134,7 +135,7 @@ def show_figures(console: Console, figures: dict[str, object], title: str) -> No
         shown.add_row(name, _cell(row, "aucc"), _cell(row, "accuracy_at_half"), _cell(row, "accuracy"))
     console.print(shown)
     console.print(
-        f"At the threshold {at['threshold']:.3f}: a tool on {at['tool_rate']:.1%} of the questions; "
+        f"At the threshold {at['threshold']:.3f}: a tool on {at['tool_rate']:.1%} of the {counted}; "
         f"redundant {at['redundant']:.1%} (harmful {at['harmful']:.1%}), necessary {at['necessary']:.1%}, "
         f"missed {at['missed']:.1%}.\nThe area is the mean accuracy over all budgets of calls. In detail: AUC of "
         f"'the direct answer is right' {_cell(figures, 'auc')}, calibration error {figures['ece']:.3f}."

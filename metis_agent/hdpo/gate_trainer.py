@@ -55,6 +55,8 @@ __all__ = [
 ]
 
 STRENGTHS = (0.01, 0.1, 0.3, 1.0, 3.0)
+STRONGER = (10.0, 30.0)
+"""Tried one by one as long as the strongest so far is the best: what observations brought can tell for certain."""
 SWEEPS = 2
 """Of backward induction over decision points: each replays the rule of the one before."""
 MANY = 20_000
@@ -166,17 +168,23 @@ def train_gate(
     fold = part.folds(training.folds or (2 if many else 5), training.seed)
     strengths = list(training.strengths or ([1.0] if many else STRENGTHS)) if traits.searches_strength else [1.0]
 
-    logits = np.empty((len(strengths), *part.correct.shape))
-    total = len(strengths) * (int(fold.max()) + 1) + 1
-    for index, value in enumerate(strengths):
-        for held_out in range(int(fold.max()) + 1):
+    further = list(STRONGER) if len(strengths) > 1 and not training.strengths else []
+    folds = int(fold.max()) + 1
+    logits: list[NDArray[np.float64]] = []
+    losses: list[NDArray[np.float64]] = []
+    while len(logits) < len(strengths):
+        logits.append(np.empty(part.correct.shape))
+        value = strengths[len(logits) - 1]
+        for held_out in range(folds):
             kept = fold != held_out
             fitted = prepared.fit(chosen[kept], targets[kept], np.full(len(part.actions), value))
-            logits[index, ~kept] = fitted.logits(chosen[~kept])
-            progress("fit", index * (int(fold.max()) + 1) + held_out + 1, total)
-    losses = np.stack([_log_losses(part.correct[judged], held_out[judged]) for held_out in logits])
-    best = losses.argmin(axis=0)
-    cross_fitted = np.stack([logits[choice, :, head] for head, choice in enumerate(best)], axis=1)
+            logits[-1][~kept] = fitted.logits(chosen[~kept])
+            progress("fit", (len(logits) - 1) * folds + held_out + 1, len(strengths) * folds + 1)
+        losses.append(_log_losses(part.correct[judged], logits[-1][judged]))
+        if len(logits) == len(strengths) and further and (np.argmin(losses, axis=0) == len(losses) - 1).any():
+            strengths.append(further.pop(0))
+    best = np.argmin(losses, axis=0)
+    cross_fitted = np.stack([logits[choice][:, head] for head, choice in enumerate(best)], axis=1)
     strength = np.array([strengths[choice] for choice in best])
     recorded = part
     contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits, part if part.runs else None)
@@ -184,13 +192,13 @@ def train_gate(
         stop = contrast.probabilities(contrast.accuracy(cross_fitted), part.steps).max(axis=1) <= 0.5
         part, targets = _followed(recorded, stop), targets.copy()
         targets[:, 1:] = part.correct[:, 1:]
-        for held_out in range(int(fold.max()) + 1):
+        for held_out in range(folds):
             kept = fold != held_out
             going_on = prepared.fit(chosen[kept], targets[kept, 1:2], strength[1:2])
             cross_fitted[~kept, 1:] = going_on.logits(chosen[~kept])
         contrast = _contrast(part, cross_fitted, training, traits, recorded)
     final = prepared.fit(chosen, targets, strength)
-    progress("fit", total, total)
+    progress("fit", len(strengths) * folds + 1, len(strengths) * folds + 1)
     return TrainedGate(
         kind=reader.kind,
         actions=part.actions,

@@ -232,7 +232,7 @@ def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:
         content -= A[run] * int(own[len(opening) if called else 0 :].sum())
         if called:
             log_p, sign = log_probs[row, : len(opening)].sum(), np.sign(step.channels.contrast[run // 4].item())
-            hinges[run // 4].append(max(0.0, 4 - sign * (log_p - np.log(-np.expm1(log_p)))))
+            hinges[run // 4].append(max(0.0, Objective().odds - sign * (log_p - np.log(-np.expm1(log_p)))))
     worth = step.channels.contrast.abs().tolist()
     decision = np.mean([abs(Delta) * np.mean(hinge) for Delta, hinge in zip(worth, hinges, strict=True)])
     assert decision > 0

@@ -13,9 +13,9 @@ so is what each of its calls is worth. It searches on for one or two calls after
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -283,5 +283,5 @@ def _query(question: str, results: Sequence[str]) -> str:
 
 
 def _draw(question: str, what: str) -> int:
-    """A number that is the same for the same question."""
-    return zlib.crc32(f"{question} {what}".encode(errors="surrogatepass"))
+    """A number that is the same for the same question. (A checksum's numbers for like texts depend on each other.)"""
+    return int.from_bytes(hashlib.blake2b(f"{question} {what}".encode(errors="surrogatepass"), digest_size=8).digest())
