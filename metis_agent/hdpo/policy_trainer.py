@@ -247,7 +247,7 @@ class HDPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         if self._learnt is not None:
             learnt, self._learnt = self._learnt, None
-            model, *rows = args
+            model, ids, attention, width = args
 
             def read(*piece: Any) -> tuple[Tensor, Tensor]:
                 found: tuple[Tensor, Tensor, None] = super(HDPOTrainer, self)._get_per_token_logps_and_entropies(
@@ -255,7 +255,7 @@ class HDPOTrainer(GRPOTrainer):
                 )
                 return found[:2]
 
-            self._shared_log_probs, entropies = in_pieces(read, *rows, learnt)
+            self._shared_log_probs, entropies = in_pieces(read, ids, attention, width, learnt)
             return self._shared_log_probs, entropies, None
         if self._row_images is not None:
             # TRL asks for the old log-probabilities of the whole batch, and knows of no pictures yet.

@@ -332,7 +332,8 @@ def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Te
             pieces[-1].append(row)
         else:
             pieces.append([row])
-    log_probs, entropies = [], []
+    log_probs: list[Tensor] = []
+    entropies: list[Tensor] = []
     for rows in pieces:
         read_from, read_to = min(first[row] for row in rows), max(end[row] for row in rows)
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learnt[rows[0]])):
