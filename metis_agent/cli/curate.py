@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from metis_agent.cli.agent_options import verify_with
 from metis_agent.cli.curate_parts import agent_builder, open_base, open_model, open_tools, show_report, work_folder
-from metis_agent.cli.output import FreshOption, JsonOption, progress_bars, screen, write_json
+from metis_agent.cli.output import FreshOption, JsonOption, RayOption, progress_bars, screen, write_json
 from metis_agent.cli.training_options import SeedOption
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ def curate_rl_command(
     concurrency: ConcurrencyOption = 8,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
+    ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Prompts for RL, from recorded rollouts: those with successes and failures, each once, none from the test set.
@@ -173,7 +176,11 @@ def curate_rl_command(
             store, out, stages, work=local, hold_out=hold_out, seed=seed, chunking=_chunking(chunk), fresh=fresh,
             verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
             settings={"judge": judging.identity if judging else None},
-            counting=lambda done: bars.update(count, completed=done),
+            counting=lambda done: bars.update(count, completed=done), ray=ray,
+            verify_there=partial(
+                verify_with, None, judge, None if rubric == "answer" or judge is None else Path(rubric),
+                cache=local / "cache.sqlite",
+            ),
             progress=lambda it: bars.update(task, completed=it.rows, description=_so_far(it)),
         )  # fmt: skip
     show_report(console, report, rows="prompts", not_run=not_run)

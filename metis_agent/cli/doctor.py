@@ -52,7 +52,7 @@ _EXTRAS = {
     "serve": "serving a decision model by transformers",
     "traces": "traces in Parquet and in LangGraph checkpointers",
     "audit": "prices of models in metis audit",
-    "ray": "imports and outcomes spread over a Ray cluster",
+    "ray": "imports, rollouts and outcomes spread over a Ray cluster",
 }
 """What each extra is for."""
 _PIXEL = (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +31,7 @@ from metis_agent.cli.agent_options import (
     choose_agent,
     verify_with,
 )
-from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
+from metis_agent.cli.output import JsonOption, RayOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.cli.training_options import VERDICTS, runs_of
 from metis_agent.errors import ConfigurationError
 
@@ -119,6 +121,14 @@ def rollout_command(
     judge: JudgeOption = None,
     judge_rubric: RubricOption = None,
     agreement: AgreementOption = False,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a server that speaks OpenAI's protocol and serves --model; repeat for more that serve the same, "
+            "with --ray."
+        ),
+    ] = None,
+    ray: RayOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be run.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -147,9 +157,16 @@ def rollout_command(
     cache = None if "://" in store or dry_run else Path(store) / VERDICTS
     verify = verify_with(verifier, judge, judge_rubric, cache=cache)
     check_verifiers(asked, verify)
-    chosen = choose_agent(
-        model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature, label=label
-    )
+    urls = base_url or [None]
+    if len(urls) > 1 and ray is None:
+        raise ConfigurationError(
+            f"{len(urls)} servers are asked from several workers: add --ray local, or a cluster's."
+        )
+    choose = partial(
+        choose_agent, model, tools, agent, system_prompt=system_prompt, calls=calls, temperature=temperature,
+        label=label,
+    )  # fmt: skip
+    chosen = choose(base_url=urls[0])
     if every_step and not plan.free:
         raise ConfigurationError("--every-step forks the runs that go as the model decides: --free is at least 1.")
     if agreement and not plan.free:
@@ -176,6 +193,7 @@ def rollout_command(
         "timeout": timeout,
         "retries": retries,
         "concurrency": concurrency or chosen.concurrency,
+        "on": None if ray is None else (ray, partial(_chosen_for, choose, urls, str(Path.cwd()))),
     }
     report = _record(
         console, "roll out", branch_rollouts(asked, chosen.tools, plan, name=name, seed=seed),
@@ -185,7 +203,7 @@ def rollout_command(
     if forks is not None:
         figures |= forks.announce(console, chosen)
         further = _record(console, "answer at each step", forks.missing(), figures["forks"], chosen, store, **how)
-        report = _both(report, further)
+        report = report.merged(further)
     figures |= {**asdict(report), "seconds": time.perf_counter() - started}
     if agreement:
         from metis_agent.judging.judge import own_answers
@@ -249,37 +267,33 @@ def _record(
     store: str,
     *,
     name: str,
-    timeout: float,
-    retries: int,
-    concurrency: int,
+    on: tuple[str, Callable[[int], Any]] | None,
+    **how: Any,
 ) -> RecordingReport:
     from metis_agent.recording.store import TrajectoryStore
-    from metis_agent.rollouts.branches import BranchRecorder
+    from metis_agent.rollouts.branches import BranchRecorder, record_on_ray
 
-    with TrajectoryStore(store) as kept, progress_bars(console) as bars:
-        recorder = BranchRecorder(
-            chosen.build, kept, concurrency=concurrency, timeout=timeout, retries=retries,
-            metadata={"model": chosen.model, "rollout": name},
-        )  # fmt: skip
+    how["metadata"] = {"model": chosen.model, "rollout": name}
+    with progress_bars(console) as bars:
         task = bars.add_task(what, total=total)
         failed = 0
 
-        def on_run(run: Trajectory | None) -> None:
+        def show(done: int, of_them_failed: int) -> None:
             nonlocal failed
-            failed += run is not None and run.status == "failed"
-            bars.update(task, advance=1, description=what + (f" ({failed} failed)" if failed else ""))
+            failed += of_them_failed
+            bars.update(task, advance=done, description=what + (f" ({failed} failed)" if failed else ""))
 
-        return recorder.record(rollouts, progress=on_run)
+        if on is not None:
+            return record_on_ray(rollouts, store, on[1], ray=on[0], progress=show, **how)
+        with TrajectoryStore(store) as kept:
+            recorder = BranchRecorder(chosen.build, kept, **how)
+            return recorder.record(rollouts, progress=lambda run: show(1, run is not None and run.status == "failed"))
 
 
-def _both(first: RecordingReport, then: RecordingReport) -> RecordingReport:
-    counts = ("planned", "found", "finished", "failed", "uncalled", "unmet", "retried")
-    return replace(
-        then,
-        **{name: getattr(first, name) + getattr(then, name) for name in counts},
-        failures=first.failures + then.failures,
-        last_failure=then.last_failure or first.last_failure,
-    )
+def _chosen_for(choose: Callable[..., Choice], urls: Sequence[str | None], folder: str, part: int) -> Any:
+    """The agent on a worker: its part is asked of one of the servers, each in its turn."""
+    os.chdir(folder)  # where the files are that the options name
+    return choose(base_url=urls[part % len(urls)]).build
 
 
 class _Forks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -26,7 +27,7 @@ from metis_agent.rollouts import questions
 from metis_agent.sqlite import check_database, content_key
 from metis_agent.types import Question, Trajectory
 
-__all__ = ["Prompt", "PromptCounts", "question_line", "read_questions"]
+__all__ = ["Answer", "Prompt", "PromptCounts", "judged_answers", "question_line", "read_questions"]
 
 _SAMPLES = 2
 
@@ -69,6 +70,20 @@ class _Counted:
             self.answers[answer] = right
 
 
+Answer = tuple[Question, str, bool | None]
+"""A question, what was answered, and whether that is right; `None` where nobody can say, or the run failed."""
+
+
+def judged_answers(runs: Iterable[Trajectory], verify: Callable[[Question, str], bool | None]) -> Iterator[Answer]:
+    """Yield each run's answer with its verdict."""
+    for run in runs:
+        right = None
+        if run.status == "finished":
+            with suppress(InfrastructureError, ConfigurationError):
+                right = verify(run.question, run.answer)
+        yield run.question, run.answer, right
+
+
 class PromptCounts:
     """The counts of all questions of a store.
 
@@ -103,27 +118,24 @@ class PromptCounts:
 
     def count(self, trajectories: Iterable[Trajectory], *, progress: Callable[[int], None] = lambda _: None) -> None:
         """Count all trajectories of a source, read from its start; those counted before are passed over."""
+        left = islice(iter(trajectories), self.trajectories, None)
+        self._count(judged_answers(left, self._verify), progress)
+
+    def count_answers(self, answers: Iterable[Answer], *, progress: Callable[[int], None] = lambda _: None) -> None:
+        """The same, of answers that were judged elsewhere (`judged_answers`)."""
+        self._count(islice(iter(answers), self.trajectories, None), progress)
+
+    def _count(self, answers: Iterator[Answer], progress: Callable[[int], None]) -> None:
         done = self.trajectories
         if done:
             progress(done)
-        left = islice(iter(trajectories), done, None)
-        while batch := list(islice(left, self._batch)):
+        while batch := list(islice(answers, self._batch)):
             counted: dict[str, _Counted] = {}
-            for trajectory in batch:
-                key = _key(trajectory.question)
-                entry = counted.setdefault(key, _Counted(question=trajectory.question))
-                entry.add(trajectory.answer, self._right(trajectory))
+            for question, answer, right in batch:
+                counted.setdefault(_key(question), _Counted(question=question)).add(answer, right)
             done += len(batch)
             self._keep(counted, done)
             progress(done)
-
-    def _right(self, trajectory: Trajectory) -> bool | None:
-        if trajectory.status != "finished":
-            return None
-        try:
-            return self._verify(trajectory.question, trajectory.answer)
-        except (InfrastructureError, ConfigurationError):
-            return None
 
     def _keep(self, counted: dict[str, _Counted], done: int) -> None:
         try:

@@ -14,7 +14,8 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from metis_agent.curation.pipeline import (
     drop,
     undecided,
 )
-from metis_agent.curation.prompts import Prompt, PromptCounts, question_line
+from metis_agent.curation.prompts import Answer, Prompt, PromptCounts, judged_answers, question_line
 from metis_agent.curation.sft import MARK, source_identity
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, StorageError
 from metis_agent.formats import is_image
@@ -39,7 +40,7 @@ from metis_agent.judging.judge import AnswerJudge
 from metis_agent.judging.verifiers import VERIFIERS, Verifier
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.images import ImageStore
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import StoreReport, TrajectoryStore, spread
 from metis_agent.types import Question
 
 __all__ = ["CorruptedStage", "DisagreementStage", "DuplicatesStage", "MixStage", "curate_rl", "image_fault"]
@@ -59,6 +60,8 @@ def curate_rl(
     fresh: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     counting: Callable[[int], None] = lambda _: None,
+    ray: str | None = None,
+    verify_there: Callable[[], Callable[[Question, str], bool | None]] = lambda: default_verify,
     progress: Callable[[CurationReport], None] = lambda _: None,
 ) -> CurationReport:
     """Count the rollouts of each question, and stream the prompts through stages.
@@ -76,6 +79,9 @@ def curate_rl(
         fresh: start again, over what an earlier run left.
         storage_options: keywords for the fsspec file systems.
         counting: called with the number of trajectories counted so far.
+        ray: address of a Ray cluster on which answers are judged, shard by shard (see `recording.store.spread`); its
+            machines must see the source.
+        verify_there: makes on a worker what `verify` is here.
         progress: called with the counts of prompts so far.
 
     Returns:
@@ -98,11 +104,34 @@ def curate_rl(
         for left in work.glob(f"{counts.name}*"):
             left.unlink()
     prompts = PromptCounts(counts, verify=verify)
-    prompts.count(store.read(whole=False), progress=counting)
+    met: list[StoreReport] = []
+    if ray is None:
+        prompts.count(store.read(whole=False), progress=counting)
+        met.append(store.report)
+    else:
+        judged = spread(
+            partial(_judged, source=os.fspath(source), storage_options=storage_options, verify=verify_there),
+            store.shards(), ray=ray,
+        )  # fmt: skip
+        prompts.count_answers(_answers(judged, met), progress=counting)
     report = pipeline.run(prompts.prompts(), progress=progress)
-    report.unreadable = store.report.torn + store.report.corrupt
+    report.unreadable = sum(each.torn + each.corrupt for each in met)
     pipeline.finish(report)
     return report
+
+
+def _judged(
+    shard: str, *, source: str, storage_options: Mapping[str, Any] | None, verify: Callable[[], Any]
+) -> Iterator[tuple[list[Answer], StoreReport]]:
+    store = TrajectoryStore(source, read_only=True, storage_options=storage_options)
+    yield list(judged_answers(store.read(only_shard=shard, whole=False), verify())), store.report
+
+
+def _answers(judged: Iterable[Iterable[tuple[list[Answer], StoreReport]]], met: list[StoreReport]) -> Iterator[Answer]:
+    for made in judged:
+        for answers, report in made:
+            met.append(report)
+            yield from answers
 
 
 class _Prompts:

@@ -16,7 +16,7 @@ import logging
 import os
 import pickle
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 from metis_agent.errors import (
     ConfigurationError,
     InputError,
+    MetisError,
     MissingDependencyError,
     SchemaVersionError,
     StorageError,
@@ -226,9 +227,13 @@ class TrajectoryStore:
 
         return self._parsed(names, parse, self._tally)
 
-    def ids(self) -> set[str]:
-        """Return the ids of the finished trajectories: what a resumed run may leave out."""
-        heads = self._parsed(self.shards(), schema.identity, Tally())
+    def ids(self, *, besides: Collection[str] = ()) -> set[str]:
+        """Return the ids of the finished trajectories: what a resumed run may leave out.
+
+        Args:
+            besides: shards that are not looked at.
+        """
+        heads = self._parsed([name for name in self.shards() if name not in besides], schema.identity, Tally())
         return {RestoreImages(lambda _: None)(id_) for id_, status in heads if status == "finished"}
 
     def count(self) -> int:
@@ -314,11 +319,17 @@ def spread(
         data = _connected(ray, stack)
 
         def made(row: dict[str, Any]) -> dict[str, Any]:
-            return {"made": pickle.dumps(list(function(pickle.loads(row["part"]))))}
+            try:
+                return {"made": pickle.dumps(list(function(pickle.loads(row["part"]))))}
+            except MetisError as error:  # to be read as it would be here, not as Ray wraps it
+                return {"made": pickle.dumps(error)}
 
         packed = [{"part": pickle.dumps(part)} for part in parts]
         for row in data.from_items(packed, override_num_blocks=len(packed)).map(made).iter_rows():
-            yield pickle.loads(row["made"])
+            found = pickle.loads(row["made"])
+            if isinstance(found, MetisError):
+                raise found
+            yield found
 
 
 def _connected(address: str, stack: ExitStack) -> Any:

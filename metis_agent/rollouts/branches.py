@@ -12,7 +12,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.runnables import Runnable
@@ -21,7 +22,7 @@ from langchain_core.tools import BaseTool
 from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
 from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import TrajectoryStore, spread
 from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import UNMET, Branch, Question, Trajectory, declared_read_only
 
@@ -33,12 +34,15 @@ __all__ = [
     "branch_of",
     "branch_rollouts",
     "branch_taken",
+    "record_on_ray",
     "seed_of",
     "undeclared_tools",
 ]
 
 FORK = "metis_fork"
 """Key of a trajectory's metadata that says of which run it is a fork, and what going on gave."""
+_PART = 32
+"""Rollouts that a worker of a cluster is given at once."""
 _HOPELESS = 10
 """Failures in a row after which it is no outage of a few (twice the concurrency, where that is more)."""
 
@@ -140,6 +144,16 @@ class RecordingReport:
     """How many failed, by the name of the error."""
     last_failure: str = ""
 
+    def merged(self, then: RecordingReport) -> RecordingReport:
+        """This recording and the one after it."""
+        counts = ("planned", "found", "finished", "failed", "uncalled", "unmet", "retried")
+        return replace(
+            then,
+            **{name: getattr(self, name) + getattr(then, name) for name in counts},
+            failures=self.failures + then.failures,
+            last_failure=then.last_failure or self.last_failure,
+        )
+
 
 def undeclared_tools(tools: Iterable[BaseTool]) -> list[str]:
     """Tools that are not declared to change nothing, by `metadata={"read_only": True}` or MCP's `readOnlyHint`.
@@ -185,6 +199,8 @@ class BranchRecorder:
         self._metadata = dict(metadata or {})
         self._agents: dict[tuple[Branch, str], Runnable[Any, Any]] = {}
         self._in_a_row = 0
+        self._read: frozenset[str] = frozenset()
+        """Shards that hold none of the rollouts."""
 
     def record(
         self,
@@ -210,7 +226,7 @@ class BranchRecorder:
     def _missing(
         self, rollouts: Iterable[Rollout], report: RecordingReport, progress: Callable[[Trajectory | None], None]
     ) -> Iterator[Rollout]:
-        finished = self._store.ids()
+        finished = self._store.ids(besides=self._read)
         for rollout in rollouts:
             report.planned += 1
             if rollout.id in finished:
@@ -288,3 +304,58 @@ class BranchRecorder:
 def _is_refusal(run: Trajectory) -> bool:
     """Whether it failed as it always will: the service knows no such model, or not this key."""
     return re.match(r"(?!File|Module)\w*(Authentication|NotFound|PermissionDenied)Error:", run.error) is not None
+
+
+def record_on_ray(
+    rollouts: Iterable[Rollout],
+    url: str,
+    build: Callable[[int], Callable[[Gate], Runnable[Any, Any]]],
+    *,
+    ray: str,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
+) -> RecordingReport:
+    """As `BranchRecorder.record`, on the workers of a Ray cluster, a few rollouts at a time on each.
+
+    A worker stores each run as soon as it is finished, so the death of one costs the runs that were under way in it:
+    they are made again, and what it had stored is found.
+
+    Args:
+        rollouts: What to run.
+        url: Of the store; all machines must see it.
+        build: Makes an agent's `build` on a worker, given the number of its part: which of several servers to ask, say.
+        ray: Address of the cluster, see `spread`.
+        progress: Called with how many more are done, and how many of them failed.
+        **options: Of `BranchRecorder`.
+
+    Raises:
+        InfrastructureError, ConfigurationError: as `BranchRecorder.record`.
+        MissingDependencyError: the `ray` extra is not installed.
+    """
+    store = TrajectoryStore(url)
+    finished, shards = store.ids(), frozenset(store.shards())
+    every = list(rollouts)
+    missing = [rollout for rollout in every if rollout.id not in finished]
+    report = RecordingReport(planned=len(every) - len(missing), found=len(every) - len(missing))
+    progress(report.found, 0)
+    parts = [(number, missing[at : at + _PART]) for number, at in enumerate(range(0, len(missing), _PART))]
+    for made in spread(partial(_recorded, url=url, build=build, shards=shards, options=options), parts, ray=ray):
+        for of_part in made:
+            report = report.merged(of_part)
+            progress(of_part.planned, of_part.failed)
+    return report
+
+
+def _recorded(
+    part: tuple[int, list[Rollout]],
+    *,
+    url: str,
+    build: Callable[[int], Callable[[Gate], Runnable[Any, Any]]],
+    shards: frozenset[str],
+    options: Mapping[str, Any],
+) -> Iterator[RecordingReport]:
+    number, rollouts = part
+    with TrajectoryStore(url) as store:
+        recorder = BranchRecorder(build(number), store, **options)
+        recorder._read = shards
+        yield recorder.record(rollouts)

@@ -4,12 +4,20 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import tool
 
+from metis_agent.agent import create_metis_agent
 from metis_agent.errors import MissingDependencyError
 from metis_agent.recording.store import TrajectoryStore, spread
+from metis_agent.rollouts import branches
+from metis_agent.rollouts.branches import BranchPlan, branch_rollouts, record_on_ray
 from metis_agent.rollouts.recorded import OutcomePool, outcomes_from_trajectories, pool_store
 from metis_agent.types import GateDecision, Question, ToolOutcome, Trajectory
 
@@ -134,3 +142,72 @@ def test_two_workers_of_ray_give_the_same_to_the_byte_and_a_killed_one_loses_not
         expected = list(alone.read())
     assert list(TrajectoryStore(tmp_path / "imported", read_only=True).read()) == expected
     assert len(expected) == 200
+
+
+class Scripted(BaseChatModel):
+    """Calls `look` where it is offered, and answers 42."""
+
+    tools: tuple[Any, ...] = ()
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools, **_):
+        return Scripted(tools=tuple(tools))
+
+    def _generate(self, messages, stop=None, run_manager=None, **_):
+        asked = {"name": "look", "args": {"query": "x"}, "id": "1"}
+        calls = [asked] if self.tools and messages[-1].type != "tool" else []
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("" if calls else "42", tool_calls=calls))])
+
+
+@tool
+def look(query: str) -> str:
+    """Look it up."""
+    return "42"
+
+
+def test_rollouts_in_parts_are_found_again_by_a_part_that_is_made_again(tmp_path, monkeypatch):
+    """As on a cluster, with a worker that dies once: its part is made again, and finds what it had stored."""
+    asked = [Question(id=str(n), text=f"What is {n}?", answer="42") for n in range(6)]
+    plan = branch_rollouts(asked, ["look"], BranchPlan(), name="r", seed=0)
+    built: list[int] = []
+
+    def build(part):
+        built.append(part)
+        return lambda gate: create_metis_agent(Scripted(), [look], gate=gate)
+
+    def dying(function, parts, *, ray):
+        for part in parts:
+            list(function((part[0], part[1][:2])))  # dies after two
+            yield function(part)
+
+    monkeypatch.setattr(branches, "spread", dying)
+    monkeypatch.setattr(branches, "_PART", 4)
+    store, done = tmp_path / "store", []
+    for again in (False, True):
+        report = record_on_ray(plan if not again else branch_rollouts(asked, ["look"], BranchPlan(), name="r", seed=0),
+                               str(store), build, ray="here", progress=lambda more, _: done.append(more))  # fmt: skip
+        assert report.planned == 12
+        assert report.found + report.finished == 12
+    assert built == [0, 0, 1, 1, 2, 2]  # and none when all is there
+    assert report.found == 12
+    runs = [run.id for run in TrajectoryStore(store).read()]
+    assert len(runs) == len(set(runs)) == 12
+    table = pool_store(str(store), tools=["look"]).table()
+    assert table.correct.tolist() == [[1.0, 1.0]] * 6
+
+
+def test_prompts_of_answers_that_were_judged_elsewhere(sharded, tmp_path, monkeypatch):
+    from metis_agent.curation import rl
+
+    monkeypatch.setattr(rl, "spread", lambda function, parts, *, ray: map(function, parts))
+    found = []
+    for where in (None, "there"):
+        report = rl.curate_rl(
+            sharded, tmp_path / f"{where}", [rl.MixStage()], work=tmp_path / f"work {where}", ray=where
+        )
+        kept = sorted((tmp_path / f"{where}" / "kept").glob("*.jsonl"))
+        found.append((report.kept, report.dropped, [path.read_bytes() for path in kept]))
+    assert found[0] == found[1]
