@@ -68,6 +68,19 @@ async def test_injected_state_store_and_runtime():
         assert store.get(("seen",), "apple").value == {"turns": 1}
 
 
+@pytest.mark.parametrize("given", [InjectedStore(), InjectedState("basket")])
+async def test_what_a_tool_is_to_be_given_and_the_agent_does_not_have_raises(given):
+    def put(item: str, it):
+        """Put it away."""
+
+    put.__annotations__["it"] = Annotated[Any, given]
+    agent = create_metis_agent(model(calling(call("put", item="apple"))), [tool(put)])
+    with pytest.raises((ValueError, KeyError), match="inject store|basket"):
+        agent.invoke(ask())
+    with pytest.raises((ValueError, KeyError), match="inject store|basket"):
+        await agent.ainvoke(ask())
+
+
 def test_state_schemas_of_others_fit():
     from langchain.agents import AgentState
 

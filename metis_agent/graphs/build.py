@@ -131,7 +131,7 @@ def build_graph(
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(state, context_schema, input_schema=input_, output_schema=output)
     # Hooks may want to read all that there is.
     read, ended = MetisState if setup.hooks is None else state, setup.replied or setup.finish
-    ends_turn = setup.direct_tools or (setup.rules.gate.gate.wants_draft and bool(setup.tools))
+    ends_turn = setup.direct_tools or setup.structured or (setup.rules.gate.gate.wants_draft and bool(setup.tools))
     graph.add_node(
         "gate",
         GateNode(setup),

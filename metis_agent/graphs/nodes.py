@@ -87,6 +87,8 @@ class _Node(Runnable[Mapping[str, Any], Any]):
         setup, plan, reply = self._setup, settled.plan, settled.reply
         goto: Any = setup.replied or setup.finish
         if plan is not None:
+            if plan.run and reply.structured is not None:
+                turn.change(answered=True)
             update = turn.update(settled.message, *plan.replies, *reply.beside)
             goto = (setup.replied or list(map(Send, plan.tools, plan.run))) if plan.run else setup.entry
         elif settled.fails_format:
@@ -125,11 +127,11 @@ class GateNode(_Node):
         return self._settled(turn, await adrive(turn, self._reply(turn, decision, draft), self._aask))
 
     def _has_ended(self, turn: Turn) -> bool:
-        """Whether a tool's result is the turn's answer; a turn that begins has to have a question."""
+        """Whether the turn's answer is a tool's result, or stood beside the calls; a new turn has to have a question."""
         if turn.new:
             check_question(turn.notes["question"], turn.messages)
             return False
-        return bool(self._setup.direct_tools) and _answered_directly(turn, self._setup.direct_tools)
+        return turn.notes.get("answered", False) or bool(self._setup.direct_tools) and _answered_directly(turn, self._setup.direct_tools)
 
 
 class AskingNode(_Node):

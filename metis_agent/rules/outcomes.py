@@ -59,10 +59,10 @@ def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[O
     """What the model reads of a failed call.
 
     Raises:
-        Exception: the same error, where it is not for the model: interrupts, commands to a parent graph, and
-            infrastructure failures.
+        Exception: the same error, where it is not for the model: interrupts, commands to a parent graph,
+            infrastructure failures, and a store or state that the tool asks for and the agent does not have.
     """
-    if isinstance(error, GraphBubbleUp | InfrastructureError) or _is_invalid_resume(error):
+    if isinstance(error, GraphBubbleUp | InfrastructureError) or _is_invalid_resume(error) or _lacks_its_own(error):
         raise error
     name = call["name"]
     if isinstance(error, DeadlineError):
@@ -278,6 +278,14 @@ def _message_for(call: ToolCall, items: Sequence[Any]) -> ToolMessage | None:
 def _leaves_the_graph(items: Sequence[Any]) -> bool:
     """A hand-over to a parent graph brings its own messages, if any."""
     return any(isinstance(item, Command) and item.graph == Command.PARENT for item in items)
+
+
+def _lacks_its_own(error: Exception) -> bool:
+    """True where LangGraph could not give a tool what it is to be given: the developer's to mend."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_name == "_inject_tool_args"
 
 
 def _is_invalid_resume(error: Exception) -> bool:

@@ -67,6 +67,8 @@ class Notes(TypedDict):
     """Latest replies in a row whose calls were all answered without running."""
     refused: int
     """Latest replies in a row whose calls were all refused by a person or by other middleware."""
+    answered: NotRequired[bool]
+    """The structured answer is there, and calls beside it are on their way: what they bring is for nobody to read."""
     loop: str
     """Why the turn has to end now, where its calls lead nowhere."""
 

@@ -282,7 +282,8 @@ def test_each_turn_has_an_answer_of_its_own(go):
 
 def test_an_answer_beside_a_call(go):
     beside = calling(call("look", query="x"), call("Answer", id="2", text="early"))
-    chat = model(beside, calling(call("Answer", id="3", text="late")))
-    state = go(create_metis_agent(chat, [look], response_format=ToolStrategy(Answer)))
+    _plain, state = both(go, [beside, "never asked"], [look], response_format=ToolStrategy(Answer))
+    assert state["structured_response"] == Answer(text="early")
+    assert [outcome.content for outcome in state["outcomes"]] == ["found x"]
     asked = {one["id"] for message in state["messages"] if isinstance(message, AIMessage) for one in message.tool_calls}
     assert asked == {message.tool_call_id for message in state["messages"] if isinstance(message, ToolMessage)}
