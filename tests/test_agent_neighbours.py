@@ -75,9 +75,9 @@ async def test_what_a_tool_is_to_be_given_and_the_agent_does_not_have_raises(giv
 
     put.__annotations__["it"] = Annotated[Any, given]
     agent = create_metis_agent(model(calling(call("put", item="apple"))), [tool(put)])
-    with pytest.raises((ValueError, KeyError), match="inject store|basket"):
+    with pytest.raises((ValueError, KeyError), match=r"inject store|basket"):
         agent.invoke(ask())
-    with pytest.raises((ValueError, KeyError), match="inject store|basket"):
+    with pytest.raises((ValueError, KeyError), match=r"inject store|basket"):
         await agent.ainvoke(ask())
 
 

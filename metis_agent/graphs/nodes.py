@@ -127,11 +127,12 @@ class GateNode(_Node):
         return self._settled(turn, await adrive(turn, self._reply(turn, decision, draft), self._aask))
 
     def _has_ended(self, turn: Turn) -> bool:
-        """Whether the turn's answer is a tool's result, or stood beside the calls; a new turn has to have a question."""
+        """Whether the answer is a tool's result, or stood beside the calls; a turn that begins has to have a question."""
         if turn.new:
             check_question(turn.notes["question"], turn.messages)
             return False
-        return turn.notes.get("answered", False) or bool(self._setup.direct_tools) and _answered_directly(turn, self._setup.direct_tools)
+        direct = self._setup.direct_tools
+        return turn.notes.get("answered", False) or (bool(direct) and _answered_directly(turn, direct))
 
 
 class AskingNode(_Node):

@@ -31,7 +31,12 @@ _CALLS = {
 _THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
 _MEDIA = frozenset({
     "image", "image_url", "audio", "input_audio", "video", "file", "document", "media", "image_generation_call",
+    "text-plain", "container_upload",
 })  # fmt: skip
+_FOR_THE_CALLER = frozenset({
+    "mcp_approval_request", "computer_call", "local_shell_call", "apply_patch_call",
+})  # fmt: skip
+"""What a provider asks of the program that called it: to approve a call, or to act and send the result back."""
 _ENDINGS: Mapping[str, Ending] = {
     "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
     "model_context_window_exceeded": "length", "pause_turn": "paused",
@@ -88,10 +93,12 @@ def refusal_in(message: AIMessage) -> str | None:
 
 
 def has_answer(message: AIMessage) -> bool:
-    """True where a reply holds text, or an image, sound or file."""
+    """True where a reply holds text, an image, sound or file, or what is for the caller to do."""
     if isinstance(message.content, str):
         return bool(message.content.strip()) or "audio" in message.additional_kwargs
-    return bool(message.text.strip()) or any(block.get("type") in _MEDIA for block in _blocks(message))
+    return bool(message.text.strip()) or any(
+        block.get("type") in _MEDIA or block.get("type") in _FOR_THE_CALLER for block in _blocks(message)
+    )
 
 
 def text_of(message: ToolMessage) -> str:
@@ -203,7 +210,9 @@ def provider_calls(message: AIMessage) -> list[ProviderCall]:
     failed = {
         block.get("tool_use_id") or block.get("tool_call_id")
         for block in blocks
-        if block.get("status") == "error" or str(_get(block.get("content"), "type") or "").endswith("_error")
+        if block.get("status") == "error"
+        or block.get("is_error") is True
+        or str(_get(block.get("content"), "type") or "").endswith("_error")
     }
     calls = [call for block in blocks if (call := _provider_call(block, failed)) is not None]
     grounding = message.response_metadata.get("grounding_metadata")
@@ -226,13 +235,9 @@ def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     result: list[AnyMessage] | None = None
     for place, message in enumerate(messages):
         if isinstance(message, AIMessage):
-            free |= {
-                str(block.get("call_id"))
-                for block in map(_inner, _blocks(message))
-                if block.get("type") == "custom_tool_call"
-            }
+            free |= {str(block.get("call_id")) for block in _blocks(message) if block.get("type") == "custom_tool_call"}
         elif isinstance(message, ToolMessage) and message.tool_call_id in free:
-            if any(_inner(block).get("type") == "custom_tool_call_output" for block in _blocks(message)):
+            if any(block.get("type") == "custom_tool_call_output" for block in _blocks(message)):
                 continue
             result = list(messages) if result is None else result
             content: list[Any] = [{"type": "custom_tool_call_output", "output": str(message.text)}]
@@ -332,8 +337,10 @@ def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderC
         name, arguments = block.get("name"), block.get("args") or block.get("input") or block.get("partial_json")
     elif kind == "executable_code":
         name, arguments = "code_execution", {"code": block.get("executable_code")}
-    elif kind.endswith("_call") and kind not in _CALLS and kind != "computer_call":
-        name, arguments = block.get("name") or kind.removesuffix("_call"), block.get("action") or block.get("queries")
+    elif kind.endswith("_call") and kind not in _CALLS and kind not in _FOR_THE_CALLER:
+        name = block.get("name") or kind.removesuffix("_call")
+        key = next((key for key in ("action", "arguments", "queries", "code") if block.get(key)), "")
+        arguments = block.get(key) if key in ("action", "arguments", "") else {key: block[key]}
     else:
         return None
     if isinstance(arguments, str):
@@ -369,7 +376,7 @@ def _has_bare_text(message: AIMessage) -> bool:
 
 def _blocks(message: AIMessage | ToolMessage) -> list[Mapping[str, Any]]:
     content = message.content
-    return [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+    return [_inner(block) for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
 
 
 def _inner(block: Mapping[str, Any]) -> Mapping[str, Any]:

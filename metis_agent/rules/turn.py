@@ -363,7 +363,9 @@ def respond(
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
         return Settled(reply=reply, message=message)
     as_given = _is_the_hosts(turn, offer, decision, message)
-    if as_given and not message.tool_calls and not content and not turn.outcomes and refusal_in(message) is None:
+    # Of a call that can't be read the model may be told by its id.
+    named = message.tool_calls or any(call["id"] for call in message.invalid_tool_calls)
+    if as_given and not (content or named or turn.outcomes or refusal_in(message) is not None):
         return Settled(reply=reply, message=message)
     # Without a tool on offer there was nothing to decide.
     closed = not decision.allowed and (offer.specs or not offer.open or bool(turn.notes["loop"]))

@@ -86,12 +86,10 @@ def test_what_is_no_gate_is_refused():
         MetisGateMiddleware(Gate())
 
 
-BROKEN = {"name": "look", "args": '{"query": ', "id": "1", "error": "cut short", "type": "invalid_tool_call"}
-
-
 def test_calls_that_could_not_be_parsed_are_answered(ran, tools):
-    alone = AIMessage("", invalid_tool_calls=[BROKEN], response_metadata={"finish_reason": "tool_calls"})
-    beside = AIMessage("", tool_calls=[call("look", id="2", query="y")], invalid_tool_calls=[BROKEN])
+    broken = {"name": "look", "args": '{"query": ', "id": "1", "error": "cut short", "type": "invalid_tool_call"}
+    alone = AIMessage("", invalid_tool_calls=[broken])
+    beside = AIMessage("", tool_calls=[call("look", id="2", query="y")], invalid_tool_calls=[broken])
     for first in (alone, beside):
         state = ask(gated(model(first, "ok"), tools, ModelGate()))
         assert "cut short" in answered(state)["1"]
@@ -99,7 +97,10 @@ def test_calls_that_could_not_be_parsed_are_answered(ran, tools):
     assert ran == [("look", "y")]
 
 
-@pytest.mark.parametrize("reply", [AIMessage(""), AIMessage([]), AIMessage("", invalid_tool_calls=[BROKEN])])
+NAMELESS = AIMessage("", invalid_tool_calls=[{"name": "look", "args": "{", "id": None, "error": "cut short"}])
+
+
+@pytest.mark.parametrize("reply", [AIMessage(""), AIMessage([]), NAMELESS])
 def test_where_the_model_decides_what_code_has_made_is_taken_as_the_agent_takes_it(tools, reply):
     for gate, asked in ((ModelGate(), 1), (Only("look", "pay"), 2)):
         chat = model(reply, "ok")

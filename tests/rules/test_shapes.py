@@ -160,6 +160,11 @@ def test_refusals():
         ([{"type": "reasoning", "reasoning": "hm"}], False),
         ([{"type": "tool_use", "id": "1", "name": "a", "input": {}}], False),
         ([{"type": "image", "url": "https://example.org/x.png"}], True),
+        ([{"type": "container_upload", "file_id": "f"}], True),
+        # For the caller to approve, or to do.
+        ([{"type": "mcp_approval_request", "id": "m", "name": "roll", "arguments": "{}", "server_label": "d"}], True),
+        ([THOUGHT, {"type": "computer_call", "call_id": "c", "action": {"type": "screenshot"}}], True),
+        ([{"type": "non_standard", "value": {"type": "local_shell_call", "call_id": "c", "action": {}}}], True),
     ],
 )
 def test_what_counts_as_an_answer(content, answers):
@@ -216,6 +221,16 @@ def test_what_is_no_answer():
          ("google_search", {"query": "q"}, False)),
         (AIMessage([{"type": "executable_code", "executable_code": "1", "language": "python"}]),
          ("code_execution", {"code": "1"}, False)),
+        (AIMessage([{"type": "mcp_call", "id": "m", "name": "roll", "arguments": '{"dice": 6}', "output": "4"}]),
+         ("roll", {"dice": 6}, False)),
+        (AIMessage([{"type": "code_interpreter_call", "id": "c", "code": "1", "container_id": "x"}]),
+         ("code_interpreter", {"code": "1"}, False)),
+        (AIMessage([
+            {"type": "mcp_tool_use", "id": "m", "name": "roll", "input": {"dice": 6}, "server_name": "d"},
+            {"type": "mcp_tool_result", "tool_use_id": "m", "is_error": True, "content": []},
+         ]), ("roll", {"dice": 6}, True)),
+        (AIMessage([{"type": "non_standard", "value": {"type": "web_search_call", "id": "w", "action": {"a": "b"}}}]),
+         ("web_search", {"a": "b"}, False)),
     ],
 )  # fmt: skip
 def test_calls_that_have_run_at_the_provider(message, found):
@@ -225,6 +240,15 @@ def test_calls_that_have_run_at_the_provider(message, found):
 def test_calls_of_our_own_tools_have_not():
     for content in SHAPES.values():
         assert provider_calls(AIMessage(content)) == []
+
+
+def test_a_refusal_is_found_where_langchain_has_wrapped_it():
+    assert refusal_in(AIMessage([{"type": "non_standard", "value": {"type": "refusal", "refusal": "no"}}])) == "no"
+
+
+def test_what_is_for_the_caller_is_no_call_of_the_providers():
+    for kind in ("mcp_approval_request", "computer_call", "local_shell_call", "apply_patch_call"):
+        assert provider_calls(AIMessage([{"type": kind, "id": "1", "action": {}}])) == []
 
 
 def test_a_new_answer_has_nothing_of_the_reply_but_why_it_ended():
