@@ -127,7 +127,7 @@ class GateNode(_Node):
         return self._settled(turn, await adrive(turn, self._reply(turn, decision, draft), self._aask))
 
     def _has_ended(self, turn: Turn) -> bool:
-        """Whether the answer is a tool's result, or stood beside the calls; a turn that begins has to have a question."""
+        """Whether the answer is a tool's result, or stood beside the calls; a turn that begins must have a question."""
         if turn.new:
             check_question(turn.notes["question"], turn.messages)
             return False
