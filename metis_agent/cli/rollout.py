@@ -157,7 +157,7 @@ def rollout_command(
     cache = None if "://" in store or dry_run else Path(store) / VERDICTS
     verify = verify_with(verifier, judge, judge_rubric, cache=cache)
     check_verifiers(asked, verify)
-    urls = base_url or [None]
+    urls: Sequence[str | None] = base_url or [None]
     if len(urls) > 1 and ray is None:
         raise ConfigurationError(
             f"{len(urls)} servers are asked from several workers: add --ray local, or a cluster's."
