@@ -326,8 +326,11 @@ def _need(table: RunTable) -> tuple[Bool, Bool]:
 
 
 def _busy(started: Float, seconds: Float) -> float:
-    order = np.argsort(started)
-    start, end = started[order], (started + seconds)[order]
+    with np.errstate(over="ignore", invalid="ignore"):  # a record may say anything
+        ended = started + seconds
+    known = np.flatnonzero(np.isfinite(started) & np.isfinite(ended))
+    order = known[np.argsort(started[known])]
+    start, end = started[order], ended[order]
     reached = np.maximum.accumulate(end)
     earlier = np.concatenate([[-np.inf], reached[:-1]])
     return float(np.maximum(0.0, end - np.maximum(start, earlier)).sum())

@@ -32,6 +32,7 @@ REDACTED = "[redacted]"
 _SHORTEST = 8
 _DEEPEST = 50
 _PAYLOAD = re.compile(r"(?:data:[\w.+-]+/[\w.+-]+;base64,)?([A-Za-z0-9+/]{80,}={0,2})")
+_ESCAPED = re.compile(r"%[0-9A-F]{2}")
 _WORDS = re.compile(r"[A-Za-z]+?(?=[^A-Za-z]|$|(?<=[a-z])(?=[A-Z]))")
 # The last word of a variable's name says what it holds, but for a number, or a word for where it is used.
 _QUALIFIERS = frozenset(
@@ -329,21 +330,31 @@ def _names_a_secret(name: str) -> bool:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it stands in texts: itself, escaped for JSON, addresses and pages, in base64, its longer lines."""
+    """A secret as it stands in texts: itself, escaped for JSON, addresses, pages; in base64, hex; its longer lines."""
     yield secret
     stripped = secret.strip()
     lines = secret.splitlines() if "\n" in stripped else []
+    content, wide = (secret.encode(name, errors="surrogatepass") for name in ("utf-8", "utf-16-be"))
+    in_json = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    in_pages = {html.escape(secret), html.escape(secret, quote=False)}
+    in_addresses = {quote(secret, safe=safe, errors="replace") for safe in ("", "/")}
+    in_addresses.add(quote_plus(secret, errors="replace"))
     others = {
-        stripped, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1],
-        quote(secret, safe="", errors="replace"), quote(secret, errors="replace"),
-        quote_plus(secret, errors="replace"), html.escape(secret),
+        stripped, repr(secret)[1:-1], repr(content)[2:-1], content.hex(), content.hex().upper(),
+        *in_json, *(json.dumps(text)[1:-1] for text in in_json),  # JSON within JSON
+        *in_addresses, *(_ESCAPED.sub(lambda match: match[0].lower(), text) for text in in_addresses),
+        *(quote(text, safe="") for text in in_addresses),
+        *in_pages, *(html.escape(secret).replace("&#x27;", quoted) for quoted in ("&apos;", "&#39;")),
+        html.escape(secret).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+        "".join(f"\\x{byte:02x}" for byte in content),
+        "".join(f"\\u{wide[at : at + 2].hex()}" for at in range(0, len(wide), 2)),
         *(line.strip() for line in lines if len(line.strip()) >= 2 * _SHORTEST),
     }  # fmt: skip
-    content = secret.encode(errors="surrogatepass")
-    for before, cut in ((0, 0), (1, 2), (2, 3)):  # where a secret begins among the three bytes of a group
-        encoded = base64.b64encode(b"\0" * before + content).decode().rstrip("=")
-        inner = encoded[cut : len(encoded) - bool((before + len(content)) % 3)]
-        others |= {inner, inner.replace("+", "-").replace("/", "_")}
+    for bytes_ in (content, secret.encode("utf-16-le", errors="surrogatepass")):
+        for before, cut in ((0, 0), (1, 2), (2, 3)):  # where a secret begins among the three bytes of a group
+            encoded = base64.b64encode(b"\0" * before + bytes_).decode().rstrip("=")
+            inner = encoded[cut : len(encoded) - bool((before + len(bytes_)) % 3)]
+            others |= {inner, inner.replace("+", "-").replace("/", "_")}
     yield from (form for form in others if len(form) >= _SHORTEST)
 
 

@@ -129,7 +129,12 @@ def test_secrets_within_variables(value, secret):
     "form",
     [str, repr, json.dumps, quote, quote_plus, html.escape, lambda s: f"a{s}b", lambda s: json.dumps({"k": [s]})[1:],
      lambda s: base64.b64encode(f"user:{s}".encode()).decode(), lambda s: base64.urlsafe_b64encode(s.encode()).decode(),
-     lambda s: base64.b64encode(f"me:{s}@x".encode()).decode()],
+     lambda s: base64.b64encode(f"me:{s}@x".encode()).decode(), lambda s: json.dumps(json.dumps({"k": s})),
+     lambda s: repr(s.encode()), lambda s: s.encode().hex(), lambda s: s.encode().hex().upper(),
+     lambda s: quote(s, safe="").lower() if s.islower() else quote(quote(s)), lambda s: html.escape(s, quote=False),
+     lambda s: html.escape(s).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+     lambda s: html.escape(s).replace("&#x27;", "&apos;"), lambda s: "".join(f"\\x{byte:02x}" for byte in s.encode()),
+     lambda s: base64.b64encode(s.encode("utf-16-le")).decode()],
 )  # fmt: skip
 def test_known_values_in_the_usual_encodings(form):
     secret = 'pa"ss/w\\ö & <rd>?'

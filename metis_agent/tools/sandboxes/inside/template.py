@@ -139,17 +139,21 @@ class Template:
         return True
 
     def _fork(self, request: Mapping[str, Any], stream: int, screen: int) -> None:
-        uid = self._uids.pop() if self._uids else None
+        uid = self._uids[-1] if self._uids else None
         paths.reseed()
         rules = self._containment.rules()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self._become_session(request, uid, rules, stream, screen)
-            finally:
-                os._exit(1)
-        if rules is not None:
-            rules.close()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self._become_session(request, uid, rules, stream, screen)
+                finally:
+                    os._exit(1)
+        finally:
+            if rules is not None:
+                rules.close()
+        if uid is not None:
+            self._uids.pop()
         watched = os.pidfd_open(pid)
         self._children[watched] = (pid, uid)
         self._poll.register(watched, select.POLLIN)
