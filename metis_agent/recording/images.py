@@ -37,6 +37,34 @@ MOST_RESTORED = 512 * 2**20
 """Bytes of a record with its images: more is neither written nor read."""
 
 
+class _ByHash:
+    """A folder inside a store's, whose files are named by the hash of their bytes; any process may write to it."""
+
+    def __init__(
+        self, url: str | os.PathLike[str], folder: str, storage_options: Mapping[str, Any] | None, *,
+        what: str, ending: str = "",
+    ) -> None:  # fmt: skip
+        self._storage = Storage(f"{os.fspath(url).rstrip('/')}/{folder}", storage_options)
+        self._what, self._ending = what, ending
+
+    def put(self, content: bytes, digest: str) -> None:
+        """Keep the content, once."""
+        # A file of another size is what a crash of the machine left: write it anew.
+        if self.size(digest) != len(content):
+            self._storage.put(digest + self._ending, content)
+
+    def size(self, digest: str) -> int | None:
+        """Return its size in bytes, without reading it; `None` where it isn't there."""
+        return self._storage.size(digest + self._ending)
+
+    def get(self, digest: str) -> bytes:
+        """Return it; a `StorageError` says that it isn't there, or is damaged."""
+        content = b"".join(self._storage.blocks(digest + self._ending))
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise StorageError(f"{self._what} 'sha256:{digest}' in {self._storage.url!r} is damaged; put it again.")
+        return content
+
+
 class ImageStore:
     """The folder `images` inside a store's folder; any process may write to it at any time.
 
@@ -46,7 +74,7 @@ class ImageStore:
     """
 
     def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._storage = Storage(f"{os.fspath(url).rstrip('/')}/images", storage_options)
+        self._files = _ByHash(url, "images", storage_options, what="image")
 
     def put_image(self, content: bytes) -> str:
         """Keep an image, once, and return its reference `sha256:<hex>`.
@@ -55,9 +83,7 @@ class ImageStore:
             StorageError: it could not be written.
         """
         digest = hashlib.sha256(content).hexdigest()
-        # A file of another size is what a crash of the machine left: write it anew.
-        if self._storage.size(digest) != len(content):
-            self._storage.put(digest, content)
+        self._files.put(content, digest)
         return f"sha256:{digest}"
 
     def size(self, reference: str) -> int | None:
@@ -66,7 +92,7 @@ class ImageStore:
         Raises:
             InputError, StorageError: as `get_image`.
         """
-        return self._storage.size(_digest(reference))
+        return self._files.size(_digest(reference))
 
     def get_image(self, reference: str) -> bytes:
         """Return the bytes of an image.
@@ -75,11 +101,7 @@ class ImageStore:
             InputError: it is not a reference.
             StorageError: the image isn't there, or its bytes are not those that were put.
         """
-        digest = _digest(reference)
-        content = b"".join(self._storage.blocks(digest))
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise StorageError(f"image {reference!r} in {self._storage.url!r} is damaged; put it again.")
-        return content
+        return self._files.get(_digest(reference))
 
 
 def _digest(reference: str) -> str:
@@ -182,7 +204,7 @@ class ToolSets:
     """
 
     def __init__(self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._storage = Storage(f"{os.fspath(url).rstrip('/')}/{_SET}", storage_options)
+        self._files = _ByHash(url, _SET, storage_options, what="set of tools", ending=".json")
         self._read: dict[str, tuple[Mapping[str, Any], ...]] = {}
         self._written: set[str] = set()
 
@@ -200,9 +222,7 @@ class ToolSets:
         if digest not in self._written:
             if len(self._written) >= _MOST_SETS:
                 return tuple(tools)
-            name = f"{digest}.json"
-            if self._storage.size(name) != len(content):
-                self._storage.put(name, content)
+            self._files.put(content, digest)
             self._written.add(digest)
         return ({_SET: f"sha256:{digest}"},)
 
@@ -217,9 +237,7 @@ class ToolSets:
             return tools
         digest = found[1]
         if digest not in self._read:
-            content = b"".join(self._storage.blocks(f"{digest}.json"))
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise StorageError(f"the tools {digest!r} in {self._storage.url!r} are damaged.")
+            content = self._files.get(digest)
             if len(self._read) >= _MOST_SETS:
                 self._read.clear()
             self._read[digest] = schema.definitions_of(content)
