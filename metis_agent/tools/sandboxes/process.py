@@ -194,8 +194,10 @@ class SessionProcess:
         return out.decode("utf-8", "replace"), error.decode("utf-8", "replace"), dropped
 
     def alive(self) -> bool:
-        """Whether it has not ended."""
-        return not self._handle.wait(0)
+        """Whether it has not ended, nor closed its side, as a process does a moment before its end."""
+        side = select.poll()
+        side.register(self._stream, 0)
+        return not side.poll(0) and not self._handle.wait(0)
 
     def kill(self) -> None:
         """SIGKILL it, from any thread; nothing happens after `release`."""
