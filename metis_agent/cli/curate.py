@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +17,13 @@ from metis_agent.cli.output import FreshOption, JsonOption, RayOption, progress_
 from metis_agent.cli.training_options import SeedOption
 
 if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
     from metis_agent.curation.pipeline import CurationReport, Stage
     from metis_agent.judging.judge import AnswerJudge
     from metis_agent.types import Trajectory
 
-__all__ = ["curate_app", "curate_rl_command", "curate_sft_command", "rl_stages", "rubric_command", "sft_stages"]
+__all__ = ["curate_app", "curate_rl_command", "curate_sft_command", "rl_stages", "rubric_command"]
 
 curate_app = typer.Typer(
     help="Choose what is worth learning from. Nothing is lost: what is dropped is kept, with the reason, in a "
@@ -91,6 +95,7 @@ def curate_sft_command(
     concurrency: ConcurrencyOption = 8,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
+    ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Trajectories for SFT: sound, right, reproducible, beyond the base model, and strategic.
@@ -109,14 +114,16 @@ def curate_sft_command(
 
     console, started = screen(json), time.perf_counter()
     local = work_folder(work, out)
-    stages, not_run = sft_stages(
-        local, store_tools=(tools or [], python, corpus), base=base, k=k, least=least, judge=judge, rubric=rubric,
-        unverified=unverified, test=test, concurrency=concurrency, seed=seed,
+    stages = _SftStages(
+        work=local, tools=tuple(tools or ()), python=python, corpus=corpus, base=base, k=k, least=least, judge=judge,
+        rubric=rubric, unverified=unverified, concurrency=concurrency, seed=seed,
     )  # fmt: skip
+    not_run = stages.not_run
     with progress_bars(console) as bars:
         task = bars.add_task("curate", total=_count(store))
         report = curate_sft(
-            store, out, stages, chunking=_chunking(chunk), fresh=fresh,
+            store, out, stages.every(test), chunking=_chunking(chunk), fresh=fresh, ray=ray,
+            there={name: partial(_stage_there, stages, name) for name in stages.by_row},
             progress=lambda it: bars.update(task, completed=it.rows, description=_so_far(it)),
         )  # fmt: skip
     show_report(console, report, rows="trajectories", not_run=not_run)
@@ -234,47 +241,92 @@ def _write(path: Path | None, report: CurationReport, not_run: list[str], starte
         write_json(path, {**report.to_dict(), "not_run": not_run, "seconds": time.perf_counter() - started})
 
 
-def sft_stages(
-    work: Path, *, store_tools: tuple[list[str], bool, Path | None], base: str | None, k: int, least: int,
-    judge: str | None, rubric: str, unverified: Literal["keep", "drop"], test: str | None, concurrency: int, seed: int,
-) -> tuple[list[Stage[Trajectory]], list[str]]:  # fmt: skip
-    """The stages, and what was left out for want of an option."""
-    from metis_agent.curation.leaks import LeaksStage
-    from metis_agent.curation.prompts import read_questions
-    from metis_agent.curation.replay import ReplayStage
-    from metis_agent.curation.sft import AnswersStage, SoundStage, UniqueStage
-    from metis_agent.curation.strategy import DirectStage, GraphProbe, StrategyStage
-    from metis_agent.judging.rubric import Asking
-    from metis_agent.judging.verifiers import VERIFIERS, verify
-    from metis_agent.sqlite import DiskCache
+@dataclass(frozen=True, kw_only=True)
+class _SftStages:
+    """The stages of `metis curate sft`, each made of its options: here, and on the workers of a cluster."""
 
-    cache, asking = DiskCache(work / "cache.sqlite"), Asking(concurrency=concurrency)
-    judging = _answer_judge(judge, "answer", cache, asking)
-    named, python, corpus = store_tools
-    tools, version = open_tools(named, python=python, corpus=corpus, sessions=2 * concurrency)
-    stages: list[Stage[Trajectory]] = [
-        SoundStage(), UniqueStage(work / "ids.sqlite"), AnswersStage(judge=judging, unverified=unverified),
-    ]  # fmt: skip
-    not_run = []
-    if test is not None:
-        stages.append(LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=work / "test"))
-    stages.append(ReplayStage(tools, cache=cache, concurrency=concurrency, version=version))
-    if base is None:
-        not_run.append("'direct', what the base model answers without tools: name it with --base")
-    else:
+    work: Path
+    tools: tuple[str, ...]
+    python: bool
+    corpus: Path | None
+    base: str | None
+    k: int
+    least: int
+    judge: str | None
+    rubric: str
+    unverified: Literal["keep", "drop"]
+    concurrency: int
+    seed: int
+
+    @property
+    def by_row(self) -> list[str]:
+        """The costly ones that rule on each row by itself, in order."""
+        return ["answers", "replay", *["direct"] * (self.base is not None), *["strategy"] * (self.judge is not None)]
+
+    @property
+    def not_run(self) -> list[str]:
+        """What was left out for want of an option."""
+        return [
+            *["'direct', what the base model answers without tools: name it with --base"] * (self.base is None),
+            *["'strategy', a judge's view of the tool use: name a model with --judge"] * (self.judge is None),
+        ]
+
+    def every(self, test: str | None) -> list[Stage[Trajectory]]:
+        """All in order, with the one that keeps away from the test questions where there are some."""
+        from metis_agent.curation.leaks import LeaksStage
+        from metis_agent.curation.prompts import read_questions
+        from metis_agent.curation.sft import SoundStage, UniqueStage
+
+        opened = cache(self.open)
+        answers, *others = (self.one(name, opened) for name in self.by_row)
+        leaks = [] if test is None else [
+            LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=self.work / "test")
+        ]  # fmt: skip
+        return [SoundStage(), UniqueStage(self.work / "ids.sqlite"), answers, *leaks, *others]
+
+    def open(self) -> tuple[list[BaseTool], str]:
+        """The tools, as `open_tools`."""
+        return open_tools(self.tools, python=self.python, corpus=self.corpus, sessions=2 * self.concurrency)
+
+    def one(self, name: str, opened: Callable[[], tuple[list[BaseTool], str]]) -> Stage[Trajectory]:
+        """One of `by_row`; the tools are opened where it needs some."""
+        from metis_agent.judging.rubric import Asking
+        from metis_agent.judging.verifiers import VERIFIERS, verify
+        from metis_agent.sqlite import DiskCache
+
+        cache, asking = DiskCache(self.work / "cache.sqlite"), Asking(concurrency=self.concurrency)
+        if name == "strategy":
+            from metis_agent.curation.strategy import StrategyStage
+
+            assert self.judge is not None
+            model = open_model(self.judge, temperature=0.0)
+            return StrategyStage(model, name=self.judge, rubric=self.rubric, cache=cache, asking=asking)
+        judging = _answer_judge(self.judge, "answer", cache, asking)
+        if name == "answers":
+            from metis_agent.curation.sft import AnswersStage
+
+            return AnswersStage(judge=judging, unverified=self.unverified)
+        tools, version = opened()
+        if name == "replay":
+            from metis_agent.curation.replay import ReplayStage
+
+            return ReplayStage(tools, cache=cache, concurrency=self.concurrency, version=version)
+        from metis_agent.curation.strategy import DirectStage, GraphProbe
+
+        assert self.base is not None
         verifiers = {**VERIFIERS, "judge": judging} if judging else VERIFIERS
         probe = GraphProbe(
-            agent_builder(open_base(base), tools), model=base, folder=work / "probes", k=k, seed=seed,
-            concurrency=8 * concurrency, verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
+            agent_builder(open_base(self.base), tools), model=self.base, folder=self.work / "probes", k=self.k,
+            seed=self.seed, concurrency=8 * self.concurrency,
+            verify=lambda question, answer: verify(question, answer, verifiers=verifiers),
         )  # fmt: skip
-        stages.append(DirectStage(probe, least=least, cache=cache))
-    if judge is None:
-        not_run.append("'strategy', a judge's view of the tool use: name a model with --judge")
-    else:
-        stages.append(
-            StrategyStage(open_model(judge, temperature=0.0), name=judge, rubric=rubric, cache=cache, asking=asking)
-        )
-    return stages, not_run
+        return DirectStage(probe, least=self.least, cache=cache)
+
+
+@cache
+def _stage_there(stages: _SftStages, name: str) -> Stage[Trajectory]:
+    """A stage on a worker, made once in each process."""
+    return stages.one(name, stages.open)
 
 
 def rl_stages(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -193,7 +192,7 @@ def rollout_command(
         "timeout": timeout,
         "retries": retries,
         "concurrency": concurrency or chosen.concurrency,
-        "on": None if ray is None else (ray, partial(_chosen_for, choose, urls, str(Path.cwd()))),
+        "on": None if ray is None else (ray, partial(_chosen_for, choose, urls)),
     }
     report = _record(
         console, "roll out", branch_rollouts(asked, chosen.tools, plan, name=name, seed=seed),
@@ -290,9 +289,8 @@ def _record(
             return recorder.record(rollouts, progress=lambda run: show(1, run is not None and run.status == "failed"))
 
 
-def _chosen_for(choose: Callable[..., Choice], urls: Sequence[str | None], folder: str, part: int) -> Any:
+def _chosen_for(choose: Callable[..., Choice], urls: Sequence[str | None], part: int) -> Any:
     """The agent on a worker: its part is asked of one of the servers, each in its turn."""
-    os.chdir(folder)  # where the files are that the options name
     return choose(base_url=urls[part % len(urls)]).build
 
 

@@ -18,7 +18,9 @@ import sqlite3
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from metis_agent.curation.pipeline import (
@@ -40,7 +42,7 @@ from metis_agent.judging.verifiers import UnknownVerifierError
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording import schema
 from metis_agent.recording.shards import Storage, is_shard
-from metis_agent.recording.store import TrajectoryStore
+from metis_agent.recording.store import TrajectoryStore, connected, spread
 from metis_agent.types import ModelCall, Question, ToolOutcome, Trajectory
 
 __all__ = ["MARK", "AnswersStage", "SoundStage", "UniqueStage", "curate_sft", "source_identity", "unmarked"]
@@ -58,6 +60,8 @@ def curate_sft(
     chunking: Chunking = Chunking(),
     fresh: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    ray: str | None = None,
+    there: Mapping[str, Callable[[], Stage[Trajectory]]] = MappingProxyType({}),
     progress: Callable[[CurationReport], None] = lambda _: None,
 ) -> CurationReport:
     """Stream a store's trajectories through stages; `OUT/kept` and both parts of `OUT/quarantine` are stores.
@@ -72,6 +76,9 @@ def curate_sft(
         chunking: how much is done at a time.
         fresh: start again, over what an earlier run left.
         storage_options: keywords for the fsspec file systems.
+        ray: address of a Ray cluster on which the stages of `there` rule, a few rows of a chunk at a time on each
+            worker (see `recording.store.spread`).
+        there: by name, makes on a worker a stage that is here too, and that rules on each row by itself.
         progress: called with the counts so far.
 
     Raises:
@@ -82,14 +89,39 @@ def curate_sft(
     if os.path.abspath(os.fspath(source)) == os.path.abspath(os.fspath(out)):
         raise ConfigurationError(f"source and out are both {os.fspath(source)!r}; name another folder for the outcome.")
     store = TrajectoryStore(source, read_only=True, storage_options=storage_options)
+    spread_out = {} if ray is None else there
+    stages = [_Spread(stage, spread_out[stage.name], ray) if stage.name in spread_out else stage for stage in stages]
     pipeline = Pipeline(
         out, stages, _Trajectories(), chunking=chunking, fresh=fresh, storage_options=storage_options,
         settings={"source": source_identity(source, storage_options), **(settings or {})},
     )  # fmt: skip
-    report = pipeline.run(map(unmarked, store.read()), progress=progress)
+    with connected(ray):
+        report = pipeline.run(map(unmarked, store.read()), progress=progress)
     report.unreadable = store.report.torn + store.report.corrupt
     pipeline.finish(report)
     return report
+
+
+_PART = 32
+"""Rows that a worker rules on at a time."""
+
+
+class _Spread:
+    """A stage whose rows are ruled on by the workers of a cluster."""
+
+    def __init__(self, stage: Stage[Trajectory], make: Callable[[], Stage[Trajectory]], ray: str | None) -> None:
+        self.name, self.settings = stage.name, stage.settings
+        self._make, self._ray = make, ray
+
+    def rule(self, rows: Sequence[Row[Trajectory]]) -> list[Verdict]:
+        """As `Stage`."""
+        parts = [rows[at : at + _PART] for at in range(0, len(rows), _PART)]
+        made = spread(partial(_ruled, make=self._make), parts, ray=self._ray)
+        return [verdict for verdicts in made for verdict in verdicts]
+
+
+def _ruled(rows: Sequence[Row[Trajectory]], *, make: Callable[[], Stage[Trajectory]]) -> Sequence[Verdict]:
+    return make().rule(rows)
 
 
 def source_identity(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,17 +207,18 @@ class GraphProbe:
 
     def ask(self, questions: Sequence[Question]) -> list[DirectEvidence]:
         """As `DirectProbe`."""
-        folder = self._folder / content_key(self.identity, [asdict(question) for question in questions])[:24]
-        # Their own ids may clash: they come from anywhere.
-        named = [Question(**{**vars(question), "id": str(number)}) for number, question in enumerate(questions)]
+        # Their own ids may clash: they come from anywhere. Seeds follow from these, whatever else is asked beside.
+        keys = [content_key(*_asked(question)) for question in questions]
+        folder = self._folder / content_key(self.identity, keys)[:24]
+        named = [replace(question, id=key) for key, question in dict(zip(keys, questions, strict=True)).items()]
         with TrajectoryStore(folder) as store:
             rollouts = Rollouts(self._build, store, concurrency=self._concurrency)
             direct: Branch = "direct"
             plan = group_rollouts(named, (direct,) * self._k, name="direct", seed=self._seed)
             runs = rollouts.collect(plan)
-        evidence = [self._count(group.trajectories) for group in groups_of(runs, self._k)]
+        evidence = {group.question.id: self._count(group.trajectories) for group in groups_of(runs, self._k)}
         shutil.rmtree(folder, ignore_errors=True)
-        return evidence
+        return [evidence[key] for key in keys]
 
     def _count(self, runs: Sequence[Trajectory]) -> DirectEvidence:
         verdicts = [self._right(run) for run in runs]
@@ -265,8 +266,7 @@ class DirectStage:
         ]
 
     def _key(self, question: Question) -> str:
-        parts = (question.text, question.answer, question.verifier, dict(question.metadata))
-        return content_key("direct", self._probe.identity, *parts)
+        return content_key("direct", self._probe.identity, *_asked(question))
 
     def _verdict(self, evidence: DirectEvidence) -> Verdict:
         if evidence.right >= self._least:
@@ -275,3 +275,8 @@ class DirectStage:
         if evidence.right + evidence.failed >= self._least:
             return undecided("probe incomplete", f"{evidence.failed} direct answers could not be had or judged")
         return KEEP
+
+
+def _asked(question: Question) -> tuple[Any, ...]:
+    """What makes two questions the same to the base model and to who judges its answers."""
+    return question.text, question.answer, question.verifier, dict(question.metadata)

@@ -17,7 +17,7 @@ import os
 import pickle
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from metis_agent.recording.images import (
 from metis_agent.recording.shards import LocalShards, RemoteShards, ShardWriter, Storage, is_shard
 from metis_agent.types import Trajectory
 
-__all__ = ["BadLine", "StoreReport", "TrajectoryStore", "spread"]
+__all__ = ["BadLine", "StoreReport", "TrajectoryStore", "connected", "spread"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -315,10 +315,12 @@ def spread(
     if ray is None or not parts:
         yield from map(function, parts)
         return
-    with ExitStack() as stack:
-        data = _connected(ray, stack)
+    with connected(ray) as data:
+        folder = os.getcwd()
 
         def made(row: dict[str, Any]) -> dict[str, Any]:
+            with suppress(OSError):  # there is no such folder on that machine
+                os.chdir(folder)  # where paths are relative to
             try:
                 return {"made": pickle.dumps(list(function(pickle.loads(row["part"]))))}
             except MetisError as error:  # to be read as it would be here, not as Ray wraps it
@@ -332,8 +334,16 @@ def spread(
             yield found
 
 
-def _connected(address: str, stack: ExitStack) -> Any:
-    """Ray's data library, connected; what was started or joined here is left at the end."""
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray's data library, connected once for all that is spread within; what was started or joined is left at the end.
+
+    Raises:
+        MissingDependencyError, ConfigurationError: as `spread`.
+    """
+    if address is None:
+        yield None
+        return
     try:
         import ray
         from ray import data
@@ -341,19 +351,24 @@ def _connected(address: str, stack: ExitStack) -> Any:
         raise MissingDependencyError(
             f"--ray {address!r} needs the extra `ray`: pip install 'langgraph-metis[ray]'"
         ) from missing
-    if not ray.is_initialized():
+    joined = not ray.is_initialized()
+    if joined:
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except Exception as error:  # of grpc, of Ray, of the operating system
             raise ConfigurationError(
                 f"there is no Ray cluster at {address!r}: {error}. Name a running one (`ray start --head`, then auto), "
                 "or local for one on this machine."
             ) from error
-        stack.callback(ray.shutdown)
     context = data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    return data
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every part that is spread
+    try:
+        yield data
+    finally:
+        if joined:
+            ray.shutdown()
 
 
 class _RecentImages:

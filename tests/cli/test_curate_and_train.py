@@ -1,9 +1,11 @@
 """From recorded runs to a fine-tuned model by the commands alone; the judge sits behind a real server on loopback."""
 
 import json
+import pickle
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.cli import app
+from metis_agent.curation import sft
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.runner import Rollouts, group_rollouts
 from metis_agent.rules.budget import Budget
@@ -136,6 +139,28 @@ def test_from_runs_to_a_model_that_answers(recorded: Path, judge: Judge, tmp_pat
         "ask", "What is 4821 * 7310?", "--model", tmp_path / "model", "--tools", f"{recorded}/my_tools.py:TOOLS"
     )
     assert str(4821 * 7310) in answer
+
+
+def test_on_a_cluster_it_keeps_the_same_to_the_byte(recorded: Path, judge: Judge, tmp_path: Path, monkeypatch) -> None:
+    parts = []
+
+    def elsewhere(function: Any, given: Any, *, ray: str) -> Iterator[Any]:
+        """As `spread`: what is sent, and what comes back, is pickled; two rows at a time."""
+        for part in given:
+            parts.append((ray, len(part)))
+            yield pickle.loads(pickle.dumps(list(pickle.loads(pickle.dumps(function))(part))))
+
+    monkeypatch.setattr(sft, "spread", elsewhere)
+    monkeypatch.setattr(sft, "connected", nullcontext)
+    monkeypatch.setattr(sft, "_PART", 2)
+    files = []
+    for where in ((), ("--ray", "there")):
+        curate(recorded, tmp_path / f"sft{len(where)}", *where)
+        found = (tmp_path / f"sft{len(where)}").rglob("segment-*")
+        files.append({path.relative_to(tmp_path / f"sft{len(where)}"): path.read_bytes() for path in found})
+    assert files[0] == files[1]
+    assert [len(it.splitlines()) for it in files[0].values()] == [6]
+    assert parts == [("there", 2)] * 9  # answers, replay, strategy
 
 
 def test_a_judge_that_finds_everything_right_keeps_nothing(recorded: Path, judge: Judge, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool, tool
 
 from metis_agent.agent import create_metis_agent
@@ -237,6 +238,15 @@ def test_sound_runs_are_kept_as_they_were(curated: Path) -> None:
 def test_none_is_lost_and_none_is_there_twice(curated: Path) -> None:
     assert len(PLANTED) >= 20
     assert sorted(quarantined(curated)) == sorted(PLANTED)
+
+
+def test_the_base_model_is_asked_the_same_whatever_is_asked_beside(tools: list[BaseTool], tmp_path: Path) -> None:
+    chat = model(lambda _: "42" if ensure_config()["configurable"]["seed"] % 3 else "43")
+    probe = GraphProbe(lambda gate: create_metis_agent(chat, tools, gate=gate), model="x", folder=tmp_path, k=8)
+    questions = [asked(f"question {number}") for number in range(4)]
+    together = probe.ask([*questions, questions[0]])
+    assert together == [probe.ask([question])[0] for question in [*questions, questions[0]]]
+    assert len({evidence.right for evidence in together}) > 1
 
 
 def test_the_decimals_of_another_machine_are_the_same_result() -> None:

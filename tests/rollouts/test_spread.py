@@ -97,6 +97,7 @@ ON_RAY = """
 import os, pickle, sys, time
 from pathlib import Path
 import ray
+from metis_agent.curation import sft
 from metis_agent.judging.verifiers import verify as by_reference
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.recorded import pool_store
@@ -119,6 +120,7 @@ assert (out / "killed").exists()
 (out / "table").write_bytes(pickle.dumps(pool.table()))
 with TrajectoryStore(out / "imported") as kept:
     import_traces([export], kept, ray="auto")
+sft.curate_sft(store, out / "curated there", [sft.AnswersStage()], ray="auto", there={"answers": sft.AnswersStage})
 """
 
 
@@ -127,6 +129,7 @@ with TrajectoryStore(out / "imported") as kept:
 def test_two_workers_of_ray_give_the_same_to_the_byte_and_a_killed_one_loses_nothing(sharded, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setattr("metis_agent.traces.importing.shelves_for", lambda size: 3)
+    from metis_agent.curation import sft
     from metis_agent.traces import import_traces
     from tests.traces.test_importing import lines, whole
 
@@ -142,6 +145,13 @@ def test_two_workers_of_ray_give_the_same_to_the_byte_and_a_killed_one_loses_not
         expected = list(alone.read())
     assert list(TrajectoryStore(tmp_path / "imported", read_only=True).read()) == expected
     assert len(expected) == 200
+    sft.curate_sft(sharded, tmp_path / "curated here", [sft.AnswersStage()])
+    here, there = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("segment-*")}
+        for folder in (tmp_path / "curated here", tmp_path / "curated there")
+    )
+    assert here == there
+    assert len(here) == 2  # kept and dropped
 
 
 class Scripted(BaseChatModel):
