@@ -31,11 +31,11 @@ import numpy as np
 
 from metis_agent.errors import InputError
 from metis_agent.evaluation.calibration import Promise, choose_threshold
-from metis_agent.evaluation.gates import Resamples, interval_of, replay, score_table
+from metis_agent.evaluation.gates import Resamples, followed, interval_of, replay, score_table
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.gates.reference import ModelGate
 from metis_agent.hdpo.export import set_threshold, write_artefact
-from metis_agent.hdpo.gate_trainer import _followed, train_gate
+from metis_agent.hdpo.gate_trainer import train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.judging.verifiers import verify
 from metis_agent.recording.store import TrajectoryStore
@@ -103,8 +103,8 @@ def value_regression(train: OutcomeTable, test: OutcomeTable, price: float) -> A
     stop = Ridge(alpha=1.0).fit(x, train.correct[:, 0])
     stops = np.zeros(len(train), dtype=bool)
     for _ in range(3):
-        followed = _followed(train, stops)
-        on = Ridge(alpha=1.0).fit(x, followed.correct[:, 1] - price * followed.cost[:, 1])
+        under = followed(train, stops)
+        on = Ridge(alpha=1.0).fit(x, under.correct[:, 1] - price * under.cost[:, 1])
         stops = stop.predict(x) >= on.predict(x)
     return stop.predict(fresh) < on.predict(fresh)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "evaluate_gate",
     "evaluate_stopping",
     "expected_calibration_error",
+    "followed",
     "frontier",
     "interval_of",
     "merge_folds",
@@ -215,6 +216,26 @@ def replay(points: OutcomeTable, go_on: NDArray[np.bool_]) -> Replay:
         enough=np.where(early, budget - points.cost[right, 1], np.where(full > 0.5, budget, np.nan)),
         homes=tuple(homes[row] for row in begins),
     )
+
+
+def followed(recorded: OutcomeTable, stop: NDArray[np.bool_]) -> OutcomeTable:
+    """What comes of going on from each state, and what it costs, where a rule decides from the next one on.
+
+    Exact replay: the run stays as it was recorded until the rule stops it; where it never does, the run's own end.
+
+    Args:
+        recorded: Decision points.
+        stop: [N], where the rule answers.
+    """
+    correct, cost = recorded.correct.copy(), recorded.cost.copy()
+    for row in range(len(recorded) - 2, -1, -1):
+        after = row + 1
+        if recorded.runs[row] != recorded.runs[after]:
+            continue
+        correct[row, 1:] = correct[after, 0] if stop[after] else correct[after, 1]
+        left = 0.0 if stop[after] else cost[after, 1]
+        cost[row, 1:] = recorded.cost[row, 1] - recorded.cost[after, 1] + left
+    return replace(recorded, correct=correct, cost=cost)
 
 
 def evaluate_stopping(need: Float, points: OutcomeTable, threshold: float, *, resamples: int = 1000) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Artefact:
         """Names of the tools that the gate was trained for, in the order of its heads."""
         return tuple(tool["name"] for tool in self.description["tools"])
 
+    @property
+    def heads(self) -> int:
+        """Logits that the gate gives: direct, the tools, and the calls to come where it tells them."""
+        return 1 + len(self.tools) + ("most_to_come" in self.description["decision"])
+
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
@@ -178,13 +183,16 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
     decision = found if isinstance(found, dict) else {}
     lists = [decision.get(key) for key in ("head_temperature", "saving", "mean_accuracy")]
     numbers = [decision.get(key) for key in ("trust", "beta", "temperature")]
+    by_step, most = decision.get("step_saving", []), decision.get("most_to_come", 1.0)
     rule(
         bool(decision)
         and all(isinstance(it, list) and len(it) == heads and all(map(_is_number, it)) for it in lists)
         and all(map(_is_number, numbers))
-        and min(*decision["head_temperature"], decision["temperature"]) > 0,
+        and isinstance(by_step, list)
+        and all(map(_is_number, [*by_step, most]))
+        and min(*decision["head_temperature"], decision["temperature"], most) > 0,
         "decision",
-        f"an object of finite numbers, those by head {heads} of them, temperatures above 0",
+        f"an object of finite numbers, those by head {heads} of them, temperatures and calls above 0",
     )
 
 

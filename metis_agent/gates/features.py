@@ -334,7 +334,7 @@ class FeaturesScorer:
             self._idf = tensors["idf"].values
             self._mean, self._scale = tensors["number_mean"].values, tensors["number_scale"].values
             self._bias = tensors["bias"].values
-            heads = range(len(artefact.tools) + 1)
+            heads = range(artefact.heads)
             self._text = [tensors["text_weights"].row(head) for head in heads]
             self._numbers = [tensors["number_weights"].row(head) for head in heads]
             if tensors["text_weights"].shape[0] != len(heads) or tensors["number_weights"].shape[0] != len(heads):
@@ -347,7 +347,7 @@ class FeaturesScorer:
         read = len(QUESTION_FEATURES) + len(self._draft)
         read += self._context * len(CONTEXT_FEATURES) + self._history * len(HISTORY_FEATURES)
         read += self._steps * len(STATE_FEATURES)
-        width, heads = read + len(self._missing), len(artefact.tools) + 1
+        width, heads = read + len(self._missing), artefact.heads
         sizes = {*map(len, self._text), artefact.description["policy"]["buckets"], len(self._idf)}
         inputs = {*map(len, self._numbers)}
         places = all(isinstance(place, int) and 0 <= place < read for place in (*self._missing, *self._log))

@@ -74,6 +74,7 @@ def write_artefact(
             "head_temperature": contrast.head_temperature.tolist(),
             "temperature": contrast.temperature,
             **({} if contrast.step_saving is None else {"step_saving": contrast.step_saving.tolist()}),
+            **({} if contrast.most_to_come is None else {"most_to_come": contrast.most_to_come}),
         },
         "policy": dict(gate.policy.config()),
         "training": {"rows": len(table), "strength": gate.strength.tolist(), "data_hash": data_hash},

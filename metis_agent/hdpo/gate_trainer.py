@@ -12,7 +12,9 @@ Where it stands: `outcomes` -> **trainer** -> `export` -> the deployed `PolicyGa
    direct is that of the tool being right where just one of the two is.
 
 Decision points of runs with several calls are learnt from likewise, "the tool" being to go on: what going on gives is
-replayed under the rule itself, backwards (optimal stopping by regression; Longstaff and Schwartz, 2001).
+replayed under the rule itself, backwards (optimal stopping by regression; Longstaff and Schwartz, 2001). There the
+advantage is divided by the calls that are expected to come, as an index: what a call brings. Its sign, and with it the
+bound below, stays; a threshold then spends calls where each brings most.
 
 Direct wins only where p_a - p_D < beta: at most beta of accuracy is lost on any question that the gate can
 tell apart. Proof and conditions: docs/accuracy-safe.md.
@@ -28,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -37,7 +39,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
 from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.evaluation.gates import followed
 from metis_agent.gates.reading import FURTHEST, PLACES, SEEN, hashed_ngrams
+from metis_agent.gates.scorers import LEAST_SHARE
 from metis_agent.hdpo.policies import FittedPolicy, Policy, PreparedPolicy, Traits, traits_of
 from metis_agent.hdpo.policies.features import FeaturesPolicy
 from metis_agent.hdpo.settings import GateTraining
@@ -79,10 +83,18 @@ class Contrast:
     """tau."""
     step_saving: NDArray[np.float64] | None = None
     """[K] for decision points: what stopping after so many calls saves on average, the same for all tools."""
+    most_to_come: float | None = None
+    """The most that going on cost in training, where the last head says what share of it is to come."""
+
+    def to_come(self, logits: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """[n]: what going on is expected to cost, from all heads [n, A + 1]; `None` where none says it."""
+        if self.most_to_come is None:
+            return None
+        return self.most_to_come * np.maximum(LEAST_SHARE, 1 / (1 + np.exp(-logits[:, -1])))
 
     def accuracy(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, A]: estimated accuracy of each branch."""
-        return np.asarray(1 / (1 + np.exp(-logits / self.head_temperature)))
+        """[n, A]: estimated accuracy of each branch, from the heads; those behind the branches' are left out."""
+        return np.asarray(1 / (1 + np.exp(-logits[:, : len(self.head_temperature)] / self.head_temperature)))
 
     def benefit(self, accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, A - 1]: p_a(x) - p_D(x) for each tool, p_a shrunk to its mean as `trust` says."""
@@ -90,13 +102,22 @@ class Contrast:
         return np.asarray(tools - accuracy[:, :1])
 
     def probabilities(
-        self, accuracy: NDArray[np.float64], steps: NDArray[np.int64] | None = None
+        self,
+        accuracy: NDArray[np.float64],
+        steps: NDArray[np.int64] | None = None,
+        to_come: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """[n, A - 1]: probability of each tool against direct; `steps` [n] are the calls before each decision."""
+        """[n, A - 1]: probability of each tool against direct.
+
+        Args:
+            accuracy: [n, A].
+            steps: [n], the calls before each decision.
+            to_come: [n], see `to_come`.
+        """
         saving = self.saving[1:]
         if self.step_saving is not None and steps is not None:
             saving = self.step_saving[np.minimum(steps, len(self.step_saving) - 1)][:, None]
-        advantage = self.benefit(accuracy) - self.beta * saving
+        advantage = (self.benefit(accuracy) - self.beta * saving) / (1.0 if to_come is None else to_come[:, None])
         return np.asarray(1 / (1 + np.exp(-np.clip(advantage / self.temperature, -500, 500))))
 
 
@@ -122,16 +143,19 @@ class TrainedGate:
     """The same of the whole table that was given."""
     judged: NDArray[np.int64]
     """[m], the training questions that are like those that the gate will meet: all, or those with a draft."""
+    to_come: NDArray[np.float64] | None = None
+    """[N], cross-fitted: see `Contrast.to_come`."""
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """[N, A - 1]: cross-fitted probabilities for the training questions."""
-        return self.contrast.probabilities(self.accuracy, self.steps)
+        return self.contrast.probabilities(self.accuracy, self.steps, self.to_come)
 
     def score(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
         """Estimated accuracies [n, A] and probabilities [n, A - 1] of rows of the table that was given to training."""
-        accuracy = self.contrast.accuracy(self.policy.logits(rows))
-        return accuracy, self.contrast.probabilities(accuracy, self.all_steps[rows])
+        logits = self.policy.logits(rows)
+        accuracy, to_come = self.contrast.accuracy(logits), self.contrast.to_come(logits)
+        return accuracy, self.contrast.probabilities(accuracy, self.all_steps[rows], to_come)
 
 
 def train_gate(
@@ -167,19 +191,28 @@ def train_gate(
     many = len(part) >= MANY
     fold = part.folds(training.folds or (2 if many else 5), training.seed)
     strengths = list(training.strengths or ([1.0] if many else STRENGTHS)) if traits.searches_strength else [1.0]
-
     further = list(STRONGER) if len(strengths) > 1 and not training.strengths else []
     folds = int(fold.max()) + 1
+    sweeps = SWEEPS if part.runs else 0
+    counting = bool(part.runs) and traits.counts_calls and part.cost[:, 1].max() > 0
+    fits = itertools.count(1)
+
+    def told(fitted: FittedPolicy) -> FittedPolicy:
+        progress("fit", next(fits), (len(strengths) + sweeps + counting) * folds + 1)
+        return fitted
+
+    def cross_fit(targets: NDArray[np.float64], strength: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, H]: the logits of heads for `targets`, each by a fit that did not see its fold."""
+        found = np.empty(targets.shape)
+        for held_out in range(folds):
+            kept = fold != held_out
+            found[~kept] = told(prepared.fit(chosen[kept], targets[kept], strength)).logits(chosen[~kept])
+        return found
+
     logits: list[NDArray[np.float64]] = []
     losses: list[NDArray[np.float64]] = []
     while len(logits) < len(strengths):
-        logits.append(np.empty(part.correct.shape))
-        value = strengths[len(logits) - 1]
-        for held_out in range(folds):
-            kept = fold != held_out
-            fitted = prepared.fit(chosen[kept], targets[kept], np.full(len(part.actions), value))
-            logits[-1][~kept] = fitted.logits(chosen[~kept])
-            progress("fit", (len(logits) - 1) * folds + held_out + 1, len(strengths) * folds + 1)
+        logits.append(cross_fit(targets, np.full(len(part.actions), strengths[len(logits)])))
         losses.append(_log_losses(part.correct[judged], logits[-1][judged]))
         if len(logits) == len(strengths) and further and (np.argmin(losses, axis=0) == len(losses) - 1).any():
             strengths.append(further.pop(0))
@@ -188,17 +221,21 @@ def train_gate(
     strength = np.array([strengths[choice] for choice in best])
     recorded = part
     contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits, part if part.runs else None)
-    for _ in range(SWEEPS if part.runs else 0):
+    for _ in range(sweeps):
         stop = contrast.probabilities(contrast.accuracy(cross_fitted), part.steps).max(axis=1) <= 0.5
-        part, targets = _followed(recorded, stop), targets.copy()
+        part, targets = followed(recorded, stop), targets.copy()
         targets[:, 1:] = part.correct[:, 1:]
-        for held_out in range(folds):
-            kept = fold != held_out
-            going_on = prepared.fit(chosen[kept], targets[kept, 1:2], strength[1:2])
-            cross_fitted[~kept, 1:] = going_on.logits(chosen[~kept])
+        cross_fitted[:, 1:] = cross_fit(targets[:, 1:2], strength[1:2])
         contrast = _contrast(part, cross_fitted, training, traits, recorded)
-    final = prepared.fit(chosen, targets, strength)
-    progress("fit", len(strengths) * folds + 1, len(strengths) * folds + 1)
+    if counting:
+        most = float(part.cost[:, 1].max())
+        share = part.cost[:, 1:2] / most
+        targets, fitted_to = np.hstack([targets, share]), np.append(strength, strength[1])
+        cross_fitted = np.hstack([cross_fitted, cross_fit(share, strength[1:2])])
+        contrast = _contrast(part, cross_fitted, training, traits, recorded, most)
+    else:
+        fitted_to = strength
+    final = told(prepared.fit(chosen, targets, fitted_to))
     return TrainedGate(
         kind=reader.kind,
         actions=part.actions,
@@ -211,6 +248,7 @@ def train_gate(
         steps=part.steps,
         all_steps=table.steps,
         judged=judged,
+        to_come=contrast.to_come(cross_fitted),
     )
 
 
@@ -228,26 +266,6 @@ def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDAr
     except InputError as error:
         raise InputError(f"Of the {len(rows)} questions with a whole draft: {error}") from error
     return rows, np.where(has[:, None] | (np.arange(len(table.actions)) > 0), table.correct, np.nan)
-
-
-def _followed(recorded: OutcomeTable, stop: NDArray[np.bool_]) -> OutcomeTable:
-    """What comes of going on from each state, and what it costs, where a rule decides from the next one on.
-
-    Exact replay: the run stays as it was recorded until the rule stops it; where it never does, the run's own end.
-
-    Args:
-        recorded: Decision points.
-        stop: [N], where the rule answers.
-    """
-    correct, cost = recorded.correct.copy(), recorded.cost.copy()
-    for row in range(len(recorded) - 2, -1, -1):
-        after = row + 1
-        if recorded.runs[row] != recorded.runs[after]:
-            continue
-        correct[row, 1:] = correct[after, 0] if stop[after] else correct[after, 1]
-        left = 0.0 if stop[after] else cost[after, 1]
-        cost[row, 1:] = recorded.cost[row, 1] - recorded.cost[after, 1] + left
-    return replace(recorded, correct=correct, cost=cost)
 
 
 def _step_saving(recorded: OutcomeTable, cost: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -277,12 +295,14 @@ def _contrast(
     training: GateTraining,
     traits: Traits = Traits(),
     recorded: OutcomeTable | None = None,
+    most_to_come: float | None = None,
 ) -> Contrast:
     always_drafted = traits.reads_drafts and any(not np.isnan(column).any() for column in table.draft.values())
     trust = training.trust if training.trust is not None else (0.5 if always_drafted else 1.0)
-    temperatures = [fit_temperature(z, y) for z, y in zip(logits.T, table.correct.T, strict=True)]
+    branches = logits[:, : len(table.actions)]
+    temperatures = [fit_temperature(z, y) for z, y in zip(branches.T, table.correct.T, strict=True)]
     if traits.one_temperature:
-        temperatures = [fit_temperature(logits.ravel(), table.correct.ravel())] * len(temperatures)
+        temperatures = [fit_temperature(branches.ravel(), table.correct.ravel())] * len(temperatures)
     contrast = Contrast(
         beta=training.beta,
         trust=trust,
@@ -291,14 +311,19 @@ def _contrast(
         head_temperature=np.array(temperatures),
         temperature=1.0,
         step_saving=_step_saving(recorded, table.cost[:, 1]) if recorded is not None else None,
+        most_to_come=most_to_come,
     )
-    benefit = contrast.benefit(contrast.accuracy(logits))
+    to_come = contrast.to_come(logits)
+    benefit = contrast.benefit(contrast.accuracy(logits)) / (1.0 if to_come is None else to_come[:, None])
     difference = table.correct[:, 1:] - table.correct[:, :1]
     return Contrast(**{**contrast.__dict__, "temperature": _decision_temperature(benefit, difference)})
 
 
 def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
-    """Tau by maximum likelihood of which branch is right, where just one is; both arrays [n, A - 1]."""
+    """Tau by maximum likelihood of which branch is right, where just one is; both arrays [n, A - 1].
+
+    `benefit` is by call where the calls to come are known.
+    """
     win, loss = np.maximum(difference, 0).ravel(), np.maximum(-difference, 0).ravel()
     z = benefit.ravel()
 

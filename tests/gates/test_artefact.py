@@ -100,6 +100,11 @@ def test_tensors_of_other_sizes_are_refused(tmp_path: Path, name: str, change: i
         {"decision": DECISION | {"temperature": 0}},
         {"decision": DECISION | {"beta": float("nan")}},
         {"decision": DECISION | {"trust": "1"}},
+        {"decision": DECISION | {"step_saving": 0.5}},
+        {"decision": DECISION | {"step_saving": [0.5, None]}},
+        {"decision": DECISION | {"most_to_come": 0.0}},
+        {"decision": DECISION | {"most_to_come": "3"}},
+        {"decision": DECISION | {"most_to_come": 3.0}},  # and no weights of that head
         {"decision": None},
         {"decision": [1.0]},
         {"threshold": None},

@@ -12,10 +12,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.evaluation.calibration import Promise, choose_threshold
-from metis_agent.evaluation.gates import evaluate_stopping, replay, score_table
+from metis_agent.evaluation.gates import evaluate_stopping, followed, replay, score_table
 from metis_agent.gates.policy import PolicyGate
 from metis_agent.hdpo.export import set_threshold, write_artefact
-from metis_agent.hdpo.gate_trainer import _followed, _step_saving, train_gate
+from metis_agent.hdpo.gate_trainer import _step_saving, train_gate
 from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable, read_outcomes
 from metis_agent.types import GateRequest, ToolSpec
@@ -88,11 +88,11 @@ def test_replay_by_hand() -> None:
 def test_what_going_on_gives_follows_the_rule() -> None:
     points = table_of([[0, 1, 0]], [[1.0, 3.0]])
     # At s_1 the rule stops: going on at s_0 then is right, and costs the first round alone.
-    followed = _followed(points, np.array([False, True]))
-    assert followed.correct.tolist() == [[0, 1], [1, 0]]
-    assert followed.cost.tolist() == [[0, 1], [0, 3]]
+    under = followed(points, np.array([False, True]))
+    assert under.correct.tolist() == [[0, 1], [1, 0]]
+    assert under.cost.tolist() == [[0, 1], [0, 3]]
     # r(0) - r(1) at s_0, r(1) - r(4) at s_1.
-    assert _step_saving(points, followed.cost[:, 1]) == pytest.approx([1 - 1 / 2, 1 / 2 - 1 / 5])
+    assert _step_saving(points, under.cost[:, 1]) == pytest.approx([1 - 1 / 2, 1 / 2 - 1 / 5])
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=5), min_size=1, max_size=6), st.integers(0, 99))
@@ -100,11 +100,11 @@ def test_what_going_on_gives_follows_the_rule() -> None:
 def test_following_a_rule_is_replaying_it(verdicts: list[list[int]], seed: int) -> None:
     points = table_of(verdicts)
     stop = np.random.default_rng(seed).random(len(points)) < 0.5
-    followed, done = _followed(points, stop), replay(points, ~stop)
+    under, done = followed(points, stop), replay(points, ~stop)
     first = [row for row in range(len(points)) if points.steps[row] == 0]
-    right = np.where(stop[first], followed.correct[first, 0], followed.correct[first, 1])
+    right = np.where(stop[first], under.correct[first, 0], under.correct[first, 1])
     assert right.tolist() == done.correct.tolist()
-    assert np.where(stop[first], 0.0, followed.cost[first, 1]).tolist() == done.cost.tolist()
+    assert np.where(stop[first], 0.0, under.cost[first, 1]).tolist() == done.cost.tolist()
 
 
 # --- the bound -------------------------------------------------------------------------------------------------------
@@ -199,6 +199,29 @@ def test_hardly_a_call_is_redundant_and_none_is_missed(seed: int, tmp_path: Path
     assert figures["redundant"] <= 0.05
     assert figures["necessary"] >= 0.97
     assert figures["accuracy"] >= -0.02  # as promised
+
+
+def test_calls_go_first_to_where_each_brings_most(tmp_path: Path) -> None:
+    # One call makes a near question right more often than not, three a far one nearly always.
+    near, far = [[0, 1]] * 14 + [[1, 1]] * 6, [[0, 0, 0, 1]] * 20
+    table = table_of(near * 3 + far * 3)
+    kind = ["near" if row < 60 else "far" for row in range(120)]
+    names = [f"{kind[int(run.split()[1])]} {run}" for run in table.runs]
+    table = OutcomeTable(**{**table.__dict__, "questions": tuple(names)})
+    gate = train_gate(table, GateTraining(folds=2, strengths=(1.0,)))
+    first, is_near = table.steps == 0, np.array([name.startswith("near") for name in names])
+    benefit = gate.contrast.benefit(gate.accuracy)[:, 0]
+    assert benefit[first & is_near].max() < benefit[first & ~is_near].min()
+    assert gate.probabilities[first & is_near].min() > gate.probabilities[first & ~is_near].max()
+    assert gate.to_come is not None
+    assert gate.to_come[first & is_near].mean() == pytest.approx(1, abs=0.3)
+    assert gate.to_come[first & ~is_near].mean() == pytest.approx(3, abs=0.3)
+    # Where to stop is what it is without.
+    plain = gate.contrast.probabilities(gate.accuracy, gate.steps)
+    assert ((plain > 0.5) == (gate.probabilities > 0.5)).all()
+    write_artefact(gate, tmp_path / "gate", table=table, metrics={})
+    deployed = score_table(PolicyGate(tmp_path / "gate"), table).probabilities
+    assert deployed == pytest.approx(gate.score(np.arange(len(table)))[1], abs=1e-4)
 
 
 def test_calls_are_not_promised_by_turn() -> None:

@@ -19,7 +19,19 @@ from metis_agent.errors import CheckpointError, ConfigurationError
 from metis_agent.gates.artefact import Artefact
 from metis_agent.types import ToolSpec
 
-__all__ = ["ENTRY_POINTS", "Asked", "Scorer", "background", "decision_probabilities", "load_scorer", "register_scorer"]
+__all__ = [
+    "ENTRY_POINTS",
+    "LEAST_SHARE",
+    "Asked",
+    "Scorer",
+    "background",
+    "decision_probabilities",
+    "load_scorer",
+    "register_scorer",
+]
+
+LEAST_SHARE = 0.01
+"""Of the most calls to come: no call is taken for cheaper."""
 
 ENTRY_POINTS = "metis_agent.scorers"
 """Group of entry points; each is named by its kind and gives what `register_scorer` takes."""
@@ -67,7 +79,7 @@ class Scorer(Protocol):
         """What is read of a draft; empty where none is."""
 
     def logits(self, asked: Asked) -> Sequence[float]:
-        """One logit a head: direct, then the tools.
+        """One logit a head: direct, then the tools; last the share of the most calls to come, where a gate tells it.
 
         Raises:
             GateError: it can't be answered, see the message.
@@ -133,12 +145,16 @@ def decision_probabilities(
         step: Calls so far, for a gate that decides at every step.
     """
     temperatures, saving, means = (_floats(decision[name]) for name in ("head_temperature", "saving", "mean_accuracy"))
+    to_come = 1.0
+    if most := float(str(decision.get("most_to_come") or 0)):
+        *logits, last = logits
+        to_come = most * max(LEAST_SHARE, _sigmoid(last))
     if by_step := _floats(decision.get("step_saving")):
         saving = [0.0, *[by_step[min(step, len(by_step) - 1)]] * (len(saving) - 1)]
     trust, beta, tau = (float(str(decision[name])) for name in ("trust", "beta", "temperature"))
     accuracy = [_sigmoid(z / t) for z, t in zip(logits, temperatures, strict=True)]
     tools = [
-        _sigmoid((trust * p + (1 - trust) * mean - accuracy[0] - beta * c) / tau)
+        _sigmoid((trust * p + (1 - trust) * mean - accuracy[0] - beta * c) / to_come / tau)
         for p, mean, c in zip(accuracy[1:], means[1:], saving[1:], strict=True)
     ]
     return accuracy, tools

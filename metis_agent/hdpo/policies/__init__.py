@@ -28,6 +28,8 @@ class Traits:
     reads_drafts: bool = True
     one_temperature: bool = False
     """True where one temperature serves all heads, so that a new tool has one too."""
+    counts_calls: bool = True
+    """False where each head is an action's, so that none can say how many calls are still to come."""
 
 
 def traits_of(policy: Policy) -> Traits:
