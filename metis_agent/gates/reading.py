@@ -20,7 +20,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from metis_agent.errors import CheckpointError
@@ -147,6 +147,7 @@ def spoken(text: str, reading: int = READING) -> list[str]:
     )
 
 
+@lru_cache(maxsize=64)  # the states of a run share their question
 def hashed_ngrams(
     question: str, buckets: int = BUCKETS, reading: int = READING
 ) -> tuple[dict[int, int], dict[int, int]]:
@@ -174,15 +175,27 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     asked = list(dict.fromkeys(token.lower() for token in tokens))[:_ASKED]
     names = {token.lower() for token in tokens[1:] if token[0].isupper()}
     before: dict[str, None] = dict.fromkeys(_state_words(asked, names, lines))
-    said: list[str] = []
+    spaces = []
     for line in reversed(lines):
-        who, _, text = line.partition(": ")
-        words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens_of(text)]
-        said += [f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)]
-        before |= dict.fromkeys(word for word in words if word[0].isalnum() or word[0] == "#")
+        words, said = _hashed_line(line, buckets)
+        spaces.append(said)
+        before |= dict.fromkeys(words)
     heard = [word for word in before if word not in _FUNCTION_WORDS][:_HEARD]
     together = (f"{one} | {other}" for one in heard for other in ("", *asked))
-    return _counts("h", itertools.chain(said, together), buckets)
+    counts: dict[int, int] = {}
+    for space in (*spaces, _counts("h", together, buckets)):
+        for bucket, times in space.items():
+            counts[bucket] = counts.get(bucket, 0) + times
+    return counts
+
+
+@lru_cache(maxsize=64)  # and the first states' lines are those of the later ones
+def _hashed_line(line: str, buckets: int) -> tuple[tuple[str, ...], Mapping[int, int]]:
+    """Words of one line of a conversation, and counts by bucket of who said them, alone and in pairs."""
+    who, _, text = line.partition(": ")
+    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens_of(text)]
+    said = [f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)]
+    return tuple(word for word in words if word[0].isalnum() or word[0] == "#"), _counts("h", said, buckets)
 
 
 def ends_of(text: str, space: str = "d") -> str:
