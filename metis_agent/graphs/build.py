@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Required, get_type_hints
 
 from langchain_core.callbacks import AsyncCallbackManager
-from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.errors import GraphInterrupt, GraphRecursionError, ParentCommand
@@ -186,6 +186,8 @@ class _HookNode(Runnable[Mapping[str, Any], Command[Any]]):
         command = result if isinstance(result, Command) else Command(update=result or {})
         setup, update, goto = self._setup, dict(command.update or {}), command.goto
         jump, notes = update.pop("jump_to", None), state.get("metis_turn")
+        if isinstance(said := update.get("messages"), list):
+            update["messages"] = _without_second_results(state.get("messages", []), said)
         if jump in ("end", "model"):
             goto = setup.finish if jump == "end" else setup.entry
         elif not goto and self._following is not None and jump is None:
@@ -247,6 +249,26 @@ def _left(setup: Setup, now: StateSnapshot) -> str | None:
     return None
 
 
+def _latest(messages: Sequence[AnyMessage]) -> tuple[AIMessage | None, list[ToolMessage]]:
+    """The model's latest reply, and the results after it."""
+    results = []
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            return message, results
+        if isinstance(message, ToolMessage):
+            results.append(message)
+    return None, results
+
+
+def _without_second_results(messages: Sequence[AnyMessage], said: Sequence[Any]) -> list[Any]:
+    """What a hook adds to the conversation, but for results of calls that the rules have answered already."""
+    reply, results = _latest(messages)
+    known = {result.tool_call_id: result.id for result in results}
+    if reply is None or any(isinstance(one, RemoveMessage) for one in said):
+        return list(said)
+    return [one for one in said if not isinstance(one, ToolMessage) or known.get(one.tool_call_id, one.id) == one.id]
+
+
 def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> Any:
     """Where a run goes on after this node, by what is in its state."""
     notes: Notes | None = state.get("metis_turn")
@@ -257,15 +279,10 @@ def _after(node: str, setup: Setup, state: Mapping[str, Any], messages: Sequence
         if notes is None or begins_anew(notes, messages) or not state.get("decisions"):
             return setup.entry
         return "act" if state["decisions"][-1].allowed else "answer"
-    answered = set()
-    for message in reversed(messages):
-        if isinstance(message, AIMessage):
-            break
-        if isinstance(message, ToolMessage):
-            answered.add(message.tool_call_id)
-    else:
+    message, results = _latest(messages)
+    if message is None:
         return setup.entry
-    sent, calls = [], open_calls(message, answered)
+    sent, calls = [], open_calls(message, {result.tool_call_id for result in results})
     for call in calls:
         if call["name"] in setup.tools and call["name"] not in setup.rules.never and isinstance(call["args"], dict):
             call = SentCall(name=call["name"], args=call["args"], id=call["id"], type="tool_call")

@@ -111,24 +111,34 @@ def check(state, chat, ran, budget, drafts=False):
     assert len(chat.asked) <= len(state["decisions"]) + drafts + 1
 
 
+MANY = [pytest.mark.exhaustive, pytest.mark.timeout(0)]
+
+
+@pytest.mark.parametrize("examples", [30, pytest.param(1000, marks=MANY)])
 @pytest.mark.parametrize("flavour", ["sync", "async"])
-@settings(max_examples=60, deadline=None)
-@given(
-    script=st.lists(replies(), min_size=1, max_size=5), budget=budgets(), decided=decisions, wants_draft=st.booleans()
-)
-def test_whatever_the_model_does(flavour, script, budget, decided, wants_draft):
-    ran = []
-    chat = model(*script)
-    gate = Scripted(decided)
-    gate.wants_draft = wants_draft
-    agent = create_metis_agent(chat, make_tools(ran), gate=gate, budget=budget, tool_timeout=None)
-    # The budget's own recursion limit is on: a run that does not end within it raises here.
-    question = {"messages": [HumanMessage("q")]}
-    state = agent.invoke(question) if flavour == "sync" else asyncio.run(agent.ainvoke(question))
-    check(state, chat, ran, budget, wants_draft)
+def test_whatever_the_model_does(flavour, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(
+        script=st.lists(replies(), min_size=1, max_size=5),
+        budget=budgets(),
+        decided=decisions,
+        wants_draft=st.booleans(),
+    )
+    def holds(script, budget, decided, wants_draft):
+        ran = []
+        chat = model(*script)
+        gate = Scripted(decided)
+        gate.wants_draft = wants_draft
+        agent = create_metis_agent(chat, make_tools(ran), gate=gate, budget=budget, tool_timeout=None)
+        # The budget's own recursion limit is on: a run that does not end within it raises here.
+        question = {"messages": [HumanMessage("q")]}
+        state = agent.invoke(question) if flavour == "sync" else asyncio.run(agent.ainvoke(question))
+        check(state, chat, ran, budget, wants_draft)
+
+    holds()
 
 
-# Thousands
+# Hundreds
 
 
 class Fickle(Gate):
@@ -203,9 +213,10 @@ BUDGETS = (
 )
 
 
+@pytest.mark.parametrize("behaviours", [120, pytest.param(3000, marks=MANY)])
 @pytest.mark.parametrize("wants_draft", [False, True])
 @pytest.mark.parametrize("flavour", ["sync", "async"])
-def test_thousands_of_models_and_gates(flavour, wants_draft):
+def test_hundreds_of_models_and_gates(flavour, wants_draft, behaviours):
     rng = random.Random(f"{flavour} {wants_draft}")
     ran, chat, gate = [], model(), Fickle(wants_draft=wants_draft)
     tools, seen = make_tools(ran), []
@@ -224,23 +235,19 @@ def test_thousands_of_models_and_gates(flavour, wants_draft):
         seen.append((len(ran), len(state["decisions"]), [outcome.status for outcome in state["outcomes"]]))
 
     async def run_async():
-        for _ in range(BEHAVIOURS):
+        for _ in range(behaviours):
             agent, question = behave()
             judge(agent, await agent.ainvoke(question))
 
     if flavour == "async":
         asyncio.run(run_async())
     else:
-        for _ in range(BEHAVIOURS):
+        for _ in range(behaviours):
             agent, question = behave()
             judge(agent, agent.invoke(question))
 
     # The behaviours were not idle: tools ran, were blocked, failed and were repeated, over several steps.
     statuses = {status for _, _, found in seen for status in found}
     assert statuses >= {"ok", "error", "blocked", "repeated"}
-    assert sum(count for count, _, _ in seen) > BEHAVIOURS / 2
+    assert sum(count for count, _, _ in seen) > behaviours / 2
     assert max(steps for _, steps, _ in seen) >= 4
-
-
-BEHAVIOURS = 300
-"""For each of four cases: 1,200 together."""

@@ -11,6 +11,7 @@ from langchain.agents.middleware import (
     PIIMiddleware,
     SummarizationMiddleware,
     TodoListMiddleware,
+    ToolCallLimitMiddleware,
     ToolRetryMiddleware,
     after_agent,
     after_model,
@@ -224,6 +225,16 @@ def test_the_gate_holds_whatever_hooks_do(go):
     chat = model(calling(call("pay", amount=1)), calling(call("pay", amount=2)), "ok")
     go(create_metis_agent(chat, [look, pay], budget=Budget(calls=1), middleware=[Seen()]))
     assert ran == [1]
+
+
+@pytest.mark.parametrize("end", ["continue", "end"])
+def test_a_call_that_the_gate_has_answered_is_not_answered_again(go, end):
+    blocked, second = call("fails", id="c1", query="x"), call("look", id="c2", query="y")
+    chat = model(calling(call("look", id="c0", query="x")), calling(blocked, second), "ok")
+    limit = ToolCallLimitMiddleware(run_limit=1, exit_behavior=end)
+    state = go(create_metis_agent(chat, [look, fails], gate=Only("look"), middleware=[limit]))
+    results = [message.tool_call_id for message in state["messages"] if isinstance(message, ToolMessage)]
+    assert sorted(results) == ["c0", "c1", "c2"]
 
 
 def test_a_second_gate_is_refused():

@@ -110,6 +110,7 @@ def check(bench, state):
 
 
 PLACES = range(len(BUDGETS))
+THOUSANDS = [pytest.mark.exhaustive, pytest.mark.timeout(0)]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +123,11 @@ def structured_benches():
     return [Bench(budget, response_format=ToolStrategy(Verdict)) for budget in BUDGETS]
 
 
-# 800 scripts of up to five replies, in parts that stay far from the time limit of a test on a busy machine.
-@pytest.mark.parametrize(("flavour", "examples"), [("sync", 120), ("async", 40)])
+# 350 scripts of up to five replies; thousands where tests that take minutes are run.
+@pytest.mark.parametrize(
+    ("flavour", "examples"),
+    [("sync", 50), ("async", 20), *(pytest.param(way, 1000, marks=THOUSANDS) for way in ("sync", "async"))],
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_whatever_the_model_does(benches, place, flavour, examples):
     @settings(max_examples=examples, deadline=None)
@@ -140,9 +144,10 @@ def test_whatever_the_model_does(benches, place, flavour, examples):
     holds()
 
 
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=THOUSANDS)])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_structured_answer_comes_whatever_else_the_model_calls(structured_benches, place):
-    @settings(max_examples=40, deadline=None)
+def test_a_structured_answer_comes_whatever_else_the_model_calls(structured_benches, place, examples):
+    @settings(max_examples=examples, deadline=None)
     @given(
         script=st.lists(st.lists(sound, max_size=3), max_size=4),
         together=st.lists(sound, max_size=2),

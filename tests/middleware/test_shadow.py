@@ -111,10 +111,14 @@ replies = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(script=st.lists(replies, min_size=1, max_size=4))
-def test_the_run_is_the_same_whatever_the_model_does(script):
-    both([*script, "ok"])
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(0)])])
+def test_the_run_is_the_same_whatever_the_model_does(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(script=st.lists(replies, min_size=1, max_size=4))
+    def holds(script):
+        both([*script, "ok"])
+
+    holds()
 
 
 def test_the_shadow_says_what_it_would_have_done(tmp_path):

@@ -59,7 +59,7 @@ def check(bench, folder, name, shape, way):
     assert len(list(store.read())) == sum(not end.startswith("GraphRecursionError") for end in plain[1])
 
 
-@pytest.mark.parametrize(("name", "shape"), CELLS[::5])
+@pytest.mark.parametrize(("name", "shape"), CELLS[::11])
 def test_requests_are_those_of_the_plain_agent(bench, tmp_path, name, shape):
     check(bench, tmp_path, name, shape, WAYS[(len(name) + len(shape)) % len(WAYS)])
 
