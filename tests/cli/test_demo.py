@@ -28,7 +28,7 @@ def metis(*arguments: str) -> list[str]:
 @pytest.mark.slow
 def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    command = metis("demo", "--folder", str(folder), "--steps", "2", "--questions", "10")
+    command = metis("demo", "--folder", str(folder), "--steps", "2", "--questions", "5")
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     measured = folder / "trajectories" / "cold_start"
     until = time.monotonic() + 100
@@ -50,13 +50,13 @@ def test_a_demo_that_was_interrupted_is_taken_up_and_finished(tmp_path: Path) ->
     assert again.returncode == 0, again.stderr
     assert "Going on" in again.stdout
     everything = list(TrajectoryStore(measured, read_only=True).read())
-    assert len(everything) == len({trajectory.id for trajectory in everything}) == 60
+    assert len(everything) == len({trajectory.id for trajectory in everything}) == 30
     assert kept <= {trajectory.id for trajectory in everything}
 
     metrics = json.loads((folder / "metrics.json").read_text())
     for policy in ("cold_start", "hdpo"):
         assert set(NUMBERS) <= set(metrics[policy])
-        assert metrics[policy]["questions"] == 10
+        assert metrics[policy]["questions"] == 5
     assert metrics["cold_start"]["redundant_rate"] == 1.0
     assert [entry["step"] for entry in metrics["history"]] == [1, 2]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
