@@ -279,7 +279,7 @@ class _SftStages:
 
         opened = cache(self.open)
         answers, *others = (self.one(name, opened) for name in self.by_row)
-        leaks = [] if test is None else [
+        leaks: list[Stage[Trajectory]] = [] if test is None else [
             LeaksStage(read_questions(test), question_of=lambda it: it.question, folder=self.work / "test")
         ]  # fmt: skip
         return [SoundStage(), UniqueStage(self.work / "ids.sqlite"), answers, *leaks, *others]

@@ -251,7 +251,7 @@ def _left(setup: Setup, now: StateSnapshot) -> str | None:
 
 def _latest(messages: Sequence[AnyMessage]) -> tuple[AIMessage | None, list[ToolMessage]]:
     """The model's latest reply, and the results after it."""
-    results = []
+    results: list[ToolMessage] = []
     for message in reversed(messages):
         if isinstance(message, AIMessage):
             return message, results
