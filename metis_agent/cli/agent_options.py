@@ -95,7 +95,7 @@ def choose_agent(
     agent: str | None,
     *,
     system_prompt: str | None = None,
-    calls: int = 8,
+    calls: int = Budget.calls,
     temperature: float | None = None,
     label: str | None = None,
     base_url: str | None = None,

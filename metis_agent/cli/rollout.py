@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,10 +33,12 @@ from metis_agent.cli.agent_options import (
 from metis_agent.cli.output import JsonOption, RayOption, progress_bars, screen, training_libraries, write_json
 from metis_agent.cli.training_options import VERDICTS, runs_of
 from metis_agent.errors import ConfigurationError
+from metis_agent.rollouts.branches import EVERY_STEP, BranchPlan
+from metis_agent.rules.budget import Budget
 
 if TYPE_CHECKING:
     from metis_agent.judging.verifiers import Verify
-    from metis_agent.rollouts.branches import BranchPlan, RecordingReport
+    from metis_agent.rollouts.branches import RecordingReport
     from metis_agent.rollouts.runner import Rollout
     from metis_agent.types import Question, Trajectory
 
@@ -70,7 +72,7 @@ def rollout_command(
         typer.Option(
             min=0,
             help="Rollouts of each question without a tool.",
-            show_default="1, with --every-step 0",
+            show_default=f"{BranchPlan.direct}, with --every-step {EVERY_STEP.direct}",
         ),
     ] = None,
     forced: Annotated[
@@ -78,7 +80,7 @@ def rollout_command(
         typer.Option(
             min=0,
             help="Rollouts of each question with each tool's call forced.",
-            show_default="as --direct",
+            show_default=f"{BranchPlan.tool}, with --every-step {EVERY_STEP.tool}",
         ),
     ] = None,
     free: Annotated[
@@ -86,12 +88,12 @@ def rollout_command(
         typer.Option(
             min=0,
             help="Rollouts of each question as the model decides.",
-            show_default="0, with --every-step 1",
+            show_default=f"{BranchPlan.free}, with --every-step {EVERY_STEP.free}",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Goes before every conversation.")] = None,
-    calls: Annotated[int, typer.Option(min=1, help="Tool calls that one run may make.")] = 8,
+    calls: Annotated[int, typer.Option(min=1, help="Tool calls that one run may make.")] = Budget.calls,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Of the model's sampling; by default its own.")
     ] = None,
@@ -144,14 +146,10 @@ def rollout_command(
     Next: metis train gate --store runs --hold-out 0.4 --out my-gate
     """
     console = screen(json)
-    from metis_agent.rollouts.branches import BranchPlan
     from metis_agent.rollouts.questions import read_questions
 
-    usual = int(not every_step)
-    plan = BranchPlan(
-        direct=usual if direct is None else direct, tool=usual if forced is None else forced,
-        free=int(every_step) if free is None else free,
-    )  # fmt: skip
+    given = {name: count for name, count in (("direct", direct), ("tool", forced), ("free", free)) if count is not None}
+    plan = replace(EVERY_STEP if every_step else BranchPlan(), **given)
     asked = read_questions(questions)[:limit]
     cache = None if "://" in store or dry_run else Path(store) / VERDICTS
     verify = verify_with(verifier, judge, judge_rubric, cache=cache)

@@ -27,6 +27,7 @@ from metis_agent.rollouts.runner import Rollout, roll_out, run_async
 from metis_agent.types import UNMET, Branch, Question, Trajectory, declared_read_only
 
 __all__ = [
+    "EVERY_STEP",
     "FORK",
     "BranchPlan",
     "BranchRecorder",
@@ -101,6 +102,10 @@ class BranchPlan:
         starts: list[tuple[Branch, str, int]] = [("direct", "", index) for index in range(self.direct)]
         starts += [("tool", tool, index) for tool in tools for index in range(self.tool)]
         return starts + [("free", "", index) for index in range(self.free)]
+
+
+EVERY_STEP = BranchPlan(direct=0, tool=0, free=1)
+"""Rollouts of each question that are forked at every step of theirs."""
 
 
 def branch_rollouts(

@@ -90,17 +90,19 @@ def test_threads_that_ask_at_the_same_time_share_one_call(fails):
 
 
 async def test_tasks_share_one_call_and_one_that_is_cancelled_hands_it_on():
-    cache, made = ResultCache(), []
+    cache, made, end = ResultCache(), [], asyncio.Event()
 
     async def make():
         made.append(1)
-        await asyncio.sleep(0.05)
+        await end.wait()
         return len(made)
 
     first, second, third = (asyncio.create_task(cache.aget("a", make)) for _ in range(3))
-    await asyncio.sleep(0.01)
+    while not made:
+        await asyncio.sleep(0)
     second.cancel()
     first.cancel()
+    end.set()
     assert await third == (2, False)
     assert await cache.aget("a", make) == (2, True)
     with pytest.raises(asyncio.CancelledError):

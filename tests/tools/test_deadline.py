@@ -33,7 +33,7 @@ async def test_the_time_is_up():
         await arun_within(0.1, arun_in_thread(end.wait, 20))
     with pytest.raises(DeadlineError):
         await arun_within(0.1, asyncio.sleep(20))
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 10
     end.set()
 
 

@@ -277,6 +277,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+def noticed(ended: socket.socket) -> bool:
+    """Whether the other side has been told: the state is neither TCP_ESTABLISHED nor TCP_FIN_WAIT1."""
+    return sys.platform != "linux" or ended.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] not in (1, 4)
+
+
 class E2BServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -334,9 +339,13 @@ class E2BServer(ThreadingHTTPServer):
         self.stopped.set()
         self.shutdown()
         self.server_close()
-        for connection in self.connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        for connection in list(self.connections):
+            with suppress(OSError), connection.dup() as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+                # A client that had not noticed would send its next request, and not know what became of it.
+                deadline = time.monotonic() + 1
+                while not noticed(ours) and time.monotonic() < deadline:
+                    time.sleep(0.001)
 
     def stop(self) -> None:
         if not self.stopped.is_set():

@@ -38,9 +38,9 @@ def test_what_is_left_of_a_text(value, text):
 )
 def test_no_text_takes_long(unit):
     text = unit * (10_000_000 // len(unit))
-    began = time.perf_counter()
+    began = time.thread_time()
     shown = plain_text(text, 1_000)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
     assert len(shown) <= 1_000
 
 

@@ -36,6 +36,7 @@ class Containment:
         self._folder = str(settings["folder"])
         self._abi = int(settings["landlock_abi"])
         self._filter = Filter()
+        linux.look_up()
         self._template = os.getpid()
         paths = [path for path in (*settings["readable"], *_DEVICES) if os.path.exists(path)]
         opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths] if self._abi else []
@@ -48,6 +49,8 @@ class Containment:
         """The kernel holds the limit of a session's files: they are in a tmpfs of its own."""
         self.own_count = self._own_uids or (tried and _works(self._count_alone))
         """The kernel holds the limit of a session's threads: no others count with them."""
+        if self.own_mount:
+            _be_at_home(self._folder)
 
     def rules(self) -> linux.Ruleset | None:
         """Of a session to be forked, all but what it may do in its own folder; made here, it costs the fork nothing."""
@@ -102,8 +105,7 @@ class Containment:
             os.mkdir(folder, 0o700)
             if uid is not None:
                 os.chown(folder, uid, uid)
-        for name in ("HOME", "TMPDIR"):
-            os.environ[name] = folder
+            _be_at_home(folder)
         return folder
 
     def _mount(self, size: int, uid: int | None = None) -> None:
@@ -129,6 +131,11 @@ class Containment:
         thread = threading.Thread(target=int)
         thread.start()
         thread.join()
+
+
+def _be_at_home(folder: str) -> None:
+    for name in ("HOME", "TMPDIR"):
+        os.environ[name] = folder
 
 
 def _works(attempt: Callable[[], None]) -> bool:

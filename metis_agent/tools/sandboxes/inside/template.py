@@ -72,6 +72,11 @@ class Template:
         for fd in (_STREAM_FD, _SCREEN_FD):
             # Held until a session puts its own there, so that nothing else gets these numbers.
             os.dup2(0, fd, inheritable=False)
+        # Made here, like all that a fork would only copy.
+        end, other = socket.socketpair()
+        with end, other:
+            os.dup2(end.fileno(), _STREAM_FD, inheritable=False)
+        self._stream = socket.socket(fileno=_STREAM_FD)
         paths.add_site_folders(settings["site"])
         paths.warm(settings["packages"])
         paths.be_like_a_console()
@@ -173,7 +178,6 @@ class Template:
         os.dup2(screen, _SCREEN_FD, inheritable=False)
         for fd in (1, 2):
             os.dup2(0, fd)
-        connection = socket.socket(fileno=_STREAM_FD)
         answer = AnswerLimits(*request["answer"])
 
         def prepare() -> None:
@@ -181,10 +185,10 @@ class Template:
             os.closerange(self._first_free, self._open_files)
 
         # Before any door is closed: a contained process passes no descriptors.
-        socket.send_fds(connection, [HANDLE], [os.pidfd_open(os.getpid())])
-        if announce(connection, prepare):
+        socket.send_fds(self._stream, [HANDLE], [os.pidfd_open(os.getpid())])
+        if announce(self._stream, prepare):
             self._screen.attach(_SCREEN_FD, answer.text)
-            serve(connection, self._screen, self._repl, answer)
+            serve(self._stream, self._screen, self._repl, answer)
 
 
 def _move_up(fd: int) -> int:
