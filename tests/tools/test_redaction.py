@@ -333,10 +333,10 @@ def test_an_error_that_cannot_be_made_again_is_told():
      "password=", "Bearer aaaaaaaaaa "],
 )  # fmt: skip
 def test_no_text_takes_long(unit):
-    text, redactor = unit * (1_000_000 // len(unit)), Redactor()
+    text, redactor = unit * (250_000 // len(unit)), Redactor()
     began = time.process_time()
     redactor.text(text)
-    assert time.process_time() - began < 5.0
+    assert time.process_time() - began < 1.25
 
 
 @given(st.text(max_size=200))

@@ -1,7 +1,7 @@
 """Thousands of calls that no sane model would make: nothing may crash, leak or grow.
 
-Ten thousand calls; where that takes too long, `-m "not slow"` leaves 500. Hypothesis makes them: arguments, code,
-and the images of the conversation, whole, broken or none.
+Ten thousand calls; where that takes too long, `-m "not exhaustive"` leaves 250, after as many to warm up. Hypothesis
+makes them: arguments, code, and the images of the conversation, whole, broken or none.
 """
 
 import base64
@@ -259,7 +259,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="
 @pytest.mark.usefixtures("resolver")
 @in_its_own_process
 def test_hundreds_of_calls(tools):
-    fuzz(tools, 500)
+    fuzz(tools, 250)
 
 
 @needs_proc
