@@ -11,7 +11,8 @@ from ..e2b_server import E2BServer
 from ..e2b_server import Sandbox as RemoteSandbox
 
 LIMITS = SandboxLimits(seconds=20, output_bytes=4096)
-GRACE = 0.5
+GRACES = (0.5, 0.5, 4.0)
+"""Seconds past its limit that an attempt may take: the third on a busy machine, sooner than the SDK would end it."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
