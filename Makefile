@@ -53,7 +53,7 @@ lint: $(VENV)/installed ## ruff
 	$(RUN)/ruff check .
 
 types: $(VENV)/installed ## mypy --strict
-	$(RUN)/mypy
+	$(RUN)/mypy --num-workers 2
 
 # Environments of their own, for the two ends of the ranges in pyproject.toml; there a deprecation is an error.
 # But for those that others cause between themselves: TRL 1.16 and PEFT 0.21 by transformers' old names, and
