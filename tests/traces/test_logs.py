@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.traces import import_traces, steps_of
+from metis_agent.traces.importers.message_logs import OpenAI
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"query": "Oslo"}'}}
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}]
@@ -106,6 +107,45 @@ def test_the_responses_api(imported):
     assert run.calls[1].usage == {"input_tokens": 9, "output_tokens": 3, "output_reasoning": 2, "total_tokens": 12}
 
 
+def kept_by_the_api(**beside):
+    """Two turns of the Responses API, whose requests send only what is new; `beside` is of the later two."""
+    called = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"query": "Oslo"}'}
+    brought = {"type": "function_call_output", "call_id": "c1", "output": "717,710"}
+
+    def said(text):
+        return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+
+    for number, (given, out) in enumerate(
+        [("How many live in Oslo?", called), ([brought], said("717,710.")), ("And in Bergen?", said("291,940."))]
+    ):
+        request = {"model": "gpt-x", "instructions": "Be brief.", "input": given}
+        before = {name: value.format(number - 1) for name, value in beside.items() if number or name == "conversation"}
+        response = {"id": f"resp_{number}", "object": "response", "model": "gpt-x", "output": [out]}
+        yield {"request": request | before, "response": response}
+
+
+@pytest.mark.parametrize("beside", [{"previous_response_id": "resp_{}"}, {"conversation": "conv_1"}])
+def test_requests_that_send_only_what_is_new(imported, tmp_path, beside):
+    report, (first, second) = imported(*kept_by_the_api(**beside))
+    assert (report.handled, report.rejected) == ({}, 0)
+    assert (first.question.text, first.answer, first.tool_calls) == ("How many live in Oslo?", "717,710.", 1)
+    assert (second.question.text, second.answer) == ("And in Bergen?", "291,940.")
+    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "ai"]
+    assert first.conversation == second.conversation != ""
+    # An import that was stopped after the first record knows of which conversation it was.
+    reader = OpenAI()
+    keys = [key for it in reader.records(str(tmp_path / "log.jsonl"), 1) for key, _ in reader.parts(it.value)]
+    assert len(keys) == 2
+    assert {run.id.split("/")[1] for run in (first, second)} == set(keys)
+
+
+def test_a_response_that_is_not_in_the_log_is_counted(imported):
+    _, *later = kept_by_the_api(previous_response_id="resp_{}")
+    report, runs = imported(*later)
+    assert report.handled["request that names the one before by its id alone"] == 1
+    assert [run.answer for run in runs] == ["291,940."]
+
+
 def asking(said, reply, **request):
     return {"request": {"messages": said, **request}, "response": reply}
 
@@ -153,6 +193,42 @@ def test_a_reply_logged_as_the_chunks_of_its_stream(imported, as_text):
     )
     assert (run.answer, run.outcomes[0].arguments) == ("717,710.", {"query": "Oslo"})
     assert (run.calls[0].usage["input_tokens"], run.calls[0].model) == (7, "m-1")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_replies_logged_as_the_events_of_their_streams(imported, as_text):
+    """Anthropic's, block by block, and the Responses API's, which end with the whole."""
+    use = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    anthropic = [
+        {"type": "message_start", "message": {"type": "message", "role": "assistant", "model": "claude-x",
+                                              "content": [], "usage": {"input_tokens": 9, "output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "I "}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "look."}},
+        {"type": "content_block_start", "index": 1, "content_block": use},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"query"'}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": ': "Oslo"}'}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 7}},
+    ]  # fmt: skip
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "717,710"}]}
+    said = {"role": "assistant", "content": [{"type": "text", "text": "I look."}, {**use, "input": {"query": "Oslo"}}]}
+
+    def logged(events):
+        return "".join(f"event: {it['type']}\ndata: {json.dumps(it)}\n\n" for it in events) if as_text else events
+
+    asked = [{"role": "user", "content": "Oslo?"}]
+    _, (run,) = imported(
+        asking(asked, logged(anthropic), system="Be brief."),
+        asking(
+            [*asked, said, result], {"type": "message", "role": "assistant", "content": "Many."}, system="Be brief."
+        ),
+    )
+    assert (run.answer, run.outcomes[0].arguments, run.calls[0].model) == ("Many.", {"query": "Oslo"}, "claude-x")
+    assert run.calls[0].usage == {"input_tokens": 9, "output_tokens": 7, "total_tokens": 16}
+    whole = {"object": "response", "id": "r", "output": [{"type": "message", "role": "assistant", "content": "Hi."}]}
+    events = [{"type": "response.created", "response": {}}, {"type": "response.completed", "response": whole}]
+    _, runs = imported({"request": {"input": asked}, "response": logged(events)}, format="openai")
+    assert [run.answer for run in runs if run.id.startswith("openai")] == ["Hi."]
 
 
 def test_messages_on_lines_of_their_own_and_lists_of_messages(imported):

@@ -3,8 +3,9 @@
 OpenAI: a conversation is `{"messages": [...]}`, as for fine-tuning, with `tools` and any id beside. A request is what
 was sent with what came back: `{"request": {...}, "response": {...}}`, or the request's fields with `response` or
 `choices` beside, of Chat Completions or Responses; lines of the batch API too, and streamed replies as their chunks.
-Requests that go on from each other are joined to conversations by their messages. Messages that stand on lines of their
-own are joined by the conversation that they name.
+Requests that go on from each other are joined to conversations by their messages; where the API keeps those, by the
+`conversation`, or by `previous_response_id` if the response that it names stands before them in the file. Messages that
+stand on lines of their own are joined by the conversation that they name.
 
 Anthropic: as OpenAI's, in the form of the Messages API: `system` beside the messages, calls as `tool_use` blocks,
 results as `tool_result` blocks of a user's message, tools with an `input_schema`.
@@ -20,12 +21,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message, messages_of, reply_of, tool_definitions
+from metis_agent.traces.reading import BadRecord, Record, records_of
 from metis_agent.traces.registry import Importer, ModelSpan, Trace
-from metis_agent.traces.values import as_json, time_of, usage_of
+from metis_agent.traces.values import as_json, elements_of, time_of, usage_of
 
 __all__ = ["Anthropic", "LangChain", "MessageLog", "OpenAI"]
 
@@ -40,6 +43,10 @@ _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 class MessageLog(Importer):
     """What OpenAI's and Anthropic's logs have in common: conversations and requests."""
 
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+        """By the id of a response in the file that is read: the key of its request."""
+
     def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """A conversation by its id or its content; a request by its conversation's id or its opening."""
         request, reply = _split(record)
@@ -50,11 +57,15 @@ class MessageLog(Importer):
             if "role" in record:
                 raise InputError('a message by itself; a conversation is {"messages": [...]} on one line')
             raise InputError("no messages, and no request with messages")
-        named = _first(record, _IDS[:-2]) or _first(_mapping(request.get("metadata")), _IDS[:-2])
+        named = _named(record, request)
         if reply is None:
             yield named or _first(record, ("id",)) or _digest(request["messages"]), record
-        else:
-            yield named or _digest(_opening(request)), record
+            return
+        body = _body(reply)
+        key = named or self._keys.get(_previous(request, body)) or _digest(_opening(request))
+        if body.get("object") == "response" and body.get("id"):
+            self._keys[str(body["id"])] = key
+        yield key, record
 
     def traces(self, key: str, parts: Sequence[Mapping[str, Any]]) -> Iterable[Trace]:
         """A trace for each conversation; one for all requests of a key, whose threads are conversations."""
@@ -78,18 +89,19 @@ class MessageLog(Importer):
     def _of_conversation(self, key: str, record: Mapping[str, Any]) -> Trace:
         trace = self._trace(key, record)
         trace.every_turn = True
-        trace.messages = self._read(record, trace)
+        trace.messages = [message for some in self._read(record, trace) for message in some]
         trace.definitions = tool_definitions(record.get("tools") or record.get("functions"))
         trace.model = str(record.get("model") or "")
         trace.start = time_of(record.get("created_at") or record.get("created") or record.get("timestamp"))
         return trace
 
     def _of_requests(self, key: str, records: Sequence[Mapping[str, Any]]) -> Trace:
-        named = any(_first(record, _IDS[:-2]) for record in records)
+        named = any(_named(record, _split(record)[0]) for record in records)
         trace = self._trace(key, records[0])
         trace.conversation = key if named else ""
         trace.every_thread = not named
         seen: set[str] = set()
+        kept: dict[str, list[Message]] = {}  # what the API itself remembers, by response and by conversation
         for record in records:
             request, given = _split(record)
             digest = _digest([request.get("messages", request.get("input")), given])
@@ -97,26 +109,30 @@ class MessageLog(Importer):
                 trace.odd["span that came twice"] += 1
                 continue
             seen.add(digest)
-            given = as_json(given)
-            body = _whole(_mapping(given).get("body") or given)
-            error = _mapping(body).get("error") or record.get("error")
-            reply = None if error else reply_of({"choices": body} if _is_choices(body) else body, trace.odd)
-            if request.get("previous_response_id") and not named:
+            body = _body(given)
+            error = body.get("error") or record.get("error")
+            reply = None if error else reply_of(body, trace.odd)
+            previous, held = _previous(request, body), _held(request)
+            if previous and previous not in kept:
                 trace.odd["request that names the one before by its id alone"] += 1
+            system, said = self._read(request, trace)
+            said = [*kept.get(previous or held, ()), *said]
+            if reply is not None:
+                kept |= {id_: [*said, reply] for id_ in (str(body.get("id") or ""), held) if id_}
             start = time_of(
                 record.get("start_time")
                 or record.get("created_at")
                 or record.get("timestamp")
-                or _mapping(body).get("created")
-                or _mapping(body).get("created_at")
+                or body.get("created")
+                or body.get("created_at")
             )
             duration = record.get("duration") or record.get("latency") or 0.0
             end = time_of(record.get("end_time")) or (start + float(duration) if start and duration else None)
             trace.models.append(
                 ModelSpan(
-                    id=digest, input=self._read(request, trace), output=reply,
-                    model=str(_mapping(body).get("model") or request.get("model") or ""),
-                    usage=usage_of(_mapping(body).get("usage") or record.get("usage")), error=str(error or ""),
+                    id=digest, input=[*system, *said], output=reply,
+                    model=str(body.get("model") or request.get("model") or ""),
+                    usage=usage_of(body.get("usage") or record.get("usage")), error=str(error or ""),
                     tools=tool_definitions(request.get("tools") or request.get("functions")), start=start, end=end,
                     sampling={name: request[name] for name in _SAMPLING if request.get(name) is not None},
                 )
@@ -136,10 +152,11 @@ class MessageLog(Importer):
             id=key, source=self.name, user=user, feedback=scores, conversation=_first(record, _IDS[:-2]), metadata=kept
         )
 
-    def _read(self, request: Mapping[str, Any], trace: Trace) -> list[Message]:
+    def _read(self, request: Mapping[str, Any], trace: Trace) -> tuple[list[Message], list[Message]]:
+        """What stands beside the messages, and they."""
         system = request.get("system") or request.get("instructions")
         said = messages_of(request.get("messages", request.get("input")), trace.odd)
-        return [*messages_of([{"role": "system", "content": system}], trace.odd), *said] if system else said
+        return messages_of([{"role": "system", "content": system}] if system else [], trace.odd), said
 
 
 class OpenAI(MessageLog):
@@ -151,6 +168,18 @@ class OpenAI(MessageLog):
         "https://platform.openai.com/docs/api-reference/chat, https://platform.openai.com/docs/api-reference/responses"
     )
     versions = "Chat Completions v1, Responses v1, openai 1 to 3"
+
+    def records(self, place: str, skip: int) -> Iterator[Record | BadRecord]:
+        """As ever; those to be skipped are looked through for the responses that later requests go on from."""
+        self._keys.clear()
+        for record in records_of(place):
+            if record.number > skip:
+                yield record
+            elif isinstance(record, Record):
+                for inner in elements_of(record.value):
+                    with suppress(InputError, LookupError, TypeError, ValueError, AttributeError):
+                        list(self.parts(inner))
+        self._keys.clear()
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Messages with roles, in the record or in its request."""
@@ -167,6 +196,31 @@ def _split(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
     request = next((_mapping(record[name]) for name in _REQUEST if _mapping(record.get(name))), record)
     reply = next((record[name] for name in _REPLY if record.get(name)), None)
     return request, reply
+
+
+def _named(record: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    """The conversation that a request says it is of; empty where it says none."""
+    return _first(record, _IDS[:-2]) or _first(_mapping(request.get("metadata")), _IDS[:-2]) or _held(request)
+
+
+def _held(request: Mapping[str, Any]) -> str:
+    """The conversation that the Responses API keeps, and reads before the input."""
+    held = request.get("conversation") if "input" in request else None
+    return str(held.get("id") or "") if isinstance(held, Mapping) else str(held or "")
+
+
+def _previous(request: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """The response that a request goes on from, where the Responses API keeps it."""
+    return str(request.get("previous_response_id") or body.get("previous_response_id") or "")
+
+
+def _body(reply: Any) -> Mapping[str, Any]:
+    """A reply as one completion or message, however it was logged."""
+    given = as_json(reply)
+    body = _whole(_mapping(given).get("body") or given)
+    if isinstance(body, Mapping):
+        return body
+    return {"choices": body} if _is_choices(body) else {"output": body}
 
 
 def _is_message(record: Mapping[str, Any]) -> bool:
@@ -192,9 +246,14 @@ def _is_choices(value: Any) -> bool:
 
 def _whole(body: Any) -> Any:
     """A reply that was logged as the chunks of its stream, or as the lines of it, as one completion."""
-    if isinstance(body, str) and body.startswith("data:"):
+    if isinstance(body, str) and body.lstrip().startswith(("data:", "event:")):
         body = [as_json(line.removeprefix("data:").strip()) for line in body.splitlines() if line.startswith("data:")]
     chunks = [chunk for chunk in body if isinstance(chunk, Mapping)] if isinstance(body, list) else []
+    for chunk in chunks:
+        if chunk.get("type") in ("response.completed", "response.incomplete"):
+            return chunk.get("response")
+    if any(chunk.get("type") == "message_start" for chunk in chunks):
+        return _of_events(chunks)
     if not any("delta" in _mapping(choice) for chunk in chunks for choice in chunk.get("choices") or ()):
         return body
     text, calls = "", dict[int, dict[str, Any]]()
@@ -210,6 +269,28 @@ def _whole(body: Any) -> Any:
                     kept["function"][name] += _mapping(call.get("function")).get(name) or ""
     said = {"role": "assistant", "content": text, "tool_calls": [calls[index] for index in sorted(calls)]}
     return {**whole, "choices": [{"message": said}]}
+
+
+def _of_events(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The message that Anthropic's stream builds up, block by block."""
+    message: dict[str, Any] = {}
+    blocks: dict[int, dict[str, Any]] = {}
+    for event in events:
+        delta = _mapping(event.get("delta"))
+        message |= _mapping(event.get("message"))
+        if event.get("usage"):
+            message["usage"] = {**_mapping(message.get("usage")), **_mapping(event["usage"])}
+        if event.get("type") == "content_block_start":
+            blocks[event.get("index", 0)] = dict(_mapping(event.get("content_block")))
+        elif event.get("type") == "content_block_delta":
+            block = blocks.setdefault(event.get("index", 0), {"type": "text"})
+            for name in {"text", "thinking", "partial_json"} & set(delta):
+                block[name] = (block.get(name) or "") + delta[name]
+    written = [blocks[index] for index in sorted(blocks)]
+    for block in written:
+        if block.get("partial_json"):
+            block["input"] = block.pop("partial_json")
+    return {**message, "content": written}
 
 
 def _opening(request: Mapping[str, Any]) -> Any:
