@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,7 @@ from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.traces.threads import Step, steps_of
 from metis_agent.types import Trajectory, declared_read_only
 
-__all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "survey", "tokens_of"]
+__all__ = ["RecordedTurn", "Survey", "ToolEffects", "definition_of", "matched", "survey", "tokens_of"]
 
 _CHARACTERS_A_TOKEN = 4
 ALL = "*"
@@ -39,8 +40,9 @@ class ToolEffects:
     """
 
     reads: Collection[str] = ()
-    """Names; "*" for all that aren't in `acts`."""
+    """Names, and patterns such as "get_*"; "*" for all that aren't in `acts`."""
     acts: Collection[str] = ()
+    """The same. A name goes before a pattern; of two patterns, the one in `acts` holds."""
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.reads) & set(self.acts)):
@@ -52,10 +54,19 @@ class ToolEffects:
             return "acts"
         if tool in self.reads:
             return "reads"
+        if matched(self.acts, tool):
+            return "acts"
+        if matched(self.reads, tool):
+            return "reads"
         declared = next((_declared(it) for it in definitions if _name(it) == tool), None)
         if declared is not None:
             return "reads" if declared else "acts"
         return "reads" if ALL in self.reads else "acts" if ALL in self.acts else "unknown"
+
+
+def matched(given: Iterable[str], *tools: str) -> list[str]:
+    """Return which of these names and patterns, "*" apart, are those of a tool."""
+    return [it for it in given if it != ALL and any(fnmatchcase(tool, it) for tool in tools)]
 
 
 @dataclass(frozen=True, kw_only=True)

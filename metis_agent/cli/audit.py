@@ -43,14 +43,14 @@ def audit_command(
     reads: Annotated[
         list[str] | None,
         typer.Option(
-            help="A tool that only reads; repeat for more, '*' for all not named with --acts. Only the calls of such "
-            "tools can be redundant.",
+            help="A tool that only reads, or a pattern ('get_*'); repeat for more, '*' for all not named with --acts. "
+            "Only the calls of such tools can be redundant.",
             rich_help_panel=_TOOLS,
         ),
     ] = None,
     acts: Annotated[
         list[str] | None,
-        typer.Option(help="A tool that acts: books, mails, writes; repeat for more.", rich_help_panel=_TOOLS),
+        typer.Option(help="A tool that acts, or a pattern: books, mails, writes.", rich_help_panel=_TOOLS),
     ] = None,
     tool_cost: Annotated[
         list[str] | None,
@@ -161,7 +161,7 @@ def audit_command(
         )  # fmt: skip
         probes = plan_probes(surveyed, self_reports=self_report)
         estimate = prober.estimate(probes)
-        _announce(console, surveyed, estimate, name)
+        _announce(console, surveyed, effects, estimate, name, judged=judge != "none")
         if dry_run:
             if json is not None:
                 write_json(json, {"dry_run": True, "model": name, "turns": len(surveyed.sample), **asdict(estimate)})
@@ -245,7 +245,12 @@ def _asked(console: Console, undeclared: Sequence[str], effects: ToolEffects) ->
     return ToolEffects(reads=reads, acts=acts)
 
 
-def _announce(console: Console, survey: Survey, estimate: ProbeEstimate, model: str) -> None:
+def _announce(
+    console: Console, survey: Survey, effects: ToolEffects, estimate: ProbeEstimate, model: str, *, judged: bool
+) -> None:
+    from metis_agent.audit.summary import money
+    from metis_agent.audit.turns import matched
+
     console.print(
         f"{survey.turns:,} turns with {survey.calls['reads']:,} calls of tools that read, {survey.calls['acts']:,} of "
         f"tools that act and {survey.calls['unknown']:,} of tools of which nobody said which; {len(survey.sample):,} "
@@ -257,10 +262,17 @@ def _announce(console: Console, survey: Survey, estimate: ProbeEstimate, model: 
             "--reads NAME where it only reads, --acts NAME where it books, mails or writes.",
             soft_wrap=True,
         )
-    price = f"about ${estimate.dollars:,.2f}" if estimate.dollars is not None else "an unknown price (see --prices)"
+    said = [it for it in (*effects.reads, *effects.acts) if it != "*"]
+    if strange := sorted(set(said) - set(matched(said, *survey.tools))):
+        console.print(
+            f"[bold yellow]No turn that counts calls[/] {', '.join(strange)}. Do the runs spell it so?",
+            soft_wrap=True,
+        )
+    price = f"about {money(estimate.dollars)}" if estimate.dollars is not None else "an unknown price (see --prices)"
     console.print(
         f"{estimate.probes:,} probes of {model} to make, {estimate.cached:,} were made before: {estimate.read:,} "
-        f"tokens to read, {estimate.written:,} to write, {price}. A judge comes on top of it."
+        f"tokens to read, {estimate.written:,} to write, {price}."
+        f"{' A judge comes on top of it.' if judged else ''}"
     )
 
 

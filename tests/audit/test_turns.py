@@ -4,7 +4,7 @@ import pytest
 from langchain_core.messages import AIMessage, message_to_dict
 
 from metis_agent.audit.accounting import ModelPrice, Prices, uses
-from metis_agent.audit.turns import ToolEffects, survey
+from metis_agent.audit.turns import ToolEffects, matched, survey
 from metis_agent.errors import ConfigurationError
 from tests.audit.recorded import book, look, run
 
@@ -60,6 +60,14 @@ def test_what_a_tool_does_is_said_or_declared_and_never_guessed(definition, effe
     assert ToolEffects().of("t", [definition]) == effect
     assert ToolEffects(acts=["t"]).of("t", [definition]) == "acts"
     assert ToolEffects(reads=["*"]).of("t", [definition]) == ("reads" if effect == "unknown" else effect)
+
+
+def test_patterns_stand_for_names_and_a_tool_that_two_fit_acts():
+    effects = ToolEffects(reads=["get_*", "cancel_quote"], acts=["cancel_*", "get_and_set"])
+    said = {name: effects.of(name) for name in ("get_order", "get_and_set", "cancel_order", "cancel_quote", "forget_x")}
+    assert list(said.values()) == ["reads", "acts", "acts", "reads", "unknown"]
+    assert ToolEffects(reads=["*", "get_*"], acts=["get_*l"]).of("get_all") == "acts"
+    assert matched(effects.acts, "cancel_order", "look") == ["cancel_*"]
 
 
 def test_a_tool_cannot_be_both():
