@@ -13,7 +13,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -167,6 +167,12 @@ class Redactor:
             for form in found:
                 text = text.replace(form, REDACTED)
         return text
+
+
+def redacting(redactor: Redactor) -> Callable[[Any], Any]:
+    """Return `redactor.value` for several values: an object that they share is cleaned once, so it must not change."""
+    walk = _Walk(redactor)
+    return lambda value: walk.of(value, 0)
 
 
 class _Walk:

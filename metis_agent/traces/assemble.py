@@ -46,7 +46,7 @@ def trajectories_of(trace: Trace) -> Iterator[Trajectory]:
 
 def _turns(trace: Trace, thread: Thread, others: Sequence[ModelSpan], number: int) -> Iterator[Trajectory]:
     messages, written, runs = _with_results(trace, thread)
-    begins = _begins(messages)
+    begins, records = _begins(messages), list(map(_record, messages))
     if len(trace.times) != len(begins):
         trace.times = []  # a thread that was forked or resumed: which time is which turn's is not known
     for turn, begin in enumerate(begins):
@@ -56,7 +56,8 @@ def _turns(trace: Trace, thread: Thread, others: Sequence[ModelSpan], number: in
         said = any(message["type"] in ("ai", "tool") for message in messages[begin:end])
         if own or (said and (trace.every_turn or (last and not written))):
             yield _trajectory(
-                trace, messages, (begin, end), own, others if last else (), runs, turn, last=last, number=number
+                trace, messages, records, (begin, end), own, others if last else (), runs, turn,
+                last=last, number=number,
             )  # fmt: skip
         elif last and trace.every_turn and not said:
             trace.odd["user's message without a reply"] += 1
@@ -64,8 +65,8 @@ def _turns(trace: Trace, thread: Thread, others: Sequence[ModelSpan], number: in
 
 def _begins(messages: Sequence[Message]) -> list[int]:
     """Where turns begin: at a user's message, at the last of several in a row."""
-    humans = [position for position, message in enumerate(messages) if message["type"] == "human"]
-    return [position for position in humans if position + 1 not in set(humans)]
+    humans = {position: None for position, message in enumerate(messages) if message["type"] == "human"}
+    return [position for position in humans if position + 1 not in humans]
 
 
 def _with_results(trace: Trace, thread: Thread) -> tuple[list[Message], dict[int, ModelSpan], dict[str, ToolSpan]]:
@@ -161,6 +162,7 @@ def _same_arguments(one: Any, other: Any) -> bool:
 def _trajectory(
     trace: Trace,
     messages: Sequence[Message],
+    records: Sequence[Mapping[str, Any]],
     bounds: tuple[int, int],
     own: dict[int, ModelSpan],
     others: Sequence[ModelSpan],
@@ -191,8 +193,8 @@ def _trajectory(
         id=_id(trace, number, turn),
         question=Question(id=f"q-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}", text=text),
         answer=answer,
-        messages=tuple(map(_record, said)),
-        history=tuple(map(_record, messages[:begin])),
+        messages=tuple(records[begin:end]),
+        history=tuple(records[:begin]),
         calls=tuple(_model_calls(said, begin, own, others)),
         outcomes=tuple(_outcomes(said, runs)),
         status=status,

@@ -28,7 +28,7 @@ from typing import Any
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.formats import atomic_write
 from metis_agent.recording.store import TrajectoryStore, spread
-from metis_agent.tools.redaction import Redactor
+from metis_agent.tools.redaction import Redactor, redacting
 from metis_agent.traces import reading
 from metis_agent.traces.assemble import trajectories_of
 from metis_agent.traces.reading import BadRecord, Record, Spool, shelves_for
@@ -377,10 +377,11 @@ def _made(shelf: int, *, reader: Importer, name: str, folder: Path, redactor: Re
                 raise InputError("the trace is larger than 256 MiB")
             for trace in reader.traces(key, parts):
                 group.traces += 1
+                cleaned = redacting(clean)  # a turn's messages are the history of those that follow
                 try:
                     for made in trajectories_of(trace):
                         named = replace(made, metadata={**made.metadata, "import": name})
-                        group.trajectories.append(clean.value(named))
+                        group.trajectories.append(cleaned(named))
                 finally:
                     group.odd.update(trace.odd)
         except _UNREADABLE as error:

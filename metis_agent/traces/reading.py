@@ -212,12 +212,13 @@ def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
         return (None if _is_conversation(line, rest) else _IN_ARRAY), ""
     try:
         parse_json(line)
-    except InputError:
+    except InputError as error:
         keyed = _KEYED.match(text)
         if keyed is not None:
             return _IN_KEYED_ARRAY, keyed[1].decode()
-        # A torn line among whole ones is JSONL still.
-        return (None, "") if not rest or rest.startswith(b"{") else (_ALONE, "")
+        # A torn line among whole ones is JSONL still; objects one after another on a line are not.
+        chain = "extra data" in str(error) and re.search(rb"\}\s*\{", line)
+        return (None, "") if (not rest or rest.startswith(b"{")) and not chain else (_ALONE, "")
     return None, ""
 
 

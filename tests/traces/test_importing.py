@@ -158,6 +158,13 @@ def test_a_half_written_export(imported):
     assert cut["trace"] == "t2-0"
 
 
+def test_feedback_without_a_name_and_with_an_odd_value(imported):
+    odd = {"id": "f", "run_id": None, "trace_id": "a-0", "key": None, "score": "good", "value": {"a": [1]}}
+    report, (only,) = imported(lines(*whole("a"), odd))
+    assert (report.rejected, only.answer) == (0, "Ann.")
+    assert only.metadata["feedback"] == [{"key": "feedback", "score": "good", "value": {"a": [1]}}]
+
+
 def test_a_gzip_file_that_breaks_off(imported):
     packed = gzip.compress(lines(*(record for n in range(500) for record in whole(f"t{n}"))).encode())
     report, runs = imported(packed[: len(packed) // 2], "export.jsonl.gz")
@@ -350,6 +357,7 @@ PACKED = {
     "small.jsonl.bz2": bz2.compress,
     "small.jsonl.xz": lzma.compress,
     "many.zip": zipped,
+    "chained.json": lambda text: text.replace(b"\n", b""),
     "page.json": lambda text: b'{"cursors": {"next": null}, "runs": [' + b",".join(text.splitlines()) + b"]}",
 }
 

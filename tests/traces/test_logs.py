@@ -10,6 +10,7 @@ from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, message_to_dict
 
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.tools import redaction
 from metis_agent.traces import import_traces, steps_of
 from metis_agent.traces.importers.message_logs import OpenAI
 
@@ -320,6 +321,18 @@ def test_what_is_unusual_is_handled_and_counted(imported):
     assert report.handled == {"message 'moderator'": 1, "part 'hologram'": 1, "tool result without a call": 1}
     assert run.answer == "Done."
     assert [message.type for message in steps_of(run)[0].messages] == ["human", "chat"]
+
+
+def test_what_turns_share_is_looked_through_for_secrets_once(tmp_path):
+    looked = []
+
+    walk = redaction._Walk._mapping
+    with TrajectoryStore(tmp_path / "store") as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redaction._Walk, "_mapping", lambda *given: looked.append(given) or walk(*given))
+        (tmp_path / "log.jsonl").write_text(json.dumps({"id": "t", "messages": SPOKEN[1:5] * 40}))
+        import_traces([tmp_path / "log.jsonl"], store)
+        assert max(len(run.history) for run in store.read()) == 156
+    assert len(looked) < 40 * 25  # not 40 * 40 * 4 / 2
 
 
 def test_what_is_no_conversation_is_rejected_with_the_reason(imported, tmp_path):

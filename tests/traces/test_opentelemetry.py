@@ -227,6 +227,18 @@ def test_a_dataframe_of_phoenix(tmp_path):
     assert report.handled == {}
 
 
+def test_a_span_that_is_none_costs_no_other(provider, tmp_path):
+    spoken("messages", provider.get_tracer("x"))
+    (batch,) = map(json.loads, list(otlp_lines(provider))[-1:])
+    scope = batch["resourceSpans"][0]["scopeSpans"][0]
+    scope["spans"] = [None, *scope["spans"], "torn"]
+    scope["spans"][1]["attributes"].append({"key": "mine", "value": {"intValue": "many"}})
+    whole = list(otlp_lines(provider))[:-1]
+    report, (run,) = imported(tmp_path, [*whole, json.dumps(batch)])
+    assert run.answer == "717,710."
+    assert report.reasons == {"2 of its spans or log records are no objects; the others were read": 1}
+
+
 def test_a_schema_of_a_later_major_version_is_refused(tmp_path):
     record = {"resourceSpans": [{"schemaUrl": "https://opentelemetry.io/schemas/2.0.0", "scopeSpans": []}]}
     report, runs = imported(tmp_path, [json.dumps(record)])

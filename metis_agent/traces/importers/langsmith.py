@@ -172,8 +172,8 @@ def _details(value: Any) -> Mapping[str, Any]:
 
 
 def _feedback(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: record.get(key) for key in ("key", "score", "value", "comment", "correction")}
-    return {key: value for key, value in kept.items() if value is not None}
+    kept = {key: record.get(key) for key in ("score", "value", "comment", "correction")}
+    return {"key": str(record["key"] or "feedback"), **{key: it for key, it in kept.items() if it is not None}}
 
 
 def _whole(run: Mapping[str, Any]) -> tuple[bool, int]:

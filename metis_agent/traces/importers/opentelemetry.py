@@ -58,7 +58,7 @@ class OpenTelemetry(Importer):
 
     def parts(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each span of a batch, and each log record that belongs to one."""
-        found, record = False, _otlp(record)
+        found, odd, record = False, 0, _otlp(record)
         for envelope, scope, entries in (
             ("resourceSpans", "scopeSpans", "spans"),
             ("resourceLogs", "scopeLogs", "logRecords"),
@@ -68,8 +68,12 @@ class OpenTelemetry(Importer):
                 _check_version(resource)
                 for scoped in resource.get(scope) or resource.get("instrumentationLibrarySpans") or ():
                     for entry in scoped.get(entries) or ():
-                        if entry.get("traceId"):
+                        if not isinstance(entry, Mapping):
+                            odd += 1
+                        elif entry.get("traceId"):
                             yield str(entry["traceId"]), entry
+        if odd:
+            raise InputError(f"{odd} of its spans or log records are no objects; the others were read")
         if found:
             return
         trace = _trace_id(record)
@@ -351,7 +355,8 @@ def _plain(value: Any) -> Any:
         return value
     for kind in _VALUES:
         if kind in value:
-            return int(value[kind]) if kind == "intValue" else value[kind]
+            whole = kind == "intValue" and str(value[kind]).lstrip("-").isdecimal()
+            return int(value[kind]) if whole else value[kind]
     if "arrayValue" in value:
         return [_plain(item) for item in _mapping(value["arrayValue"]).get("values") or ()]
     if "kvlistValue" in value:
