@@ -360,7 +360,12 @@ def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTo
 
 def _check_bound(bound: Sequence[Mapping[str, Any]], tools: Collection[str]) -> None:
     """Refuse a model that was bound to other functions than the agent runs."""
-    names = {spec_of(tool).name for tool in bound if "function" in tool or "input_schema" in tool}
+    own = [
+        tool
+        for tool in bound
+        if "function" in tool or "input_schema" in tool or ("name" in tool and "type" not in tool)
+    ]
+    names = {spec_of(tool).name for tool in own}
     if names and names != set(tools):
         raise ConfigurationError(
             f"The model was bound to the functions {sorted(names)!r}, and the agent's tools are {sorted(tools)!r}. "

@@ -59,9 +59,10 @@ def test_wrong_arguments_are_refused(options, word):
         create_metis_agent(**{"model": model(), "tools": [look], **options})
 
 
+@pytest.mark.parametrize("bound", [{"type": "function", "function": {"name": "look"}}, {"name": "look"}])
 @pytest.mark.parametrize("tools", [["look", "pay"], ["pay"], []])
-def test_a_model_bound_to_other_functions_is_refused(tools):
-    chat = model().bind(tools=[{"type": "function", "function": {"name": "look"}}])
+def test_a_model_bound_to_other_functions_is_refused(tools, bound):
+    chat = model().bind(tools=[bound])
     assert create_metis_agent(chat, [look]).metis.offer.names == ("look",)
     with pytest.raises(ConfigurationError, match="bound to the functions \\['look'\\]"):
         create_metis_agent(chat, [StructuredTool.from_function(len, name=name, description="?") for name in tools])

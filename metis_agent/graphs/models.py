@@ -5,7 +5,7 @@ Tools are bound once for each set of allowed ones: binding anew at every turn is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -265,4 +265,15 @@ def taken_apart(model: Any) -> tuple[Any, dict[str, Any], Sequence[Mapping[str, 
     if not tools:
         settings.pop("tool_choice", None)
     inner = model.bound.with_config(model.config) if model.config else model.bound
-    return inner, settings, [tool for tool in tools if isinstance(tool, Mapping)]
+    return inner, settings, [part for tool in tools if isinstance(tool, Mapping) for part in _parts(tool)]
+
+
+def _parts(tool: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The tools in one that a model was bound to: Gemini's client binds many as one, with keys for all kinds."""
+    if "function_declarations" not in tool:
+        yield tool
+        return
+    yield from tool["function_declarations"] or ()
+    for kind, settings in tool.items():
+        if settings is not None and kind != "function_declarations":
+            yield {kind: {key: value for key, value in settings.items() if value is not None}}

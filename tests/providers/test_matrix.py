@@ -5,7 +5,9 @@ each scenario at each provider in one of the hosts in one of the three ways, in 
 """
 
 import pytest
+from langchain_core.messages import HumanMessage
 
+from metis_agent import create_metis_agent
 from tests.providers.conversations import WAYS
 from tests.providers.scenarios import SCENARIOS
 from tests.providers.shapes import SHAPES
@@ -37,6 +39,19 @@ def test_a_scenario(bench, name, shape):
     hosts = SCENARIOS[name].hosts
     ways = {host: [WAYS[turn % 3]] if host == hosts[turn % len(hosts)] else [] for host in hosts}
     assert not faults_in(bench, name, shape, ways)
+
+
+@pytest.mark.parametrize("shape", ["responses", "anthropic", "gemini"])
+def test_a_model_that_was_bound_to_the_tools_before_is_asked_as_one_that_was_not(bench, shape):
+    scenario = SCENARIOS["a search and a call"]
+    chat, tools = bench.model(shape), scenario.tools(SHAPES[shape])
+    asked = []
+    for model, given in ((chat, tools), (chat.bind_tools(tools), tools[:-1])):
+        bench.wire.play(*scenario.script)
+        state, _ = bench.ask(create_metis_agent(model, given), [HumanMessage("a question")], "invoke")
+        assert state["messages"][-1].text == "it is done"
+        asked.append([sorted(map(str, body["tools"])) for body in bench.wire.asked])
+    assert asked[0] == asked[1] != []
 
 
 @pytest.mark.slow
