@@ -102,21 +102,25 @@ def check(n, state):
 
 
 def hold(agent, way, numbers, at_once):
-    if way == "threads":
-        with ThreadPoolExecutor(at_once) as pool:
-            for n, state in zip(numbers, pool.map(agent.invoke, map(a_question, numbers)), strict=True):
-                check(n, state)
-        return
     left = iter(numbers)
 
-    async def worker():
+    def work():
+        for n in left:
+            check(n, agent.invoke(a_question(n)))
+
+    async def awork():
         for n in left:
             check(n, await agent.ainvoke(a_question(n)))
 
     async def all_of_them():
-        await asyncio.gather(*[worker() for _ in range(at_once)])
+        await asyncio.gather(*[awork() for _ in range(at_once)])
 
-    asyncio.run(all_of_them())
+    if way == "async":
+        asyncio.run(all_of_them())
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        for worker in [pool.submit(work) for _ in range(at_once)]:
+            worker.result()
 
 
 def held():
