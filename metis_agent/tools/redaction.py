@@ -336,7 +336,7 @@ def _names_a_secret(name: str) -> bool:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it stands in texts: itself, escaped for JSON, addresses, pages; in base64, hex; its longer lines."""
+    """A secret as it stands in texts: itself; escaped for JSON, addresses, pages; in base64, base32, hex; its lines."""
     yield secret
     stripped = secret.strip()
     lines = secret.splitlines() if "\n" in stripped else []
@@ -356,12 +356,18 @@ def _forms(secret: str) -> Iterator[str]:
         "".join(f"\\u{wide[at : at + 2].hex()}" for at in range(0, len(wide), 2)),
         *(line.strip() for line in lines if len(line.strip()) >= 2 * _SHORTEST),
     }  # fmt: skip
-    for bytes_ in (content, secret.encode("utf-16-le", errors="surrogatepass")):
-        for before, cut in ((0, 0), (1, 2), (2, 3)):  # where a secret begins among the three bytes of a group
-            encoded = base64.b64encode(b"\0" * before + bytes_).decode().rstrip("=")
-            inner = encoded[cut : len(encoded) - bool((before + len(bytes_)) % 3)]
-            others |= {inner, inner.replace("+", "-").replace("/", "_")}
+    for inner in (*_in_base(64, content), *_in_base(64, secret.encode("utf-16-le", errors="surrogatepass"))):
+        others |= {inner, inner.replace("+", "-").replace("/", "_"), *_in_base(64, inner.encode())}
+    others |= {form for inner in _in_base(32, content) for form in (inner, inner.lower())}
     yield from (form for form in others if len(form) >= _SHORTEST)
+
+
+def _in_base(base: int, content: bytes) -> Iterator[str]:
+    """The digits that are its own alone, by where it begins among the bytes of a group."""
+    encode, bits, group = (base64.b64encode, 6, 3) if base == 64 else (base64.b32encode, 5, 5)
+    for before in range(group):
+        encoded = encode(bytes(before) + content).decode()
+        yield encoded[-(-8 * before // bits) : 8 * (before + len(content)) // bits]
 
 
 def _is_number(text: str) -> bool:

@@ -134,7 +134,9 @@ def test_secrets_within_variables(value, secret):
      lambda s: quote(s, safe="").lower() if s.islower() else quote(quote(s)), lambda s: html.escape(s, quote=False),
      lambda s: html.escape(s).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
      lambda s: html.escape(s).replace("&#x27;", "&apos;"), lambda s: "".join(f"\\x{byte:02x}" for byte in s.encode()),
-     lambda s: base64.b64encode(s.encode("utf-16-le")).decode()],
+     lambda s: base64.b64encode(s.encode("utf-16-le")).decode(), lambda s: base64.b32encode(s.encode()).decode(),
+     lambda s: base64.b32encode(f"me:{s}@x".encode()).decode().lower(),
+     lambda s: base64.b64encode(b"a: " + base64.b64encode(f"me:{s}".encode())).decode()],
 )  # fmt: skip
 def test_known_values_in_the_usual_encodings(form):
     secret = 'pa"ss/w\\ö & <rd>?'
