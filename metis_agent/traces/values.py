@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +12,13 @@ from pydantic_core import from_json
 
 from metis_agent.errors import InputError
 
-__all__ = ["PAGES", "as_json", "elements_of", "parse_json", "text_of", "time_of", "usage_of"]
+__all__ = ["PAGES", "as_json", "elements_of", "ids_above", "parse_json", "text_of", "time_of", "usage_of"]
 
 PAGES = ("data", "runs", "traces", "observations", "spans", "scores", "items")
 """Keys under which documents, and the pages of APIs, hold their records."""
 _OF_ONE = {"id", "trace_id", "traceId", "run_type", "messages", "role", "type"}
 """Keys of records that are no page, whatever they hold besides."""
+_DEEPEST = 256
 _ALIASES = {
     "input_tokens": ("input_tokens", "prompt_tokens", "prompt", "input", "promptTokens", "inputTokens"),
     "output_tokens": ("output_tokens", "completion_tokens", "completion", "output", "completionTokens", "outputTokens"),
@@ -73,6 +74,16 @@ def as_json(value: Any) -> Any:
         except InputError:
             return value
     return value
+
+
+def ids_above(id_: str, parent_of: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the ids of the spans around one, outermost first: the nearest 256, each once if they go in a circle."""
+    found: dict[str, None] = {}
+    parent = parent_of(id_)
+    while parent and parent != id_ and parent not in found and len(found) < _DEEPEST:
+        found[parent] = None
+        parent = parent_of(parent)
+    return tuple(reversed(found))
 
 
 def text_of(value: Any) -> str:

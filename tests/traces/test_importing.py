@@ -30,6 +30,8 @@ from metis_agent.traces import (
     register_importer,
     registry,
 )
+from metis_agent.traces.importers import langsmith
+from metis_agent.traces.values import as_json
 from tests.traces.agents import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +165,18 @@ def test_feedback_without_a_name_and_with_an_odd_value(imported):
     report, (only,) = imported(lines(*whole("a"), odd))
     assert (report.rejected, only.answer) == (0, "Ann.")
     assert only.metadata["feedback"] == [{"key": "feedback", "score": "good", "value": {"a": [1]}}]
+
+
+def test_spans_within_each_other_without_end(imported, monkeypatch):
+    """An agent that ran away: each run within the one before, and a circle of two."""
+    asked_for = []
+    monkeypatch.setattr(langsmith, "_mapping", lambda value: asked_for.append(1) or as_json(value) or {})
+    deep = [run("a", n, "chain", parent_run_id=f"a-{n - 1}" if n else None) for n in range(600)]
+    last = whole("a")[1] | {"id": "a-call", "parent_run_id": "a-599"}
+    circle = [it | {"parent_run_id": f"b-{1 - n}"} for n, it in enumerate(whole("b"))]
+    report, _ = imported(lines(*deep, last, *circle))
+    assert (report.trajectories, report.rejected) == (2, 0)
+    assert len(asked_for) < 2 * 600 * 256  # twice for each span: at most so many around it
 
 
 def test_a_gzip_file_that_breaks_off(imported):

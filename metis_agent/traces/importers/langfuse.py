@@ -14,7 +14,7 @@ from typing import Any
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import messages_of, reply_of, tool_definitions
 from metis_agent.traces.registry import Importer, ModelSpan, ToolSpan, Trace
-from metis_agent.traces.values import as_json, text_of, time_of, usage_of
+from metis_agent.traces.values import as_json, ids_above, text_of, time_of, usage_of
 
 __all__ = ["Langfuse"]
 
@@ -82,7 +82,12 @@ class Langfuse(Importer):
             raise InputError("scores of a trace that is not in the export")
         trace.feedback = list(scores.values())
         for id_, span in spans.items():
-            self._add(trace, id_, span, _parents(id_, span, spans))
+            self._add(
+                trace,
+                id_,
+                span,
+                ids_above(id_, lambda each: str(spans.get(each, {}).get("parent_observation_id") or "")),
+            )
         _root(trace, spans, whole)
         return [trace]
 
@@ -152,15 +157,6 @@ def _kind(record: Mapping[str, Any]) -> str:
     if "startTime" in record or "start_time" in record:
         return "observation"
     return "score" if {"dataType", "data_type", "value"} & set(record) and "name" in record else "trace"
-
-
-def _parents(id_: str, span: Mapping[str, Any], spans: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    above: list[str] = []
-    parent = str(span.get("parent_observation_id") or "")
-    while parent and parent not in above and parent != id_:
-        above.append(parent)
-        parent = str(spans.get(parent, {}).get("parent_observation_id") or "")
-    return tuple(reversed(above))
 
 
 def _snake(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import messages_of, reply_of, tool_definitions
 from metis_agent.traces.registry import Importer, ModelSpan, ToolSpan, Trace
-from metis_agent.traces.values import as_json, text_of, time_of, usage_of
+from metis_agent.traces.values import as_json, ids_above, text_of, time_of, usage_of
 
 __all__ = ["LangSmith"]
 
@@ -143,12 +143,7 @@ def _parents(id_: str, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, A
         return tuple(piece.partition("Z")[2] for piece in order.split(".")[:-1])
     if run.get("parent_run_ids"):
         return tuple(map(str, run["parent_run_ids"]))
-    above: list[str] = []
-    parent = str(run.get("parent_run_id") or "")
-    while parent and parent not in above and parent != id_:
-        above.append(parent)
-        parent = str(_mapping(runs.get(parent)).get("parent_run_id") or "")
-    return tuple(reversed(above))
+    return ids_above(id_, lambda each: str(_mapping(runs.get(each)).get("parent_run_id") or ""))
 
 
 def _usages(

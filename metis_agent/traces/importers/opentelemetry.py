@@ -16,7 +16,7 @@ from typing import Any
 from metis_agent.errors import InputError
 from metis_agent.traces.messages import Message, messages_of, reply_of, tool_definitions
 from metis_agent.traces.registry import Importer, ModelSpan, ToolSpan, Trace
-from metis_agent.traces.values import as_json, text_of, time_of, usage_of
+from metis_agent.traces.values import as_json, ids_above, text_of, time_of, usage_of
 
 __all__ = ["OpenTelemetry"]
 
@@ -105,7 +105,7 @@ class OpenTelemetry(Importer):
             else:
                 owner["events"].append(_log_event(log))
         for span in spans.values():
-            self._add(trace, span, _parents(span, spans))
+            self._add(trace, span, ids_above(span["id"], lambda each: spans[each]["parent"] if each in spans else ""))
         _root(trace, spans)
         return [trace]
 
@@ -411,15 +411,6 @@ def _log_event(log: Mapping[str, Any]) -> dict[str, Any]:
     body = _plain(log.get("body"))
     name = log.get("eventName") or attributes.get("event.name") or ""
     return {"name": str(name), "attributes": {**attributes, **(body if isinstance(body, Mapping) else {})}}
-
-
-def _parents(span: Mapping[str, Any], spans: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    above: list[str] = []
-    parent = span["parent"]
-    while parent and parent not in above:
-        above.append(parent)
-        parent = spans[parent]["parent"] if parent in spans else ""
-    return tuple(reversed(above))
 
 
 def _is_message(value: Any) -> bool:
