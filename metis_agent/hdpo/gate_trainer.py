@@ -195,10 +195,10 @@ def train_gate(
     folds = int(fold.max()) + 1
     sweeps = SWEEPS if part.runs else 0
     counting = bool(part.runs) and traits.counts_calls and part.cost[:, 1].max() > 0
-    fits = itertools.count(1)
+    rounds, fits = 1 + sweeps + counting, itertools.count(1)
 
     def told(fitted: FittedPolicy) -> FittedPolicy:
-        progress("fit", next(fits), (len(strengths) + sweeps + counting) * folds + 1)
+        progress("fit", next(fits), rounds * folds + 1)
         return fitted
 
     def cross_fit(targets: NDArray[np.float64], strength: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,14 +209,20 @@ def train_gate(
             found[~kept] = told(prepared.fit(chosen[kept], targets[kept], strength)).logits(chosen[~kept])
         return found
 
-    logits: list[NDArray[np.float64]] = []
-    losses: list[NDArray[np.float64]] = []
-    while len(logits) < len(strengths):
-        logits.append(cross_fit(targets, np.full(len(part.actions), strengths[len(logits)])))
-        losses.append(_log_losses(part.correct[judged], logits[-1][judged]))
-        if len(logits) == len(strengths) and further and (np.argmin(losses, axis=0) == len(losses) - 1).any():
-            strengths.append(further.pop(0))
-    best = np.argmin(losses, axis=0)
+    def by_strength(tried: Sequence[float]) -> list[NDArray[np.float64]]:
+        """[N, A] for each; in one fit, so that each fold is read once."""
+        found = cross_fit(np.tile(targets, len(tried)), np.repeat(tried, len(part.actions)))
+        return np.split(found, len(tried), axis=1)
+
+    def best_of(logits: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+        """[A]: the strength with the least loss for each head, by its place."""
+        return np.asarray(np.argmin([_log_losses(part.correct[judged], it[judged]) for it in logits], axis=0))
+
+    logits = by_strength(strengths)
+    while further and (best_of(logits) == len(strengths) - 1).any():
+        rounds, strengths = rounds + 1, [*strengths, further.pop(0)]
+        logits += by_strength(strengths[-1:])
+    best = best_of(logits)
     cross_fitted = np.stack([logits[choice][:, head] for head, choice in enumerate(best)], axis=1)
     strength = np.array([strengths[choice] for choice in best])
     recorded = part
@@ -230,12 +236,10 @@ def train_gate(
     if counting:
         most = float(part.cost[:, 1].max())
         share = part.cost[:, 1:2] / most
-        targets, fitted_to = np.hstack([targets, share]), np.append(strength, strength[1])
-        cross_fitted = np.hstack([cross_fitted, cross_fit(share, strength[1:2])])
+        targets, cross_fitted = np.hstack([targets, share]), np.hstack([cross_fitted, cross_fit(share, strength[1:2])])
         contrast = _contrast(part, cross_fitted, training, traits, recorded, most)
-    else:
-        fitted_to = strength
-    final = told(prepared.fit(chosen, targets, fitted_to))
+    # The head of the calls to come fits as closely as that of going on.
+    final = told(prepared.fit(chosen, targets, np.append(strength, strength[1])[: targets.shape[1]]))
     return TrainedGate(
         kind=reader.kind,
         actions=part.actions,

@@ -59,7 +59,8 @@ class PreparedPolicy(Protocol):
 
         Args:
             rows: [n], of the table.
-            targets: [n, H], in [0, 1]; NaN where a row teaches a head nothing, to policies that read drafts.
+            targets: [n, H] of any number of heads, in [0, 1]; NaN where a row teaches a head nothing, to policies that
+                read drafts.
             strength: [H], how far the rows outweigh the prior: higher fits closer.
         """
 
