@@ -363,7 +363,9 @@ def _check_bound(bound: Sequence[Mapping[str, Any]], tools: Collection[str]) -> 
     own = [
         tool
         for tool in bound
-        if "function" in tool or "input_schema" in tool or ("name" in tool and "type" not in tool)
+        if {"function", "input_schema"} & set(tool)
+        or tool.get("type") == "function"
+        or ("name" in tool and "type" not in tool)
     ]
     names = {spec_of(tool).name for tool in own}
     if names and names != set(tools):

@@ -59,7 +59,10 @@ def test_wrong_arguments_are_refused(options, word):
         create_metis_agent(**{"model": model(), "tools": [look], **options})
 
 
-@pytest.mark.parametrize("bound", [{"type": "function", "function": {"name": "look"}}, {"name": "look"}])
+@pytest.mark.parametrize(
+    "bound",
+    [{"type": "function", "function": {"name": "look"}}, {"name": "look"}, {"type": "function", "name": "look"}],
+)
 @pytest.mark.parametrize("tools", [["look", "pay"], ["pay"], []])
 def test_a_model_bound_to_other_functions_is_refused(tools, bound):
     chat = model().bind(tools=[bound])

@@ -42,7 +42,7 @@ class ToolEffects:
     reads: Collection[str] = ()
     """Names, and patterns such as "get_*"; "*" for all that aren't in `acts`."""
     acts: Collection[str] = ()
-    """The same. A name goes before a pattern; of two patterns, the one in `acts` holds."""
+    """The same. A name goes before a pattern, a pattern before what a tool declares; of two, that of `acts` holds."""
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.reads) & set(self.acts)):
@@ -66,7 +66,7 @@ class ToolEffects:
 
 def matched(given: Iterable[str], *tools: str) -> list[str]:
     """Return which of these names and patterns, "*" apart, are those of a tool."""
-    return [it for it in given if it != ALL and any(fnmatchcase(tool, it) for tool in tools)]
+    return [it for it in given if it != ALL and any(tool == it or fnmatchcase(tool, it) for tool in tools)]
 
 
 @dataclass(frozen=True, kw_only=True)

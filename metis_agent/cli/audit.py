@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from metis_agent.cli.curate_parts import open_model
 from metis_agent.cli.output import JsonOption, progress_bars, screen, training_libraries, write_json
@@ -240,7 +242,7 @@ def _asked(console: Console, undeclared: Sequence[str], effects: ToolEffects) ->
     reads, acts = [*effects.reads], [*effects.acts]
     for tool in undeclared:
         (reads if typer.confirm(f"  {tool} only reads", default=False) else acts).append(tool)
-    options = " ".join([*(f"--reads {tool}" for tool in reads), *(f"--acts {tool}" for tool in acts)])
+    options = " ".join([*(f"--reads {quote(it)}" for it in reads), *(f"--acts {quote(it)}" for it in acts)])
     console.print(f"Next time: {options}", markup=False, soft_wrap=True)
     return ToolEffects(reads=reads, acts=acts)
 
@@ -258,14 +260,14 @@ def _announce(
     )
     if survey.undeclared:
         console.print(
-            f"[bold yellow]Not known to only read:[/] {', '.join(survey.undeclared[:12])}. Say of each what it does: "
-            "--reads NAME where it only reads, --acts NAME where it books, mails or writes.",
+            f"[bold yellow]Not known to only read:[/] {escape(', '.join(survey.undeclared[:12]))}. Say of each what it "
+            "does: --reads NAME where it only reads, --acts NAME where it books, mails or writes.",
             soft_wrap=True,
         )
     said = [it for it in (*effects.reads, *effects.acts) if it != "*"]
     if strange := sorted(set(said) - set(matched(said, *survey.tools))):
         console.print(
-            f"[bold yellow]No turn that counts calls[/] {', '.join(strange)}. Do the runs spell it so?",
+            f"[bold yellow]No turn that counts calls[/] {escape(', '.join(strange))}. Do the runs spell it so?",
             soft_wrap=True,
         )
     price = f"about {money(estimate.dollars)}" if estimate.dollars is not None else "an unknown price (see --prices)"

@@ -326,7 +326,12 @@ class _SftStages:
 @cache
 def _stage_there(stages: _SftStages, name: str) -> Stage[Trajectory]:
     """A stage on a worker, made once in each process."""
-    return stages.one(name, stages.open)
+    return stages.one(name, partial(_opened_there, stages))
+
+
+@cache
+def _opened_there(stages: _SftStages) -> tuple[list[BaseTool], str]:
+    return stages.open()
 
 
 def rl_stages(

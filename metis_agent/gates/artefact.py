@@ -73,7 +73,7 @@ class Artefact:
 
     @property
     def heads(self) -> int:
-        """Logits that the gate gives: direct, the tools, and the calls to come where it tells them."""
+        """Logits that the gate gives: direct, the tools, and the cost to come where it tells it."""
         return 1 + len(self.tools) + ("most_to_come" in self.description["decision"])
 
 
@@ -192,7 +192,7 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
         and all(map(_is_number, [*by_step, most]))
         and min(*decision["head_temperature"], decision["temperature"], most) > 0,
         "decision",
-        f"an object of finite numbers, those by head {heads} of them, temperatures and calls above 0",
+        f"an object of finite numbers, those by head {heads} of them, temperatures and the cost to come above 0",
     )
 
 

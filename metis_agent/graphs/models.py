@@ -275,5 +275,8 @@ def _parts(tool: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     yield from tool["function_declarations"] or ()
     for kind, settings in tool.items():
-        if settings is not None and kind != "function_declarations":
-            yield {kind: {key: value for key, value in settings.items() if value is not None}}
+        if settings is None or kind == "function_declarations":
+            continue
+        if isinstance(settings, Mapping):
+            settings = {key: value for key, value in settings.items() if value is not None}
+        yield {kind: settings}

@@ -363,10 +363,13 @@ def connected(address: str | None) -> Iterator[Any]:
     context = data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every part that is spread
+    talk = logging.getLogger("ray.data")
+    before = talk.level
+    talk.setLevel(logging.ERROR)  # it tells of every part that is spread
     try:
         yield data
     finally:
+        talk.setLevel(before)
         if joined:
             ray.shutdown()
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from metis_agent.errors import ConfigurationError
 from metis_agent.formats import is_image
 
-__all__ = ["REDACTED", "Redactor"]
+__all__ = ["REDACTED", "Redactor", "redacting"]
 
 REDACTED = "[redacted]"
 _SHORTEST = 8

@@ -216,8 +216,8 @@ def _layout(start: bytes) -> tuple[tuple[int, ...] | None, str]:
         keyed = _KEYED.match(text)
         if keyed is not None:
             return _IN_KEYED_ARRAY, keyed[1].decode()
-        # A torn line among whole ones is JSONL still; objects one after another on a line are not.
-        chain = "extra data" in str(error) and re.search(rb"\}\s*\{", line)
+        # A torn line among whole ones is JSONL still; objects one after another without any line are not.
+        chain = not rest.strip() and "extra data" in str(error) and re.search(rb"\}\s*\{", line)
         return (None, "") if (not rest or rest.startswith(b"{")) and not chain else (_ALONE, "")
     return None, ""
 

@@ -384,6 +384,14 @@ def test_the_same_export_however_it_was_written(imported, name):
     assert (report.trajectories, report.rejected) == (2, 0)
 
 
+def test_a_line_of_two_objects_costs_no_other_line(imported):
+    one, *others = lines(*whole("a", "A?"), *whole("b", "B?"), *whole("c", "C?")).splitlines()
+    torn = [one + others[0], '{"id": "torn', *others[1:]]
+    report, runs = imported("\n".join(torn))
+    assert report.rejected >= 2
+    assert {"B?", "C?"} <= {run.question.text for run in runs}
+
+
 def test_what_is_packed_otherwise_is_named(imported):
     bundle = io.BytesIO()
     with tarfile.open(fileobj=bundle, mode="w:gz") as archive:

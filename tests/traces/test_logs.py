@@ -232,6 +232,26 @@ def test_replies_logged_as_the_events_of_their_streams(imported, as_text):
     assert [run.answer for run in runs if run.id.startswith("openai")] == ["Hi."]
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [{"type": "response.created", "response": {}},
+         {"type": "response.failed", "response": {"object": "response", "status": "failed", "output": [],
+                                                  "error": {"code": "server_error"}}}],
+        [{"type": "response.created", "response": {}}, {"type": "response.output_text.delta", "delta": "Ma"}],
+        [{"type": "message_start", "message": {"type": "message", "role": "assistant", "content": []}},
+         {"type": "content_block_start", "index": 0,
+          "content_block": {"type": "tool_use", "id": "t", "name": "look", "input": {}}},
+         {"type": "error", "error": {"type": "overloaded_error"}}],
+    ],
+    ids=["failed", "broken off", "overloaded"],
+)  # fmt: skip
+def test_a_stream_that_failed_is_no_answer(imported, events):
+    asked = [{"role": "user", "content": "Oslo?"}]
+    report, runs = imported({"request": {"input": asked, "messages": asked}, "response": events})
+    assert (runs, report.rejected, report.tool_calls) == ([], 1, 0)
+
+
 def test_messages_on_lines_of_their_own_and_lists_of_messages(imported):
     lines = [{"conversation_id": "k", "created_at": n, **message} for n, message in enumerate(SPOKEN)]
     report, runs = imported(*lines, lines[3])

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LEAST_SHARE = 0.01
-"""Of the most calls to come: no call is taken for cheaper."""
+"""Of the most that was to come in training: going on is never taken for cheaper."""
 
 ENTRY_POINTS = "metis_agent.scorers"
 """Group of entry points; each is named by its kind and gives what `register_scorer` takes."""
@@ -79,7 +79,7 @@ class Scorer(Protocol):
         """What is read of a draft; empty where none is."""
 
     def logits(self, asked: Asked) -> Sequence[float]:
-        """One logit a head: direct, then the tools; last the share of the most calls to come, where a gate tells it.
+        """One logit a head: direct, then the tools; last the share of the most cost to come, where it tells that.
 
         Raises:
             GateError: it can't be answered, see the message.

@@ -21,15 +21,15 @@ __all__ = ["FittedPolicy", "Policy", "PreparedPolicy", "SavesFiles", "Traits", "
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What the trainer has to know of a policy beside its heads; the defaults are those of `features`."""
+    """What the trainer has to know of a policy beside its heads."""
 
     searches_strength: bool = True
     """False where it finds by itself how closely to fit, so that one fit a fold is enough."""
     reads_drafts: bool = True
     one_temperature: bool = False
     """True where one temperature serves all heads, so that a new tool has one too."""
-    counts_calls: bool = True
-    """False where each head is an action's, so that none can say how many calls are still to come."""
+    counts_calls: bool = False
+    """True where a head behind the actions' can say what is still to come; see `Contrast.to_come`."""
 
 
 def traits_of(policy: Policy) -> Traits:

@@ -55,7 +55,7 @@ class EncoderPolicy:
     device: str | None = None
     progress: FitProgress = field(default=lambda stage, done, total: None, compare=False)
     kind: str = "encoder"
-    traits: Traits = Traits(searches_strength=False, reads_drafts=False, counts_calls=False)
+    traits: Traits = Traits(searches_strength=False, reads_drafts=False)
 
     def __post_init__(self) -> None:
         import_transformers("The policy 'encoder'")

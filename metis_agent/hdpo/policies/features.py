@@ -28,6 +28,7 @@ from metis_agent.gates.features import (
     state_features,
 )
 from metis_agent.gates.reading import BUCKETS
+from metis_agent.hdpo.policies import Traits
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FeaturesPolicy"]
@@ -44,6 +45,7 @@ class FeaturesPolicy:
     """The embedded default."""
 
     kind: str = "features"
+    traits: Traits = Traits(counts_calls=True)
     min_df: int = 2
     """Questions that an n-gram has to be in to count."""
     iterations: int = 100

@@ -37,6 +37,8 @@ _USERS = ("user_id", "user", "safety_identifier")
 _FEEDBACK = ("reward", "score", "rating", "feedback", "thumb")
 _REQUEST = ("request", "body", "request_body", "input_body", "params", "kwargs")
 _REPLY = ("response", "response_body", "completion", "output_message", "choices", "output")
+_ENDS = tuple(f"response.{end}" for end in ("completed", "incomplete", "failed", "cancelled"))
+"""Events of the Responses API that bring the whole response."""
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 
 
@@ -250,8 +252,10 @@ def _whole(body: Any) -> Any:
         body = [as_json(line.removeprefix("data:").strip()) for line in body.splitlines() if line.startswith("data:")]
     chunks = [chunk for chunk in body if isinstance(chunk, Mapping)] if isinstance(body, list) else []
     for chunk in chunks:
-        if chunk.get("type") in ("response.completed", "response.incomplete"):
+        if chunk.get("type") in _ENDS:
             return chunk.get("response")
+    if chunks and all(str(chunk.get("type")).startswith("response.") for chunk in chunks):
+        return {"error": "the stream broke off"}
     if any(chunk.get("type") == "message_start" for chunk in chunks):
         return _of_events(chunks)
     if not any("delta" in _mapping(choice) for chunk in chunks for choice in chunk.get("choices") or ()):
@@ -278,6 +282,8 @@ def _of_events(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for event in events:
         delta = _mapping(event.get("delta"))
         message |= _mapping(event.get("message"))
+        if event.get("type") == "error":
+            message["error"] = event.get("error") or "the stream broke off"
         if event.get("usage"):
             message["usage"] = {**_mapping(message.get("usage")), **_mapping(event["usage"])}
         if event.get("type") == "content_block_start":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from metis_agent.errors import InputError
@@ -355,8 +356,9 @@ def _plain(value: Any) -> Any:
         return value
     for kind in _VALUES:
         if kind in value:
-            whole = kind == "intValue" and str(value[kind]).lstrip("-").isdecimal()
-            return int(value[kind]) if whole else value[kind]
+            with suppress(TypeError, ValueError):
+                return int(value[kind]) if kind == "intValue" else value[kind]
+            return value[kind]
     if "arrayValue" in value:
         return [_plain(item) for item in _mapping(value["arrayValue"]).get("values") or ()]
     if "kvlistValue" in value:

@@ -388,7 +388,9 @@ def settled(sandbox: Sandbox) -> tuple[int, int, list[str]]:
     assert isinstance(sandbox, WarmSandbox)
     assert sandbox._template is not None
     (ahead,) = sandbox._template._spares
+    until = time.monotonic() + 30
     while waiting(ahead.stream) < len(HANDLE) + len(b"ready"):
+        assert time.monotonic() < until
         time.sleep(0.01)
     looks = [resources()]
     while len(looks) < 4 or any(look != looks[-1] for look in looks[-4:]):
