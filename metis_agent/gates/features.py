@@ -263,7 +263,7 @@ def agreement(one: str, other: str) -> dict[str, float]:
 
 def spaces_of(
     question: str, *, history: str | None, context: str | None, draft: str | None, reading: int = READING
-) -> dict[str, dict[int, int]]:
+) -> dict[str, Mapping[int, int]]:
     """Counts by bucket, by the names of `SPACES`; `None` for what a gate does not read."""
     words, skeleton = hashed_ngrams(question, reading=reading)
     spaces = {"w": words, "s": skeleton}

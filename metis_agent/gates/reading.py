@@ -150,7 +150,7 @@ def spoken(text: str, reading: int = READING) -> list[str]:
 @lru_cache(maxsize=64)  # the states of a run share their question
 def hashed_ngrams(
     question: str, buckets: int = BUCKETS, reading: int = READING
-) -> tuple[dict[int, int], dict[int, int]]:
+) -> tuple[Mapping[int, int], Mapping[int, int]]:
     """Counts by bucket, for the words (1 to 3 in a row, and how the question begins and ends) and the skeleton.
 
     Example:
