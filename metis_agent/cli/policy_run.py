@@ -97,7 +97,7 @@ def _arguments(run: PolicyRun, out: Path) -> Any:
     generation, accumulated = run.batches(processes())
     settings: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"), "num_generations": run.groups.size, "seed": training.seed,
-        "forced_direct": run.groups.direct, "forced_tool": run.groups.tool,
+        "forced_direct": run.groups.direct, "forced_tool": run.groups.tool, "forced_steps": run.groups.steps,
         "objective": objective.pop("name"), **objective,
         "per_device_train_batch_size": training.micro_batch, "steps_per_generation": generation,
         "gradient_accumulation_steps": accumulated, "max_steps": training.steps * training.updates_per_step,

@@ -85,7 +85,8 @@ class BranchGate(_InstantGate):
     """How a rollout starts: "free" as `ModelGate`, "direct" as `NeverGate`, "tool" as `AlwaysGate`.
 
     With a `tool`, branch "tool" is that one's, decided as a trained gate decides: it alone is allowed in the whole
-    turn, and has to be called at its first step.
+    turn, and has to be called at its first step. With `at` above 0 it is the decision after so many replies of the
+    turn that is forced; up to there the model decides.
 
     Source: stratified groups, which keep both branches in every group of rollouts.
 
@@ -93,18 +94,22 @@ class BranchGate(_InstantGate):
         ConfigurationError: another branch, or a tool in a branch without one.
     """
 
-    def __init__(self, branch: Branch, *, tool: str = "", version: str = "") -> None:
-        super().__init__(name=f"branch:{branch}" + (f":{tool}" if tool else ""), version=version)
+    def __init__(self, branch: Branch, *, tool: str = "", at: int = 0, version: str = "") -> None:
+        name = f"branch:{branch}" + (f":{tool}" if tool else "") + (f"@{at}" if at else "")
+        super().__init__(name=name, version=version)
         gates = {"free": ModelGate, "direct": NeverGate, "tool": AlwaysGate}
         if branch not in gates:
             raise ConfigurationError(f"The branch is {branch!r}; it must be one of {sorted(gates)}.")
         if tool and branch != "tool":
             raise ConfigurationError(f"The branch is {branch!r} and the tool {tool!r}; only branch 'tool' has one.")
-        self.branch, self.tool = branch, tool
+        self.branch, self.tool, self.at = branch, tool, at
         self._gate: _InstantGate = gates[branch](name=self.name, version=version)
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide as this branch's baseline does."""
+        replies = sum(message.type == "ai" for message in turn_of(request.messages)) if self.at else 0
+        if replies < self.at or (replies == self.at > 0 and self.branch == "tool"):
+            return self._allow_all(request, required=replies == self.at)
         if not self.tool:
             return self._gate.decide(request)
         allowed = tuple([tool.name for tool in request.tools if tool.name == self.tool])

@@ -249,6 +249,7 @@ def advantages(
     *,
     called: NDArray[np.bool_] | None = None,
     apart: NDArray[np.bool_] | None = None,
+    cut: NDArray[np.bool_] | None = None,
 ) -> Channels:
     """The advantages of any objective: the one function that a trainer calls.
 
@@ -258,6 +259,8 @@ def advantages(
         branches: Evidence for the branch weight, where it is not to be the groups' own.
         called: [P, G], for "contrast": which rollouts decided to call; by default those that executed a call.
         apart: [P], likewise: where decision and content can be told apart; by default everywhere.
+        cut: [P, G], likewise: rollouts that were forced at a later decision, so that what they came to says nothing of
+            the first; by default none.
 
     Returns:
         Float32 channels. An objective with one channel has it in `acc` and zeros in `tool`.
@@ -281,7 +284,8 @@ def advantages(
         T = torch.as_tensor(scores.T > 0 if called is None else called)
         told = torch.ones(len(T), dtype=torch.bool) if apart is None else torch.as_tensor(apart)
         J = torch.as_tensor(scores.r_ans) + objective.price * r_tool
-        contrast = torch.where(told, contrasts(J, T, ~excluded), 0.0)
+        whole = ~excluded if cut is None or not cut.size else ~excluded & ~torch.as_tensor(cut)
+        contrast = torch.where(told, contrasts(J, T, whole), 0.0)
         acc = content_advantages(r_acc + objective.price * r_tool, T, ~excluded, told, eps=eps, ddof=ddof)
     elif objective.name == "coupled":
         acc = coupled_advantages(r_acc, r_tool, excluded, alpha=objective.alpha, eps=eps, ddof=ddof)

@@ -74,6 +74,9 @@ class HDPOConfig(GRPOConfig):
     margin: float = _option(0.1, "Accuracy by which the direct branch may trail, with branch_weight.")
     forced_direct: int = _option(4, "Rollouts of a group that are made to answer directly.")
     forced_tool: int = _option(4, "Rollouts of a group that are made to call a tool.")
+    forced_steps: int = _option(
+        1, "Decisions of a run at which they are made to, in turn: 3 where runs call several times."
+    )
     max_length: int | None = _option(None, "Tokens of one row, prompt included; longer rollouts are left out, counted.")
     bad_updates: int = _option(3, "Updates running whose gradient may be no number; each is skipped and counted.")
 
@@ -99,7 +102,9 @@ class HDPOConfig(GRPOConfig):
     @property
     def groups(self) -> StratifiedGroups:
         """How the rollouts of a question start."""
-        return StratifiedGroups(size=self.num_generations or 0, direct=self.forced_direct, tool=self.forced_tool)
+        return StratifiedGroups(
+            size=self.num_generations or 0, direct=self.forced_direct, tool=self.forced_tool, steps=self.forced_steps
+        )
 
 
 def check_arguments(args: GRPOConfig, groups: StratifiedGroups, objective: Objective = Objective()) -> None:
@@ -229,8 +234,9 @@ def step_metrics(scores: Scores, channels: Channels, groups: StratifiedGroups) -
 
     A question counts as known where every forced direct rollout was right, as needing a tool where none was.
     """
-    free = np.array([branch == "free" for branch in groups.branches()]) & ~scores.excluded
-    direct = np.array([branch == "direct" for branch in groups.branches()]) & ~scores.excluded
+    starts = list(zip(groups.branches(), groups.forced_at(), strict=True))
+    free = np.array([start == ("free", -1) for start in starts]) & ~scores.excluded
+    direct = np.array([start == ("direct", 0) for start in starts]) & ~scores.excluded
     called = scores.T > 0
     right = (direct & scores.correct).sum(1)
     probed = direct.sum(1)

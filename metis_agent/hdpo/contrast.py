@@ -15,7 +15,8 @@ gate, for a whole model (docs/accuracy-safe.md). A is about what is written down
 the choice of it.
 
 At later steps of a run the same holds wherever rollouts of a group stand at one prompt, token for token, and some call
-there and others answer. Where none do, a later call is content, and C carries its price.
+there and others answer, by themselves or forced. Where none do, a later call is content, and C carries its price. What
+a run came to says nothing of the decisions before one that was forced.
 
 Stands beside `advantages` and `loss`: tensors are [P, G], P questions with G rollouts each.
 """
@@ -106,6 +107,7 @@ def openings(
     included: NDArray[np.bool_],
     Delta: Sequence[float],
     apart: NDArray[np.bool_],
+    forced_at: Sequence[int] = (),
 ) -> dict[tuple[int, int], Opening]:
     """Where rollouts decided to call, and what each decision is worth.
 
@@ -115,10 +117,12 @@ def openings(
         included: [P, G].
         Delta: [P], the contrasts of the first decisions.
         apart: [P], where decision and content can be told apart.
+        forced_at: Of each of the G rollouts, the decision that was forced, counted from 0; -1 for a free one. By
+            default none later than the first.
 
     Returns:
-        By (rollout, model call), both counted from 0. A decision to which no rollout called, or at a later step one to
-        which no two rollouts that chose freely came, is not there.
+        By (rollout, model call), both counted from 0. A decision at which no rollout called, or at a later step one at
+        which none answered, is not there.
     """
     size = J.shape[1]
     found: dict[tuple[int, int], Opening] = {}
@@ -127,7 +131,8 @@ def openings(
         runs = trajectories[first : first + size]
         forced = next((run.calls[0] for run in runs if run.calls and run.calls[0].forced), None)
         tokens = (forced.completion_ids or ())[: forced.forced] if forced else ()
-        for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens):
+        at = forced_at or [-1] * size
+        for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens, at):
             for rollout, call in places:
                 stands = (rollout, call) == places[0]
                 found[first + rollout, call] = Opening(tokens=len(tokens), contrast=contrast if stands else 0.0)
@@ -135,14 +140,20 @@ def openings(
 
 
 def _decisions(
-    runs: Sequence[Trajectory], J: NDArray[np.float64], included: NDArray[np.bool_], Delta: float, tokens: Sequence[int]
+    runs: Sequence[Trajectory],
+    J: NDArray[np.float64],
+    included: NDArray[np.bool_],
+    Delta: float,
+    tokens: Sequence[int],
+    forced_at: Sequence[int],
 ) -> Iterator[tuple[list[tuple[int, int]], float]]:
     """Each decision of a group: who called in it, by (rollout, model call), and its contrast."""
     at: dict[Any, list[tuple[int, int]]] = {}
     for rollout in np.flatnonzero(included).tolist():
         for step, call in enumerate(runs[rollout].calls):
-            # Later on the rollouts at one prompt chose between the same two branches, and not by force.
-            if step == 0 or (call.sampling.get("tool_choice") != "none" and not call.forced):
+            # Later on the rollouts at one prompt had the same two branches before them: no budget had run out.
+            ours = step == forced_at[rollout]
+            if step == 0 or ours or (call.sampling.get("tool_choice") != "none" and not call.forced):
                 at.setdefault(step and call.prompt_ids, []).append((rollout, step))
     for prompt, places in at.items():
         calls = [(rollout, step) for rollout, step in places if _begins(runs[rollout].calls[step], tokens)]
@@ -150,7 +161,10 @@ def _decisions(
         if calls and prompt == 0:
             yield calls, Delta
         elif calls and answers:
-            gain = J[[rollout for rollout, _ in calls]].mean() - J[[rollout for rollout, _ in answers]].mean()
+            came_to = [
+                [J[i] for i, k in branch if not k < forced_at[i] < len(runs[i].calls)] for branch in (calls, answers)
+            ]
+            gain = np.mean(came_to[0]) - np.mean(came_to[1]) if all(came_to) else 0.0
             yield calls, float(gain) * (len(calls) + len(answers)) / len(runs)
 
 

@@ -20,6 +20,14 @@ answer that was forced on a question which can't be answered directly has no bet
 down at full weight, step after step, its tokens end as noise, which then spreads to other answers (seen in the gallery
 after 25 steps: accuracy .97 to .47; with the weight, .96).
 
+A run that decides several times may be forced at a later decision instead of the first (`steps`): the model decides
+freely up to there and after it, so what is compared are states that the policy visits. With s_k its k-th decision, made
+for b_k,
+
+    w = 1 / (f_free + sum_k [f_kb / pi_b(s_k), or f_kD + f_kT where the run never came to s_k])
+
+which with one step is the formula above.
+
 Stands before `rewards`; its counts feed the branch weight in `advantages`.
 """
 
@@ -39,10 +47,13 @@ from metis_agent.types import Branch, Trajectory
 
 __all__ = [
     "BranchCounts",
+    "LaterDecision",
     "StratifiedGroups",
     "balance_weights",
     "count_branches",
+    "cut",
     "decisions_of",
+    "later_decisions",
     "rollout_weights",
 ]
 
@@ -61,6 +72,9 @@ class StratifiedGroups:
     """Rollouts forced to answer directly."""
     tool: int = 4
     """Rollouts forced to call a tool."""
+    steps: int = 1
+    """Decisions of a run that are forced: of those forced down a branch one is forced at the first, the next at the
+    second, and so on in turn."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -72,6 +86,12 @@ class StratifiedGroups:
             raise ConfigurationError(
                 f"direct={self.direct!r} and tool={self.tool!r} don't fit in size={self.size!r}: together "
                 "they are at most the size. Raise size, or force fewer."
+            )
+        least = min(count for count in (self.direct, self.tool, self.size) if count)
+        if not 1 <= self.steps <= least:
+            raise ConfigurationError(
+                f"steps={self.steps!r} with direct={self.direct!r} and tool={self.tool!r}: at least 1, and each branch "
+                "needs a rollout for every step. Force more, or fewer steps."
             )
         if self.direct and not self.tool:
             raise ConfigurationError(
@@ -90,29 +110,69 @@ class StratifiedGroups:
         counts: dict[Branch, int] = {"direct": self.direct, "tool": self.tool, "free": free}
         return tuple(branch for branch, count in counts.items() for _ in range(count))
 
+    def forced_at(self) -> tuple[int, ...]:
+        """For each of the G starts the decision that is forced, counted from 0; -1 for free ones.
+
+        Example:
+            >>> StratifiedGroups(size=6, direct=2, tool=3, steps=2).forced_at()
+            (0, 1, 0, 1, 0, -1)
+        """
+        forced = [place % self.steps for count in (self.direct, self.tool) for place in range(count)]
+        return (*forced, *[-1] * (self.size - len(forced)))
+
+    def share(self, branch: Branch, step: int) -> float:
+        """The share of the rollouts that is forced down a branch at a decision."""
+        starts = zip(self.branches(), self.forced_at(), strict=True)
+        return sum(start == (branch, step) for start in starts) / self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterDecision:
+    """The k-th decision of P G rollouts, k at least 1; arrays are [P, G]."""
+
+    called: NDArray[np.bool_]
+    probability: NDArray[np.float64]
+    """Of a call, NaN where it is not known: nobody called there."""
+    state: NDArray[np.int64]
+    """The first rollout of the group that stood at the same prompt, token for token; -1 where the run had ended."""
+
 
 def balance_weights(
-    called: NDArray[np.bool_], tool_probability: NDArray[np.float64], groups: StratifiedGroups
+    called: NDArray[np.bool_],
+    tool_probability: NDArray[np.float64],
+    groups: StratifiedGroups,
+    later: Sequence[LaterDecision] = (),
+    *,
+    spared: Sequence[NDArray[np.bool_]] = (),
 ) -> NDArray[np.float64]:
-    """w_b of each rollout, [P, G], as at the head of this module.
+    """The weight of each rollout, [P, G], as at the head of this module.
 
     Args:
         called: [P, G], whether the rollout began with a call.
         tool_probability: [P], the policy's own probability of beginning with a call; NaN where it is not known.
         groups: How many were forced.
+        later: The decisions from the second on, where rollouts were forced at them.
+        spared: [P, G] for each decision, where its forcing is not to weigh.
 
     Returns:
         [P, G]; 1 everywhere without forced rollouts, and where the probability is not known.
     """
-    if not groups.direct and not groups.tool:
-        return np.ones(called.shape)
-    pi_T = tool_probability[:, None]
-    pi_b = np.where(called, pi_T, 1 - pi_T)
-    forced = np.where(called, groups.tool, groups.direct) / groups.size
-    free = 1 - (groups.direct + groups.tool) / groups.size
-    mixture = forced + free * pi_b
-    weights = np.divide(pi_b, mixture, out=np.ones(called.shape), where=mixture > 0)
-    return np.where(np.isnan(weights), 1.0, weights)
+    first = LaterDecision(
+        called=called,
+        probability=np.broadcast_to(tool_probability[:, None], called.shape),
+        state=np.zeros(called.shape),
+    )
+    inverse = np.full(called.shape, 1 - (groups.direct + groups.tool) / groups.size)
+    for step, it in enumerate((first, *later)):
+        f_D, f_T = groups.share("direct", step), groups.share("tool", step)
+        pi_b = np.where(it.called, it.probability, 1 - it.probability)
+        f_b = np.where(it.called, f_T, f_D)
+        weighs = (it.state >= 0) & ~np.isnan(pi_b)
+        if spared:
+            weighs &= ~spared[step]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse += np.where(weighs, np.where(f_b > 0, f_b / pi_b, 0.0), f_D + f_T)
+    return np.divide(1.0, inverse, out=np.ones(called.shape), where=inverse > 0)
 
 
 def rollout_weights(
@@ -120,19 +180,26 @@ def rollout_weights(
     called: NDArray[np.bool_],
     tool_probability: NDArray[np.float64],
     groups: StratifiedGroups,
+    later: Sequence[LaterDecision] = (),
 ) -> NDArray[np.float64]:
-    """Weight of each rollout, [P, G]: 1 where its branch did better than its group, else that of `balance_weights`.
+    """Weight of each rollout, [P, G]: that of `balance_weights`, a decision that did better than the others left out.
+
+    With one decision a run it is 1 where the rollout's branch did better than its group.
 
     Args:
         advantages: [P, G], of both channels together, 0 where excluded.
         called: As there.
         tool_probability: As there.
         groups: As there.
+        later: As there.
     """
-    total_T = (advantages * called).sum(1, keepdims=True)
-    total_D = (advantages * ~called).sum(1, keepdims=True)
-    better = np.where(called, total_T, total_D) > 0
-    return np.where(better, 1.0, balance_weights(called, tool_probability, groups))
+
+    def better(calls: NDArray[np.bool_], state: NDArray[np.int64]) -> NDArray[np.bool_]:
+        alike = (calls[:, :, None] == calls[:, None]) & (state[:, :, None] == state[:, None])
+        return np.asarray((alike * advantages[:, None]).sum(2) > 0)
+
+    spared = [better(called, np.zeros(called.shape, np.int64)), *(better(it.called, it.state) for it in later)]
+    return balance_weights(called, tool_probability, groups, later, spared=spared)
 
 
 def decisions_of(
@@ -160,6 +227,42 @@ def decisions_of(
         if not _believable(int(calls), int(runs), probability[place]):
             probability[place] = math.nan
     return called, probability
+
+
+def later_decisions(trajectories: Sequence[Trajectory], groups: StratifiedGroups) -> list[LaterDecision]:
+    """The decisions from the second on at which rollouts were forced, `groups.steps - 1` of them."""
+    found = []
+    for step in range(1, groups.steps):
+        called = np.zeros(len(trajectories), dtype=bool)
+        probability = np.full(len(trajectories), math.nan)
+        state = np.full(len(trajectories), -1)
+        for first in range(0, len(trajectories), groups.size):
+            group = trajectories[first : first + groups.size]
+            opening = next((run.calls[0].forced for run in group if run.calls and run.calls[0].forced), 0)
+            at: dict[object, list[int]] = {}
+            for place, run in enumerate(group, first):
+                if len(run.calls) > step:
+                    at.setdefault(run.calls[step].prompt_ids, []).append(place)
+            for places in at.values():
+                calls = [place for place in places if (it := trajectories[place].calls[step]).tool_calls or it.forced]
+                called[calls] = True
+                state[places] = places[0] - first
+                if calls and opening:
+                    of_call = trajectories[calls[0]].calls[step].log_probs or (math.nan,)
+                    probability[places] = math.exp(sum(of_call[:opening]))
+        shape = -1, groups.size
+        found.append(
+            LaterDecision(
+                called=called.reshape(shape), probability=probability.reshape(shape), state=state.reshape(shape)
+            )
+        )
+    return found
+
+
+def cut(later: Sequence[LaterDecision], groups: StratifiedGroups) -> NDArray[np.bool_]:
+    """[P, G], the rollouts that came to a later decision and were forced there; [0, 0] where none can be."""
+    came = [(it.state >= 0) & (np.array(groups.forced_at()) == step) for step, it in enumerate(later, start=1)]
+    return np.any(came, axis=0) if came else np.zeros((0, 0), dtype=bool)
 
 
 IMPLAUSIBLE = 0.005

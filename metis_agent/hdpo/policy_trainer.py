@@ -38,6 +38,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from metis_agent.errors import ConfigurationError, InfrastructureError, StorageError
+from metis_agent.hdpo import exploration
 from metis_agent.hdpo.advantages import Objective, advantages
 from metis_agent.hdpo.config import (
     HDPOConfig,
@@ -176,29 +177,33 @@ class HDPOTrainer(GRPOTrainer):
     def _roll_out(self, questions: Sequence[Question]) -> StepBatch:
         """One group per question."""
         step = self.state.global_step
-        plan = group_rollouts(questions, self._groups.branches(), name=f"train/step-{step}", seed=self._rollout_seed)
+        name, branches, at = f"train/step-{step}", self._groups.branches(), self._groups.forced_at()
+        plan = group_rollouts(questions, branches, name=name, seed=self._rollout_seed, at=at)
         with unsharded_model(self, self._sampler):
             trajectories = self._rollouts.collect(plan)
         rows = rows_of(trajectories, max_length=self._max_length, images=self._images_of if self._reader else None)
         own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
         # Some objectives normalise over the batch, and the metrics are of all groups: so every process scores them all.
         called, probability = decisions_of(trajectories, self._groups)
-        parts: list[tuple[Scores, Any, Any]] = gather_object([(own, called, ~np.isnan(probability))])
-        everyone = pooled([scores for scores, _, _ in parts])
+        told, later = ~np.isnan(probability), exploration.later_decisions(trajectories, self._groups)
+        parts: list[tuple[Scores, Any, Any, Any]] = gather_object(
+            [(own, called, told, exploration.cut(later, self._groups))]
+        )
+        everyone = pooled([part[0] for part in parts])
         self._check_something_is_left(everyone, trajectories)
-        decided, apart = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
-        channels = advantages(self._objective, everyone, called=decided, apart=apart)
-        first = sum(len(scores.excluded) for scores, _, _ in parts[: self.accelerator.process_index])
+        decided, apart, ended = (np.concatenate([part[place] for part in parts]) for place in (1, 2, 3))
+        channels = advantages(self._objective, everyone, called=decided, apart=apart, cut=ended)
+        first = sum(len(part[0].excluded) for part in parts[: self.accelerator.process_index])
         self._note(step_metrics(everyone, channels, self._groups))
         mine = channels.of_groups(first, len(own.excluded))
         decisions: dict[tuple[int, int], Opening] = {}
         if self._objective.name == "contrast":
-            weights = balance_weights(called, probability, self._groups)
+            weights = balance_weights(called, probability, self._groups, later)
             J = own.r_ans + self._objective.price * own.r_tool
-            decisions = openings(trajectories, J, ~own.excluded, mine.contrast.tolist(), ~np.isnan(probability))
+            decisions = openings(trajectories, J, ~own.excluded, mine.contrast.tolist(), told, at)
         else:
             both = (self._objective.w_acc * mine.acc + self._objective.w_tool * mine.tool).double().numpy()
-            weights = rollout_weights(both, called, probability, self._groups)
+            weights = rollout_weights(both, called, probability, self._groups, later)
         return StepBatch(layout=self._lay_out(rows), scores=own, channels=mine, weights=weights, openings=decisions)
 
     def _lay_out(self, rows: Rows) -> list[Row]:

@@ -57,6 +57,8 @@ class Rollout:
     branch: Branch = "free"
     tool: str = ""
     """With branch "tool", the one that is forced; any of them by default."""
+    at: int = 0
+    """Which decision of the run is forced, counted from 0; those before it are the model's own."""
     seed: int = 0
     begun: tuple[BaseMessage, ...] = ()
     """What the turn has come to already, the question first; by default it begins with the question."""
@@ -64,13 +66,24 @@ class Rollout:
     """For its trajectory."""
 
 
-def group_rollouts(questions: Iterable[Question], branches: Sequence[Branch], *, name: str, seed: int) -> list[Rollout]:
-    """One rollout a question and branch given; `name` and `seed` make ids and seeds distinct."""
+def group_rollouts(
+    questions: Iterable[Question], branches: Sequence[Branch], *, name: str, seed: int, at: Sequence[int] = ()
+) -> list[Rollout]:
+    """One rollout a question and branch given; `name` and `seed` make ids and seeds distinct.
+
+    Args:
+        questions: What is asked.
+        branches: How the rollouts of a question start.
+        name: Of all of them.
+        seed: Likewise.
+        at: For each branch, which decision of the run is forced; by default the first.
+    """
     return [
         Rollout(
             id=f"{name}/{question.id}/{index}",
             question=question,
             branch=branch,
+            at=at[index] if at else 0,
             seed=zlib.crc32(f"{seed}/{name}/{question.id}/{index}".encode(errors="surrogatepass")),
         )
         for question in questions
@@ -88,7 +101,8 @@ class Rollouts:
     """Runs rollouts through one agent per branch.
 
     Args:
-        build: makes the agent around a gate; called once a branch, so that model and tools stay the user's.
+        build: makes the agent around a gate; called once a branch and decision, so that model and tools stay the
+            user's.
         store: where finished trajectories go, and where those of an earlier process are found.
         concurrency: graph runs in flight at once.
         timeout: seconds that one run may take; one that never ends would hold up all others. It then comes back
@@ -111,7 +125,8 @@ class Rollouts:
                 f"concurrency={concurrency!r}, timeout={timeout!r}: at least 1 run at once, and more than 0 seconds "
                 "for each, or None for no limit."
             )
-        self._agents: Mapping[Branch, MetisAgent] = {branch: build(BranchGate(branch)) for branch in BRANCHES}
+        self._build = build
+        self._agents = {(branch, 0): build(BranchGate(branch)) for branch in BRANCHES}
         self._store = store
         self._concurrency, self._timeout = concurrency, timeout
         self._finished_before = frozenset(store.ids())
@@ -161,8 +176,11 @@ class Rollouts:
         return [task.result() for task in running]
 
     async def _run_one(self, rollout: Rollout) -> Trajectory:
+        start = rollout.branch, rollout.at
+        if start not in self._agents:
+            self._agents[start] = self._build(BranchGate(rollout.branch, at=rollout.at))
         return await roll_out(
-            self._agents[rollout.branch],
+            self._agents[start],
             rollout,
             excused=(InfrastructureError, InputError, TimeoutError),
             timeout=self._timeout,

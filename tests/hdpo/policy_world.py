@@ -89,12 +89,13 @@ class Noted(Rollouts):
 
 
 def rollouts_of(
-    model: Any, folder: Path, tokenizer: Any = TOKENIZER, tools: Sequence[Any] = (python,), **options: Any
-) -> Noted:
+    model: Any, folder: Path, tokenizer: Any = TOKENIZER, tools: Sequence[Any] = (python,), *, calls: int = 1,
+    **options: Any,
+) -> Noted:  # fmt: skip
     chat = LocalChatModel(model=model, tokenizer=tokenizer, temperature=1.0, max_new_tokens=12)
     return Noted(
         lambda gate: create_metis_agent(
-            chat, list(tools), gate=gate, budget=Budget(calls=1), tool_timeout=options.get("timeout")
+            chat, list(tools), gate=gate, budget=Budget(calls=calls), tool_timeout=options.get("timeout")
         ),
         TrajectoryStore(folder / "trajectories"),
         **options,

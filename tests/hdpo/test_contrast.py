@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,37 @@ def test_decisions_are_found_at_every_step_where_rollouts_share_a_prompt() -> No
     assert openings(runs, J, np.ones((1, 5), dtype=bool), [-0.3], np.array([False])) == {}
 
 
+def test_what_a_run_came_to_says_nothing_of_the_decisions_before_a_forced_one() -> None:
+    third = (*SECOND, *CALL, 4)
+    runs = [
+        rollout((FIRST, ANSWER), choice="none"),
+        rollout((FIRST, CALL), (SECOND, ANSWER)),  # forced to answer at the second
+        rollout((FIRST, CALL), (SECOND, CALL), (third, ANSWER), forced=2, choice="any"),
+        rollout((FIRST, CALL), (SECOND, CALL), (third, ANSWER)),  # at the third
+        rollout((FIRST, CALL), (SECOND, CALL), (third, CALL)),
+        rollout((FIRST, CALL), (SECOND, ANSWER)),  # at the third, to which it never came
+    ]
+    runs[1] = replace(runs[1], calls=(runs[1].calls[0], replace(runs[1].calls[1], sampling={"tool_choice": "none"})))
+    J, included = np.array([[1.0, 0.0, 0.7, 0.5, 0.9, 0.2]]), np.ones((1, 6), dtype=bool)
+    found = openings(runs, J, included, [0.0], np.array([True]), (0, 1, 0, 2, -1, 2))
+    # At the second: calling is the mean of .7 and .9, without the one that was cut short later; answering that of 0 and
+    # .2. At the third .9 against .7 and .5: three of the six stood there.
+    contrasts = {place: it.contrast for place, it in found.items() if it.contrast}
+    assert contrasts == {(2, 1): pytest.approx((0.8 - 0.1) * 5 / 6), (4, 2): pytest.approx((0.9 - 0.6) * 3 / 6)}
+    unforced = openings(runs, J, included, [0.0], np.array([True]))
+    assert (2, 1) in unforced
+    assert unforced[2, 1].contrast == pytest.approx((0.7 - 0.2) * 4 / 6)  # the banned one is nobody's choice
+
+    scores = Scores(
+        r_ans=np.array([[1.0, 0, 1, 1, 1, 0]]), r_fmt=np.ones((1, 6)), T=np.array([[0, 1, 2, 2, 3, 1]]),
+        cost=np.array([[0.0, 1, 2, 2, 3, 1]]), excluded=np.zeros((1, 6), dtype=bool),
+    )  # fmt: skip
+    cut = np.array([[False, True, False, True, False, False]])
+    Delta = advantages(Objective(name="contrast", price=0.5), scores, cut=cut).contrast
+    # Calls: r = 1, 1, 0 and e = 1/3, 1/4, 0; answering: 1 and 1.
+    assert Delta.tolist() == pytest.approx([(2 / 3 - 1) + 0.5 * ((1 / 3 + 1 / 4) / 3 - 1)])
+
+
 @pytest.mark.parametrize("groups", [200, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> None:
     rng = np.random.default_rng(groups)
@@ -192,6 +224,31 @@ def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> No
                 callers = [(j, n) for j, n, it in same if it]
                 expected[i, k] = worth if (i, k) == min(callers) else 0.0
         assert {place: it.contrast for place, it in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objective", ["contrast", pytest.param("hdpo", marks=pytest.mark.exhaustive)])
+def test_a_trainer_forces_later_decisions_and_learns_from_them(tmp_path: Path, objective: str) -> None:
+    model = cold_start()
+    groups = StratifiedGroups(size=6, direct=2, tool=2, steps=2)
+    rollouts = rollouts_of(model, tmp_path, calls=3)
+    options = {"objective": objective, "max_steps": 1, "forced_steps": 2}
+    trainer = trainer_of(tmp_path, arguments(tmp_path, groups, **options), model=model, rollouts=rollouts)
+    trainer.train()
+    (runs,) = rollouts.batches
+    kept = list(zip(runs, groups.forced_at() * (len(runs) // 6), strict=True))
+    later = [run for run, at in kept if at == 1 and len(run.calls) > 1]
+    assert {run.branch for run in later} == {"direct", "tool"}
+    for run in later:
+        first, second = run.calls[:2]
+        assert not first.forced
+        assert first.tool_calls
+        assert bool(second.forced) == (run.branch == "tool")
+        assert (second.sampling["tool_choice"] == "none") == (run.branch == "direct")
+        assert len(run.calls) == 2 or run.branch == "tool"
+    step = trainer._step_batch
+    assert not np.allclose(step.weights, step.weights[:, :1])
+    if objective == "contrast":
+        assert any(it.contrast for (_, call), it in step.openings.items() if call == 1)
 
 
 def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:

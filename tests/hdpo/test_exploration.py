@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.exploration import (
     BranchCounts,
+    LaterDecision,
     StratifiedGroups,
+    balance_weights,
     count_branches,
+    cut,
     decisions_of,
+    later_decisions,
     rollout_weights,
 )
 from metis_agent.hdpo.rewards import score
@@ -136,6 +140,66 @@ def test_a_decision_always_moves_towards_the_branch_that_did_better(
     gain_of_calling = float((A * calls).sum())
     if abs(gain_of_calling) > 1e-6:
         assert gradient * gain_of_calling > 0
+
+
+@pytest.mark.parametrize("p", [(0.5, 0.5, 0.5), (0.99, 0.9, 0.02), (0.01, 0.3, 0.7)])
+def test_with_several_steps_the_weights_give_the_policys_own_expectation(p: tuple[float, float, float]) -> None:
+    """Of any value of a path of up to three decisions, each way of starting in its share of the group."""
+    groups = StratifiedGroups(size=16, direct=3, tool=6, steps=3)
+    value = np.array([0.1, 0.7, 0.3, 1.0])  # of answering after so many calls
+    chance = [(1 - p[0]), p[0] * (1 - p[1]), p[0] * p[1] * (1 - p[2]), p[0] * p[1] * p[2]]
+    found = 0.0
+    for branch, at in zip(groups.branches(), groups.forced_at(), strict=True):
+        q = [float(branch == "tool") if step == at else p[step] for step in range(3)]
+        drawn = [(1 - q[0]), q[0] * (1 - q[1]), q[0] * q[1] * (1 - q[2]), q[0] * q[1] * q[2]]
+        for calls in range(4):
+            later = [
+                LaterDecision(
+                    called=np.array([[calls > step]]), probability=np.array([[p[step]]]),
+                    state=np.array([[0 if calls >= step else -1]]),
+                )
+                for step in (1, 2)
+            ]  # fmt: skip
+            (weight,) = balance_weights(np.array([[calls > 0]]), np.array([p[0]]), groups, later)[0]
+            found += drawn[calls] * weight * value[calls] / 16
+    assert math.isclose(found, float(np.dot(chance, value)), rel_tol=1e-9)
+
+
+def test_later_decisions_are_read_off_those_who_share_a_prompt() -> None:
+    groups = StratifiedGroups(size=4, direct=1, tool=2, steps=1)
+    assert later_decisions([begun("free", called=True)] * 4, groups) == []
+    groups = StratifiedGroups(size=5, direct=2, tool=2, steps=2)
+
+    def run(branch: Branch, at: int, *prompts: tuple[int, ...], last: bool) -> Trajectory:
+        calls = [
+            ModelCall(
+                node="act", step=step, prompt_ids=prompt, completion_ids=(7, 8), log_probs=(math.log(0.2), -1.0),
+                tool_calls=({"name": "python"},) if step + 1 < len(prompts) or last else (),
+                forced=int(branch == "tool" and step == at),
+            )
+            for step, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        return trajectory(branch=branch, calls=tuple(calls))
+
+    runs = [
+        run("direct", 0, (1,), last=False),
+        run("direct", 1, (1,), (2,), last=False),
+        run("tool", 0, (1,), (3,), last=False),
+        run("tool", 1, (1,), (2,), last=True),
+        run("free", -1, (1,), (2,), last=True),
+    ]
+    (second,) = later_decisions(runs, groups)
+    assert second.state.tolist() == [[-1, 1, 2, 1, 1]]
+    assert second.called.tolist() == [[False, False, False, True, True]]
+    np.testing.assert_allclose(second.probability, [[math.nan, 0.2, math.nan, 0.2, 0.2]])
+    assert cut([second], groups).tolist() == [[False, True, False, True, False]]
+
+
+def test_each_branch_needs_a_rollout_for_every_step() -> None:
+    assert StratifiedGroups(size=16, direct=3, tool=4, steps=3).forced_at()[:7] == (0, 1, 2, 0, 1, 2, 0)
+    for steps in (0, 4):
+        with pytest.raises(ConfigurationError, match=f"steps={steps}"):
+            StratifiedGroups(size=16, direct=3, tool=4, steps=steps)
 
 
 def test_forcing_direct_alone_is_refused() -> None:

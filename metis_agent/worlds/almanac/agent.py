@@ -227,16 +227,18 @@ class SeekingModel(BaseChatModel):
         return self.bind(tools=tools, **{**options, "tool_choice": options.get("tool_choice")})
 
     def _generate(self, messages: list[BaseMessage], *_: Any, **options: Any) -> ChatResult:
+        search = options.get("tool_choice") != "none" and bool(options.get("tools"))
+        return ChatResult(generations=[ChatGeneration(message=self.reply(messages, search=search))])
+
+    def reply(self, messages: list[BaseMessage], *, search: bool) -> AIMessage:
+        """What it says after a conversation: a call where it may search and has not had enough, else an answer."""
         turn = turn_of(messages)
         question, results = str(turn[0].text), [str(it.text) for it in turn if isinstance(it, ToolMessage)]
-        forbidden = options.get("tool_choice") == "none" or not options.get("tools")
         more = 1 + _draw(question, "more") % 2
-        if forbidden or len(results) >= len(_to_look_up(question)) + more:
-            reply = AIMessage(self._answer(question, results))
-        else:
-            call = ToolCall(name="text_search", args={"query": _query(question, results)}, id=f"search {len(results)}")
-            reply = AIMessage("", tool_calls=[call])
-        return ChatResult(generations=[ChatGeneration(message=reply)])
+        if not search or len(results) >= len(_to_look_up(question)) + more:
+            return AIMessage(self._answer(question, results))
+        call = ToolCall(name="text_search", args={"query": _query(question, results)}, id=f"search {len(results)}")
+        return AIMessage("", tool_calls=[call])
 
     def _answer(self, question: str, results: Sequence[str]) -> str:
         needed = len(_to_look_up(question))
