@@ -23,7 +23,7 @@ from typing import IO, Any
 from metis_agent.errors import SandboxGoneError, SandboxUnavailableError
 from metis_agent.tools.sandboxes.base import Closing, SandboxLimits
 from metis_agent.tools.sandboxes.inside.paths import remove_folder
-from metis_agent.tools.sandboxes.inside.wire import HANDLE, screen_size
+from metis_agent.tools.sandboxes.inside.wire import HANDLE, Terms, screen_size
 from metis_agent.tools.sandboxes.machine import (
     Watch,
     bare_environment,
@@ -167,8 +167,7 @@ class Template:
         begun = _Begun(limits=limits, name=name, stream=ours, screen=new_screen(limits.output_bytes))
         try:
             with theirs:
-                request = json.dumps(self._request(limits, name)).encode()
-                socket.send_fds(self._control, [request], [theirs.fileno(), begun.screen])
+                socket.send_fds(self._control, [self._request(limits, name)], [theirs.fileno(), begun.screen])
         except OSError as error:
             begun.close()
             raise SandboxGoneError(f"the sandbox's template process did not answer: {error}") from error
@@ -215,15 +214,15 @@ class Template:
         while self._spares:
             self._spares.pop().close()
 
-    def _request(self, limits: SandboxLimits, name: str) -> dict[str, Any]:
-        return {
-            "folder": name,
-            "memory": self._base_memory + (limits.memory_mb << 20),
-            "disk": limits.disk_mb << 20,
-            "threads": limits.processes,
-            "tasks": self._tasks,
-            "answer": answer_limits(limits),
-        }
+    def _request(self, limits: SandboxLimits, name: str) -> bytes:
+        terms = Terms(
+            memory=self._base_memory + (limits.memory_mb << 20),
+            disk=limits.disk_mb << 20,
+            threads=limits.processes,
+            tasks=self._tasks,
+            **answer_limits(limits)._asdict(),
+        )
+        return terms.pack(name)
 
     def _await_greeting(self) -> tuple[PidfdHandle, dict[str, Any]]:
         self._control.settimeout(_START_SECONDS)

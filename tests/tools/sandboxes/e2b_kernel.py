@@ -22,19 +22,17 @@ FLUSH_SECONDS = 0.02
 def contain(inside: str, folder: str, internet: bool) -> None:
     """Hold this process to its folder."""
     sys.path.insert(0, inside)
-    from inside.linux import READ, READ_AND_WRITE, Grant, Ruleset, forbid_new_privileges, supported_abi
+    from inside.linux import READ, Ruleset, forbid_new_privileges, supported_abi, take
 
     sys.path.remove(inside)
     if not supported_abi() or internet:
         return
     abi = supported_abi()
-    rules = Ruleset(abi)
     readable = {sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), "/usr", "/lib", "/lib64", "/etc", "/dev"}
-    for path in sorted(path for path in readable if os.path.exists(path)):
-        rules.add(Grant(os.open(path, os.O_PATH), READ, abi))
-    rules.add(Grant(os.open(folder, os.O_PATH), READ_AND_WRITE, abi))
-    forbid_new_privileges()
-    rules.restrict_self()
+    paths = sorted(path for path in readable if os.path.exists(path))
+    rules = Ruleset(abi, [(os.open(path, os.O_PATH), READ) for path in paths])
+    rules.begin(folder)
+    take([forbid_new_privileges(), rules.restrict])
 
 
 class Kernel:

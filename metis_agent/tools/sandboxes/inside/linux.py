@@ -1,4 +1,4 @@
-"""The handful of Linux calls that Python does not wrap, each raising `OSError` with its own name; Landlock among them.
+"""The Linux calls that contain a process, as steps that are made ahead and taken after the fork; Landlock among them.
 
 Landlock says which files a process may open, for itself and for good, without root. Every right that the kernel's ABI
 knows is handled, so what no rule grants is refused: writing and making files outside the own folder, TCP (ABI 4),
@@ -11,26 +11,30 @@ import ctypes
 import os
 import stat
 import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 __all__ = [
     "CLONE_NEWNS",
     "CLONE_NEWUSER",
     "READ",
     "READ_AND_WRITE",
-    "Grant",
+    "Limit",
     "Ruleset",
-    "capabilities_drop",
+    "Step",
+    "become",
+    "change_folder",
     "die_with_parent",
+    "drop_capabilities",
     "forbid_new_privileges",
     "join_pages",
     "keep_mounts_private",
     "keep_own_ids",
-    "look_up",
     "mount_tmpfs",
+    "own_proc",
     "prctl",
-    "set_dumpable",
     "supported_abi",
-    "syscall",
+    "take",
     "unshare",
 ]
 
@@ -49,59 +53,107 @@ _HUGE_PAGE, _MADV_COLLAPSE = 1 << 21, 25
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def look_up() -> None:
-    """Find what a session will call: a fork that has to search copies all that it touches."""
-    for name in ("capset", "mount", "prctl", "unshare"):
-        getattr(_libc, name)
+class Step(NamedTuple):
+    """A call of the C library, its arguments made ahead: a fork that makes them itself copies all that it touches."""
+
+    name: str
+    """For the message of the `OSError`."""
+    function: Any
+    arguments: tuple[Any, ...]
 
 
-def syscall(name: str, number: int, *arguments: object) -> int:
-    """A raw system call; `name` is only for the message of the `OSError`."""
+def take(steps: Iterable[Step]) -> None:
+    """Make these calls, in this order, up to the first that fails."""
+    for name, function, arguments in steps:
+        if function(*arguments) < 0:
+            raise _error(name)
+
+
+def syscall(name: str, number: int, *arguments: object) -> Step:
+    """A raw system call."""
     converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _checked(name, _libc.syscall(ctypes.c_long(number), *converted))
+    return Step(name, _libc.syscall, (ctypes.c_long(number), *converted))
 
 
-def prctl(option: int, *values: int) -> None:
+def prctl(option: int, *values: int) -> Step:
     """`prctl` with up to four values, the rest zero."""
     padded = [ctypes.c_ulong(v) for v in (*values, 0, 0, 0, 0)[:4]]
-    _checked(f"prctl({option})", _libc.prctl(ctypes.c_int(option), *padded))
+    return Step(f"prctl({option})", _libc.prctl, (ctypes.c_int(option), *padded))
 
 
-def forbid_new_privileges() -> None:
-    """No later exec may gain rights (setuid programs, file capabilities)."""
-    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+def forbid_new_privileges() -> Step:
+    """No later exec may gain rights (setuid programs, file capabilities); forks inherit it."""
+    return prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def set_dumpable(on: bool) -> None:
-    """Whether the process owns its own `/proc/self`; a change of uid clears it."""
-    prctl(_PR_SET_DUMPABLE, int(on))
+def own_proc() -> Step:
+    """The process owns its own `/proc/self`, which a change of uid took from it."""
+    return prctl(_PR_SET_DUMPABLE, 1)
 
 
-def die_with_parent(parent: int) -> None:
-    """SIGKILL this process when its parent (a single-threaded process) ends.
+def die_with_parent() -> Step:
+    """SIGKILL this process when its parent (a single-threaded process) ends, if it has not ended before.
 
-    Call it after the last change of uid, which clears the setting.
+    After the last change of uid, which clears the setting.
     """
-    prctl(_PR_SET_PDEATHSIG, _SIGKILL)
-    if os.getppid() != parent:
-        # The parent went before the setting took hold.
-        os._exit(0)
+    return prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
-def capabilities_drop() -> None:
+def drop_capabilities() -> Step:
     """Give up every capability for good; also those that uid 0 brings."""
-    _checked("capset", _libc.capset(struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(6 * 4)))
+    return Step("capset", _libc.capset, (struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(6 * 4)))
 
 
-def unshare(flags: int) -> None:
+def unshare(flags: int) -> Step:
     """Leave the namespaces named by `flags`."""
-    _checked("unshare", _libc.unshare(ctypes.c_int(flags)))
+    return Step("unshare", _libc.unshare, (ctypes.c_int(flags),))
 
 
-def keep_mounts_private() -> None:
+def change_folder(path: ctypes.c_char_p) -> Step:
+    """Work in this folder."""
+    return Step("chdir", _libc.chdir, (path,))
+
+
+def become(uid: ctypes.c_uint) -> list[Step]:
+    """Take this uid, and a gid of the same number, and no others."""
+    ids = (uid, uid, uid)
+    return [
+        Step("setgroups", _libc.setgroups, (ctypes.c_size_t(0), None)),
+        Step("setresgid", _libc.setresgid, ids),
+        Step("setresuid", _libc.setresuid, ids),
+    ]
+
+
+class Limit(ctypes.Structure):
+    """A limit, the soft one and the hard one the same.
+
+    Args:
+        kind: of resource, by its number in the module of that name.
+        most: this process's hard limit, which few may raise.
+    """
+
+    _fields_ = (("soft", ctypes.c_ulong), ("hard", ctypes.c_ulong))
+
+    def __init__(self, kind: int, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self.step = Step(f"setrlimit({kind})", _libc.setrlimit, (ctypes.c_int(kind), ctypes.byref(self)))
+
+    def hold(self, value: int) -> None:
+        """Choose what the step will set."""
+        self.soft = self.hard = min(value, self._most)
+
+
+def keep_mounts_private() -> Step:
     """What this process mounts stays in its own mount namespace."""
     flags = ctypes.c_ulong(_MS_REC | _MS_PRIVATE)
-    _checked("mount --make-rprivate", _libc.mount(None, b"/", None, flags, None))
+    return Step("mount --make-rprivate", _libc.mount, (None, b"/", None, flags, None))
+
+
+def mount_tmpfs(target: str, options: ctypes.c_char_p) -> Step:
+    """Mount a tmpfs without devices, setuid files or executables."""
+    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    return Step("mount tmpfs", _libc.mount, (b"tmpfs", os.fsencode(target), b"tmpfs", flags, options))
 
 
 def keep_own_ids(uid: int, gid: int) -> None:
@@ -109,12 +161,6 @@ def keep_own_ids(uid: int, gid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-
-
-def mount_tmpfs(target: str, options: str) -> None:
-    """Mount a tmpfs without devices, setuid files or executables."""
-    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _checked("mount tmpfs", _libc.mount(b"tmpfs", target.encode(), b"tmpfs", flags, options.encode()))
 
 
 def join_pages(first: int, last: int) -> None:
@@ -134,11 +180,9 @@ def _joined(place: int) -> bool:
     return bool(_libc.madvise(ctypes.c_void_p(place), ctypes.c_size_t(_HUGE_PAGE), _MADV_COLLAPSE) == 0)
 
 
-def _checked(name: str, result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
-    return int(result)
+def _error(name: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{name}: {os.strerror(number)}")
 
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
@@ -160,44 +204,49 @@ READ_AND_WRITE = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _
 
 def supported_abi() -> int:
     """The kernel's Landlock ABI; 0 where it has none, or has it switched off."""
-    try:
-        return syscall("landlock_create_ruleset", _CREATE, ctypes.c_void_p(None), 0, _VERSION_FLAG)
-    except OSError:
-        return 0
-
-
-def _handled(abi: int) -> int:
-    return (1 << _RIGHTS_BY_ABI.get(abi, 16)) - 1
-
-
-class Grant:
-    """Rights on the file, or on the folder and all beneath it, that `fd` is open on; for any number of rulesets."""
-
-    def __init__(self, fd: int, rights: int, abi: int) -> None:
-        rights &= _handled(abi)
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            rights &= _FILE_RIGHTS
-        self.rule = struct.pack("=Qi", rights, fd)
+    _, function, arguments = syscall("", _CREATE, ctypes.c_void_p(None), 0, _VERSION_FLAG)
+    return max(0, int(function(*arguments)))
 
 
 class Ruleset:
-    """Grants, collected and then put on this process; everything not granted is refused."""
+    """What a process may open, and nothing else; put together once, for any number of processes.
 
-    def __init__(self, abi: int) -> None:
+    Args:
+        abi: the kernel's Landlock ABI.
+        grants: descriptors of files, and of folders for all beneath them, with the rights on each. They stay open.
+    """
+
+    def __init__(self, abi: int, grants: Iterable[tuple[int, int]]) -> None:
+        handled = (1 << _RIGHTS_BY_ABI.get(abi, 16)) - 1
         network, scopes = 0b11, 0b11
-        attribute = struct.pack("=QQQ", _handled(abi), network, scopes)
+        attribute = struct.pack("=QQQ", handled, network, scopes)
         size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-        self._fd = syscall("landlock_create_ruleset", _CREATE, attribute[:size], size, 0)
-
-    def add(self, grant: Grant) -> None:
-        """What is granted; `grant`'s descriptor is still open."""
-        syscall("landlock_add_rule", _ADD, self._fd, _RULE_PATH_BENEATH, grant.rule, 0)
-
-    def restrict_self(self) -> None:
+        self._fd = ctypes.c_long()
+        self._own = _Rule(READ_AND_WRITE & handled)
+        rules = [_Rule(rights & handled & _rights_on(fd), fd) for fd, rights in grants]
+        self._create = syscall("landlock_create_ruleset", _CREATE, attribute[:size], size, 0)
+        self._add = [
+            syscall("landlock_add_rule", _ADD, self._fd, _RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+            for rule in (*rules, self._own)
+        ]
+        self.restrict = syscall("landlock_restrict_self", _RESTRICT, self._fd, 0)
         """Put the rules on this thread and its children; needs `forbid_new_privileges` first."""
-        syscall("landlock_restrict_self", _RESTRICT, self._fd, 0)
-        self.close()
 
-    def close(self) -> None:
-        """Free its descriptor in this process."""
-        os.close(self._fd)
+    def begin(self, folder: str) -> tuple[int, int]:
+        """Make the rules of a process that may also write in a folder of its own; the descriptors are open."""
+        name, function, arguments = self._create
+        self._fd.value = function(*arguments)
+        if self._fd.value < 0:
+            raise _error(name)
+        self._own.fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        take(self._add)
+        return self._fd.value, self._own.fd
+
+
+def _rights_on(fd: int) -> int:
+    return -1 if stat.S_ISDIR(os.fstat(fd).st_mode) else _FILE_RIGHTS
+
+
+class _Rule(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("rights", ctypes.c_uint64), ("fd", ctypes.c_int))

@@ -11,9 +11,22 @@ import random
 import shutil
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-__all__ = ["add_site_folders", "be_like_a_console", "everyone_may_enter", "remove_folder", "reroute", "reseed", "warm"]
+__all__ = [
+    "REHEARSALS",
+    "add_site_folders",
+    "be_like_a_console",
+    "everyone_may_enter",
+    "remove_folder",
+    "reroute",
+    "seeders",
+    "warm",
+]
+
+REHEARSALS = 10
+"""The interpreter learns what a line does from the first times that it runs: best before the fork."""
 
 # fmt: off
 _STANDARD = (
@@ -89,12 +102,15 @@ def reroute(folders: Iterable[str]) -> list[int]:
     return descriptors
 
 
-def reseed() -> None:
-    """Before a fork: sessions must not draw the same random numbers."""
-    random.seed()
+def seeders() -> list[tuple[Callable[[int], object], int]]:
+    """What to call before each fork, with so many random bytes: sessions must not draw the same random numbers."""
+    # `random.seed` itself does more, for seeds of other kinds, and a fork copies what it touches.
+    instance: Any = vars(random)["_inst"]
+    found: list[tuple[Callable[[int], object], int]] = [(super(random.Random, instance).seed, 32)]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))  # by far the cheapest of its ways
+        found.append((numpy_random.seed, 4))  # an integer is by far the cheapest of its ways
+    return found
 
 
 def _routed(entry: str, routes: dict[str, str]) -> str:

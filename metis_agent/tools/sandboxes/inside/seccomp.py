@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .linux import prctl
+from .linux import prctl, take
 
 __all__ = ["ABSENT", "ALLOWED", "FIRST_UNKNOWN", "NUMBERS", "OWN_PROCESS_ONLY", "RULES", "Filter", "Rule"]
 
@@ -35,6 +35,7 @@ _VALUE_OF_FIRST_CHECK = 3 * 8 + 4
 """In a rule: behind the call's number, a load and a mask stands the comparison, whose last half is the value."""
 
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+_WORD = struct.Struct("=I")
 
 
 class Filter:
@@ -54,18 +55,22 @@ class Filter:
         program = head + b"".join(own) + _instruction(_RETURN, _REFUSE)
         self._code = ctypes.create_string_buffer(program, len(program))
         self._header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(self._code)))
+        self._steps = [prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._header))]
         self._process_at = [len(head) + place * len(own[0]) + _VALUE_OF_FIRST_CHECK for place in range(len(own))]
 
     def program(self, process: int) -> bytes:
         """The assembled filter, 8 bytes an instruction, for the process with this id."""
-        for place in self._process_at:
-            struct.pack_into("=I", self._code, place, process)
+        self._aim(process)
         return self._code.raw
 
     def install(self, process: int) -> None:
         """Filter this process from now on; it can't be undone. Needs `forbid_new_privileges` first."""
-        self.program(process)
-        prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._header))
+        self._aim(process)
+        take(self._steps)
+
+    def _aim(self, process: int) -> None:
+        for place in self._process_at:
+            _WORD.pack_into(self._code, place, process)
 
     def _fixed_blocks(self) -> list[bytes]:
         blocks = [

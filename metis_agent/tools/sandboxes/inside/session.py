@@ -20,8 +20,19 @@ from collections.abc import Callable
 from typing import Any
 
 from . import paths
+from .paths import REHEARSALS
 from .pictures import Pictures
-from .wire import AnswerLimits, FrameError, Screen, pack_frame, pack_parts, pack_pictures, read_frame, unpack_parts
+from .wire import (
+    AnswerLimits,
+    FrameError,
+    Screen,
+    Terms,
+    pack_frame,
+    pack_parts,
+    pack_pictures,
+    read_frame,
+    unpack_parts,
+)
 
 __all__ = ["CALL_NAME", "Repl", "announce", "main_uncontained", "rehearse", "serve"]
 
@@ -32,9 +43,6 @@ _MOST_FRAMES = 40
 """The innermost frames shown; an endless recursion has millions."""
 _MESSAGE_START = 1000
 
-_REHEARSALS = 10
-"""The interpreter learns what a line does from the first times that it runs."""
-
 _TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
@@ -43,6 +51,8 @@ class Repl:
 
     def __init__(self, screen: Screen, pictures: Pictures) -> None:
         self._streams = (screen.stdout, screen.stderr)
+        # Kept: taking the interpreter's own apart would be the work of every fork.
+        self._before = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         self.pictures = pictures
         """What calls show, and find bound."""
         self._calls = 0
@@ -145,7 +155,7 @@ def announce(stream: socket.socket, prepare: Callable[[], None]) -> bool:
     return True
 
 
-def serve(stream: socket.socket, screen: Screen, repl: Repl, limits: AnswerLimits) -> None:
+def serve(stream: socket.socket, screen: Screen, repl: Repl, limits: AnswerLimits | Terms) -> None:
     """Take pictures and answer calls until the host hangs up.
 
     Args:
@@ -183,7 +193,7 @@ def rehearse(screen: Screen, pictures: Pictures) -> None:
     screen.attach(-1, 1 << 10)
     streams, main = (sys.stdout, sys.stderr), sys.modules["__main__"]
     with ours, theirs:
-        for number in range(_REHEARSALS):
+        for number in range(REHEARSALS):
             ours.sendall(pack_frame(number, pack_parts({b"c": b"n = 1\nprint(n)\nn + 1"})))
         ours.shutdown(socket.SHUT_WR)
         serve(theirs, screen, Repl(screen, pictures), AnswerLimits(1 << 10, 0, 0))
@@ -192,7 +202,7 @@ def rehearse(screen: Screen, pictures: Pictures) -> None:
 
 
 def _answer(
-    finished: bool, error: str, result: str | None, pictures: Pictures, limits: AnswerLimits
+    finished: bool, error: str, result: str | None, pictures: Pictures, limits: AnswerLimits | Terms
 ) -> dict[bytes, bytes]:
     parts = {b"s": b"o" if finished else b"e"}
     for tag, text in ((b"e", error), (b"r", result), (b"n", "\n".join(pictures.notes) or None)):

@@ -14,22 +14,25 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from . import linux, paths
 from .contain import Containment
-from .paths import remove_folder
+from .paths import REHEARSALS, remove_folder
 from .pictures import Pictures
 from .session import Repl, announce, rehearse, serve
-from .wire import HANDLE, AnswerLimits, Screen
+from .wire import HANDLE, Screen, Terms, unpack_terms
 
 __all__ = ["main"]
 
 _STREAM_FD, _SCREEN_FD = 3, 4
 _MAX_OPEN_FILES = 8192
 _MAX_MESSAGE = 1 << 16
+_ONE, _TWO = struct.Struct("i"), struct.Struct("ii")
+_ROOM_FOR_TWO = socket.CMSG_LEN(_TWO.size)
 
 
 def main(room: list[bytes]) -> None:
@@ -80,6 +83,7 @@ class Template:
         paths.add_site_folders(settings["site"])
         paths.warm(settings["packages"])
         paths.be_like_a_console()
+        self._seeders = paths.seeders()
         # A session's own mounts bring their own parent folders; without them, its uid may be shut out.
         rerouting = bool(self._uids) and self._folder is not None
         routes = paths.reroute(settings["readable"]) if rerouting else []
@@ -87,6 +91,9 @@ class Template:
         self._containment = Containment(settings)
         self._screen, pictures = Screen(), Pictures()
         rehearse(self._screen, pictures)
+        self._containment.rehearse()
+        for _ in range(REHEARSALS):
+            unpack_terms(Terms(0, 0, 0, 0, 0, 0, 0).pack(""))
         self._repl = Repl(self._screen, pictures)
         # What exists now is shared with every session; a collection there should not copy its pages.
         places = sorted(map(id, room))
@@ -126,13 +133,15 @@ class Template:
         remove_folder(self._folder)
 
     def _take_request(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 2)
+        # Not by `socket.recv_fds`: each line that runs here has the next fork copy what it touches.
+        message, passed, _, _ = self._control.recvmsg(_MAX_MESSAGE, _ROOM_FOR_TWO)
         if not message:
             return False
+        fds = _TWO.unpack(passed[0][2]) if passed else ()
         try:
             stream, screen = fds
             if self._shared_uid or self._uids:
-                self._fork(json.loads(message), stream, screen)
+                self._fork(message, stream, screen)
             else:
                 os.write(stream, b"failed: as many sessions are open as this sandbox has uids; close some")
         except OSError as error:
@@ -143,20 +152,16 @@ class Template:
                 os.close(fd)
         return True
 
-    def _fork(self, request: Mapping[str, Any], stream: int, screen: int) -> None:
+    def _fork(self, request: bytes, stream: int, screen: int) -> None:
         uid = self._uids[-1] if self._uids else None
-        paths.reseed()
-        rules = self._containment.rules()
-        try:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    self._become_session(request, uid, rules, stream, screen)
-                finally:
-                    os._exit(1)
-        finally:
-            if rules is not None:
-                rules.close()
+        for seed, size in self._seeders:
+            seed(int.from_bytes(os.urandom(size), "little"))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become_session(request, uid, stream, screen)
+            finally:
+                os._exit(1)
         if uid is not None:
             self._uids.pop()
         watched = os.pidfd_open(pid)
@@ -171,24 +176,23 @@ class Template:
         if uid is not None:
             self._uids.append(uid)
 
-    def _become_session(
-        self, request: Mapping[str, Any], uid: int | None, rules: linux.Ruleset | None, stream: int, screen: int
-    ) -> None:
+    def _become_session(self, request: bytes, uid: int | None, stream: int, screen: int) -> None:
         os.dup2(stream, _STREAM_FD, inheritable=False)
         os.dup2(screen, _SCREEN_FD, inheritable=False)
         for fd in (1, 2):
             os.dup2(0, fd)
-        answer = AnswerLimits(*request["answer"])
+        terms, name = unpack_terms(request)
 
         def prepare() -> None:
-            self._containment.enter(request, uid, rules)
+            self._containment.enter(terms, name, uid)
             os.closerange(self._first_free, self._open_files)
 
         # Before any door is closed: a contained process passes no descriptors.
-        socket.send_fds(self._stream, [HANDLE], [os.pidfd_open(os.getpid())])
+        handle = _ONE.pack(os.pidfd_open(os.getpid()))
+        self._stream.sendmsg([HANDLE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handle)])
         if announce(self._stream, prepare):
-            self._screen.attach(_SCREEN_FD, answer.text)
-            serve(self._stream, self._screen, self._repl, answer)
+            self._screen.attach(_SCREEN_FD, terms.text)
+            serve(self._stream, self._screen, self._repl, terms)
 
 
 def _move_up(fd: int) -> int:

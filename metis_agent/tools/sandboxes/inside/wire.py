@@ -31,6 +31,7 @@ __all__ = [
     "FrameError",
     "Picture",
     "Screen",
+    "Terms",
     "pack_frame",
     "pack_input",
     "pack_parts",
@@ -42,6 +43,7 @@ __all__ = [
     "unpack_parts",
     "unpack_picture",
     "unpack_pictures",
+    "unpack_terms",
 ]
 
 MAX_CODE_BYTES = 1 << 20
@@ -59,6 +61,7 @@ Picture = tuple[int, int, memoryview | bytes]
 _FRAME = struct.Struct("!QI")
 _PART = struct.Struct("!cI")
 _SIZE = struct.Struct("!II")
+_TERMS = struct.Struct("!7Q")
 _MOST_PARTS = 8
 
 
@@ -70,6 +73,30 @@ class AnswerLimits(NamedTuple):
     pictures: int
     pixels: int
     """Of each picture."""
+
+
+class Terms(NamedTuple):
+    """Of a session to open: numbers for its containment, in bytes where they are sizes."""
+
+    memory: int
+    """Of address space."""
+    disk: int
+    threads: int
+    tasks: int
+    """Of all of its user, where the kernel counts no session alone."""
+    text: int
+    """This and the rest as in `AnswerLimits`."""
+    pictures: int
+    pixels: int
+
+    def pack(self, folder: str) -> bytes:
+        """With the name of its folder, as a message to the template."""
+        return _TERMS.pack(*self) + folder.encode()
+
+
+def unpack_terms(message: bytes) -> tuple[Terms, str]:
+    """Terms and the name of the folder."""
+    return Terms(*_TERMS.unpack_from(message)), message[_TERMS.size :].decode()
 
 
 class FrameError(Exception):
