@@ -54,7 +54,10 @@ _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BARE_CALL_WRAPPING = re.compile(
     r"```[\w-]*\s|```|<\|python_tag\|>|</?tools>|</?function_call>|<\|(?:eom_id|eot_id|im_end)\|>|[\s;,]"
 )
-_BARE_CALL_BEGUN = re.compile(r'\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:')
+_BARE_CALL_BEGUN = re.compile(r'\{{1,2}\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:')
+# Qwen2.5-Coder's template shows a call in doubled braces; its models do as shown, and miscount those that close it.
+_DOUBLED = re.compile(r'\{(?=\{\s*"name"\s*:)')
+_CLOSING = re.compile(r"[\s}]*")
 _BARE_CALL_KEYS = {"name", "arguments", "parameters", "type", "id", "function"}
 
 # Not strict: small models break the lines of their code inside of a string.
@@ -145,7 +148,9 @@ def _cut(text: str, pattern: re.Pattern[str], found: list[str]) -> str:
 def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: list[dict[str, Any]]) -> None:
     name, error = None, ""
     try:
-        call = _DECODER.decode(raw)
+        call, end = _decoded(raw, len(raw) - len(raw.lstrip()))
+        if raw[end:].strip():
+            raise ValueError(f"The call goes on after its JSON: {raw[end:].strip()[:40]!r}.")
         name, arguments = _name_and_arguments(call)
     except (ValueError, RecursionError) as problem:
         named = re.search(r'"name"\s*:\s*"([^"]*)"', raw)
@@ -158,6 +163,13 @@ def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: 
         valid.append({"name": name, "args": arguments})
 
 
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """The JSON that begins here, and where it ends."""
+    doubled = _DOUBLED.match(text, start)
+    value, end = _DECODER.raw_decode(text, doubled.end() if doubled else start)
+    return value, _CLOSING.match(text, end).end() if doubled else end  # type: ignore[union-attr]
+
+
 def _bare_calls(text: str, offered: Collection[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The calls, well-formed and malformed, of a text that is nothing but JSON which names offered tools; else none."""
     valid: list[dict[str, Any]] = []
@@ -168,7 +180,7 @@ def _bare_calls(text: str, offered: Collection[str]) -> tuple[list[dict[str, Any
             continue
         begun = _BARE_CALL_BEGUN.match(text, place)
         try:
-            value, place = _DECODER.raw_decode(text, place)
+            value, place = _decoded(text, place)
         except (ValueError, RecursionError) as problem:
             if begun and begun[1] in offered:
                 return valid, [{"name": begun[1], "args": text[place:].strip(), "error": f"{problem} {_A_CALL_READS}"}]

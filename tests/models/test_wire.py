@@ -107,6 +107,8 @@ BARE = '{"name": "python", "arguments": {"code": "1 + 1"}}'
         "<|python_tag|>" + BARE.replace("arguments", "parameters"),
         f'{{"type": "function", "function": {BARE}}}',
         BARE.replace('{"code": "1 + 1"}', '"{\\"code\\": \\"1 + 1\\"}"'),
+        # As Qwen2.5-Coder's template shows it, closed as often as it was opened, once more, or once less.
+        *(f"{{{BARE}{more}" for more in ("}", "}}", "", "}\n```")),
     ],
 )
 def test_a_reply_that_is_nothing_but_the_json_of_an_offered_tool_is_a_call(text: str) -> None:
@@ -123,6 +125,8 @@ def test_a_reply_that_is_nothing_but_the_json_of_an_offered_tool_is_a_call(text:
         f"```python\nprint(2)\n```\n{BARE}",
         BARE.replace("python", "web"),
         f"{BARE} {BARE.replace('python', 'web')}",
+        f"{{{BARE}}} {BARE.replace('python', 'web')}",
+        f"{{{BARE}}} That is how.",
         '{"name": "python", "version": 3}',
         '{"name": "python"}',
         '{"name": "python", "arguments": [1]}',
@@ -139,10 +143,17 @@ def test_other_json_and_json_beside_text_is_an_answer(text: str) -> None:
 def test_several_bare_calls_broken_lines_and_a_broken_call() -> None:
     two = parse_reply(f"{BARE}\n" + BARE.replace("1 + 1", "print(1)\n2"), offered={"python"})
     assert [call["args"]["code"] for call in two.tool_calls] == ["1 + 1", "print(1)\n2"]
-    (invalid,) = parse_reply(
-        '{"name": "python", "arguments": {"code": "print("a")"}}', offered={"python"}
-    ).invalid_tool_calls
-    assert (invalid["name"], "Expecting" in invalid["error"]) == ("python", True)
+    for doubled in ("", "{"):
+        text = doubled + '{"name": "python", "arguments": {"code": "print("a")"}}'
+        (invalid,) = parse_reply(text, offered={"python"}).invalid_tool_calls
+        assert (invalid["name"], "Expecting" in invalid["error"]) == ("python", True)
+
+
+def test_a_tagged_call_in_doubled_braces() -> None:
+    (call,) = parse_reply(f"<tool_call>\n{{{BARE}}}\n</tool_call>").tool_calls
+    assert call["args"] == {"code": "1 + 1"}
+    (invalid,) = parse_reply(f"<tool_call>{{{BARE}}} so</tool_call>").invalid_tool_calls
+    assert "goes on after its JSON: 'so'" in invalid["error"]
 
 
 @pytest.mark.parametrize(
