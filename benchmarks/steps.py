@@ -20,7 +20,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,28 @@ def area(correct: Any, cost: Any, top: float) -> float:
     return float(np.interp(calls, cost[order], best).mean())
 
 
-def curves(need: Any, train: OutcomeTable, points: OutcomeTable, resamples: int = 300) -> dict[str, Any]:
-    """The area of each rule, and by how much the gate's is above it, with intervals over questions."""
-    ends = [np.zeros(len(points), dtype=bool), np.ones(len(points), dtype=bool)]
-    grid = np.unique(np.quantile(need, np.linspace(0, 1, 61)))
-    rules: dict[str, list[Any]] = {
-        "gate": [need > threshold for threshold in grid],
-        "value regression": [value_regression(train, points, price) for price in PRICES],
+def at_thresholds(need: Any) -> list[Any]:
+    """Where to go on, at thresholds over the whole range of a score."""
+    return [need > threshold for threshold in np.unique(np.quantile(need, np.linspace(0, 1, 61)))]
+
+
+def fixed_rules(points: OutcomeTable) -> dict[str, list[Any]]:
+    """Caps on the calls, and the oracle, which stops as soon as the answer is right."""
+    return {
         "caps": [points.steps < cap for cap in range(int(points.steps.max()) + 1)],
         "oracle": [points.correct[:, 0] <= 0.5],
     }
+
+
+def areas(rules: Mapping[str, list[Any]], points: OutcomeTable, resamples: int = 300) -> dict[str, Any]:
+    """The area of each rule, and by how much the gate's is above it, with intervals over questions.
+
+    Args:
+        rules: By name, "gate" among them: for each setting of the rule, where it goes on.
+        points: What stopping and going on gave.
+        resamples: Of the bootstrap.
+    """
+    ends = [np.zeros(len(points), dtype=bool), np.ones(len(points), dtype=bool)]
     replays = {name: [replay(points, go_on) for go_on in (*settings, *ends)] for name, settings in rules.items()}
     correct = {name: np.stack([it.correct for it in of]) for name, of in replays.items()}
     cost = {name: np.stack([it.cost for it in of]) for name, of in replays.items()}
@@ -208,7 +220,14 @@ def run(seed: int, train: int, test: int, splits: int, folder: Path) -> dict[str
         "gate": deployed(gate, asked),
         "gate, what is unlike its training left to the model": deployed(PolicyGate(folder / "gate"), asked),
         "replayed": replay(fresh, need > gate.threshold).figures(),
-        "curves": curves(need, learnt, fresh),
+        "curves": areas(
+            {
+                "gate": at_thresholds(need),
+                "value regression": [value_regression(learnt, fresh, price) for price in PRICES],
+                **fixed_rules(fresh),
+            },
+            fresh,
+        ),
         "promises": promises(need, fresh, splits) if splits else [],
     }
     print(f"seed {seed}: done after {time.process_time() - started:.0f} s of CPU", file=sys.stderr)
