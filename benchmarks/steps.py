@@ -9,12 +9,19 @@ random splits. Prints JSON.
 
     python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
     python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
+    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 30] [--folder runs/two-hops]
+
+With `--whole-model` the agent is the almanac's tiny transformer, trained first on runs of that which never has enough,
+then by the decision contrast and by HDPO, forced at three decisions of a run, and measured on the same fresh questions,
+greedily. Its own odds of a call at each state are one more rule beside the gate that is trained on its runs. What is
+finished in the folder is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import sys
@@ -42,7 +49,7 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import BranchPlan, BranchRecorder, branch_rollouts
 from metis_agent.rollouts.outcomes import OutcomeTable
 from metis_agent.rollouts.points import PointPool, forks_of
-from metis_agent.types import Question
+from metis_agent.types import Question, Trajectory
 from metis_agent.worlds.almanac.agent import seeking_agent
 from metis_agent.worlds.almanac.questions import CALLS_NEEDED, questions
 
@@ -50,10 +57,12 @@ PRICES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
 """Of a call, in accuracy: the settings of value regression."""
 
 
-def record(asked: Sequence[Question], folder: Path, seed: int) -> OutcomeTable:
+def record(
+    asked: Sequence[Question], folder: Path, seed: int, build: Callable[[Any], Any] = seeking_agent
+) -> OutcomeTable:
     """Runs of the cold start through the graph, forked at each step, as decision points."""
     with TrajectoryStore(folder) as store:
-        recorder = BranchRecorder(seeking_agent, store)
+        recorder = BranchRecorder(build, store, concurrency=128)
         plan = BranchPlan(direct=0, tool=0, free=1)
         recorder.record(branch_rollouts(asked, ["text_search"], plan, name="steps", seed=seed))
         runs = list(TrajectoryStore(folder, read_only=True).read())
@@ -64,18 +73,23 @@ def record(asked: Sequence[Question], folder: Path, seed: int) -> OutcomeTable:
 def deployed(gate: Any, asked: Sequence[Question]) -> dict[str, float]:
     """What an agent with this gate does, run for real."""
     agent = seeking_agent(gate)
-    calls, right = [], []
+    rows = []
     for question in asked:
         state = agent.invoke({"messages": [("user", question.text)]})
-        calls.append(sum(outcome.executed for outcome in state["outcomes"]))
-        right.append(bool(verify(question, state["messages"][-1].text)))
-    needed = np.array([CALLS_NEEDED[question.kind] for question in asked])  # type: ignore[index]
-    made = np.array(calls)
+        calls = sum(outcome.executed for outcome in state["outcomes"])
+        rows.append((question, calls, bool(verify(question, state["messages"][-1].text))))
+    return figures_of(rows)
+
+
+def figures_of(rows: Sequence[tuple[Question, int, bool]]) -> dict[str, float]:
+    """Of one run a question: its calls, and whether its answer was right."""
+    needed = np.array([CALLS_NEEDED[question.kind] for question, _, _ in rows])  # type: ignore[index]
+    made = np.array([calls for _, calls, _ in rows])
     return {
-        "accuracy": float(np.mean(right)),
+        "accuracy": float(np.mean([right for _, _, right in rows])),
         "calls": float(made.mean()),
         "redundant": float(np.maximum(0, made - needed).mean()),
-        "necessary": float(np.minimum(made, needed).sum() / needed.sum()),
+        "necessary": float(np.minimum(made, needed).sum() / max(needed.sum(), 1)),
     }
 
 
@@ -234,6 +248,81 @@ def run(seed: int, train: int, test: int, splits: int, folder: Path) -> dict[str
     return figures
 
 
+def self_report(runs: Sequence[Trajectory], points: OutcomeTable) -> Any:
+    """[N], log-odds of a call that the model itself gives at each state, read off the first token of the call there."""
+    opening = {run.id: [(call.log_probs or (math.nan,))[0] for call in run.calls] for run in runs}
+    log_p = np.minimum([opening[run][step] for run, step in zip(points.runs, points.steps, strict=True)], -1e-9)
+    return log_p - np.log(-np.expm1(log_p))
+
+
+def whole_model(seed: int, steps: int, train: int, test: int, folder: Path) -> dict[str, Any]:
+    """The tiny transformer: its cold start, gates beside it, and what training the whole model makes of it."""
+    from metis_agent.hdpo.advantages import Objective
+    from metis_agent.models.local import LocalChatModel
+    from metis_agent.rollouts.runner import group_rollouts
+    from metis_agent.worlds.almanac.cold_start import train_seeking_cold_start
+    from metis_agent.worlds.almanac.experiment import TwoHops
+
+    cold = folder / "cold-start"
+    if not (cold / "tokenizer.json").exists():  # saved last
+        train_seeking_cold_start(cold)
+    figures: dict[str, Any] = {"seed": seed, "steps": steps}
+
+    def noted(name: str, do: Callable[[], dict[str, Any]]) -> None:
+        file = folder / f"{name}-{seed}-{steps}.json"
+        if not file.exists():
+            file.write_text(json.dumps(do(), default=float))
+            print(f"seed {seed}: {name}, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
+        figures[name] = json.loads(file.read_text())
+
+    def measured(experiment: TwoHops, policy: Path) -> dict[str, float]:
+        chat = LocalChatModel.load(policy, max_new_tokens=experiment.reply)
+        asked = experiment.questions("test", test)
+        runs = experiment._rollouts(chat, "measured").collect(group_rollouts(asked, ("free",), name="free", seed=seed))
+        rows = [(run.question, run.tool_calls, bool(verify(run.question, run.answer))) for run in runs]
+        kinds = {kind: figures_of([row for row in rows if row[0].kind == kind]) for kind in CALLS_NEEDED}
+        return {**figures_of(rows), "kinds": kinds}
+
+    def trained(name: str) -> dict[str, Any]:
+        objective = Objective(name=name)  # type: ignore[arg-type]
+        experiment = TwoHops(
+            folder=folder / f"{name}-{seed}-{steps}", cold_start=cold, objective=objective, steps=steps, seed=seed
+        )
+        history = experiment.train(on_step=lambda it: print(_curve(it), file=sys.stderr, flush=True))
+        return {**measured(experiment, experiment.policy), "history": [_curve(it) for it in history]}
+
+    def gates() -> dict[str, Any]:
+        world = TwoHops(folder=folder, cold_start=cold, seed=seed)
+        chat = LocalChatModel.load(cold, max_new_tokens=world.reply)
+        both = {"train": world.questions("train", train), "test": world.questions("test", test)}
+        tables = {
+            name: record(asked, folder / f"{name}-{seed}", seed, lambda gate: world.agent(chat, gate))
+            for name, asked in both.items()
+        }
+        write_artefact(train_gate(tables["train"]), folder / f"gate-{seed}", table=tables["train"], metrics={})
+        need = score_table(PolicyGate(folder / f"gate-{seed}", unfamiliar="gate"), tables["test"]).need
+        runs = list(TrajectoryStore(folder / f"test-{seed}", read_only=True).read())
+        points = tables["test"]
+        rules = {
+            "gate": at_thresholds(need),
+            "self-report": at_thresholds(self_report(runs, points)),
+            "value regression": [value_regression(tables["train"], points, price) for price in PRICES],
+            **fixed_rules(points),
+        }
+        return {"decision_points": len(points), **areas(rules, points)}
+
+    noted("cold start", lambda: measured(TwoHops(folder=folder / f"cold-{seed}", cold_start=cold, seed=seed), cold))
+    for name in ("contrast", "hdpo"):
+        noted(name, partial(trained, name))
+    noted("curves", gates)
+    return figures
+
+
+def _curve(metrics: Mapping[str, float]) -> dict[str, float]:
+    names = ("accuracy", "calls", "redundant_rate", "necessary_recall", "excluded")
+    return {"step": metrics["step"], **{name: metrics.get(f"hdpo/{name}", math.nan) for name in names}}
+
+
 def many_points(count: int) -> dict[str, float]:
     """Train on so many decision points of made-up runs, written without running them: three a run, of two hops."""
     from metis_agent.gates.reading import observed
@@ -273,9 +362,16 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=600)
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--points", type=int)
+    parser.add_argument("--whole-model", action="store_true")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=Path("runs/two-hops"))
     given = parser.parse_args()
     if given.points:
         print(json.dumps(many_points(given.points), indent=2))
+        return
+    if given.whole_model:
+        for seed in given.seeds:
+            print(json.dumps(whole_model(seed, given.steps, given.train, given.test, given.folder)), flush=True)
         return
     report = []
     for seed in given.seeds:

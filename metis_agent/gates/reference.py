@@ -107,13 +107,14 @@ class BranchGate(_InstantGate):
 
     def decide(self, request: GateRequest) -> GateDecision:
         """Decide as this branch's baseline does."""
-        replies = sum(message.type == "ai" for message in turn_of(request.messages)) if self.at else 0
-        if replies < self.at or (replies == self.at > 0 and self.branch == "tool"):
-            return self._allow_all(request, required=replies == self.at)
-        if not self.tool:
+        turn = turn_of(request.messages)
+        replies = sum(message.type == "ai" for message in turn) if self.at else 0
+        if replies < self.at:
+            return self._allow_all(request)
+        if self.branch != "tool" or not (self.tool or self.at):
             return self._gate.decide(request)
-        allowed = tuple([tool.name for tool in request.tools if tool.name == self.tool])
-        required = bool(allowed) and is_first_step(turn_of(request.messages))
+        allowed = tuple([tool.name for tool in request.tools if self.tool in ("", tool.name)])
+        required = bool(allowed) and (replies == self.at if self.at else is_first_step(turn))
         return GateDecision(allowed=allowed, required=required, gate=self.name, version=self.version)
 
 

@@ -249,6 +249,7 @@ def step_metrics(scores: Scores, channels: Channels, groups: StratifiedGroups) -
     return {
         "hdpo/accuracy": share(scores.correct, free),
         "hdpo/tool_rate": share(called, free),
+        "hdpo/calls": float(scores.T[free].mean()) if free.any() else float("nan"),
         "hdpo/redundant_rate": share(called, free & known[:, None]),
         "hdpo/necessary_recall": share(called, free & needed[:, None]),
         "hdpo/rho": float(channels.rho.mean()),

@@ -160,7 +160,7 @@ def balance_weights(
     first = LaterDecision(
         called=called,
         probability=np.broadcast_to(tool_probability[:, None], called.shape),
-        state=np.zeros(called.shape),
+        state=np.zeros(called.shape, np.int64),
     )
     inverse = np.full(called.shape, 1 - (groups.direct + groups.tool) / groups.size)
     for step, it in enumerate((first, *later)):
@@ -170,9 +170,9 @@ def balance_weights(
         weighs = (it.state >= 0) & ~np.isnan(pi_b)
         if spared:
             weighs &= ~spared[step]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             inverse += np.where(weighs, np.where(f_b > 0, f_b / pi_b, 0.0), f_D + f_T)
-    return np.divide(1.0, inverse, out=np.ones(called.shape), where=inverse > 0)
+    return np.asarray(np.divide(1.0, inverse, out=np.ones(called.shape), where=inverse > 0))
 
 
 def rollout_weights(

@@ -23,6 +23,11 @@ BOTH = ("a", "b")
         (BranchGate("tool"), (BOTH, True), (BOTH, False)),
         (BranchGate("tool", tool="b"), (("b",), True), (("b",), False)),
         (BranchGate("tool", tool="c"), ((), False), ((), False)),
+        (BranchGate("direct", at=1), (BOTH, False), ((), False)),
+        (BranchGate("tool", at=1), (BOTH, False), (BOTH, True)),
+        (BranchGate("tool", tool="b", at=1), (BOTH, False), (("b",), True)),
+        (BranchGate("direct", at=2), (BOTH, False), (BOTH, False)),
+        (BranchGate("tool", at=2), (BOTH, False), (BOTH, False)),
     ],
 )
 async def test_baselines(gate, first, later):
@@ -42,5 +47,6 @@ def test_a_branch_gate_knows_its_branch():
     with pytest.raises(ConfigurationError, match="'both'"):
         BranchGate("both")
     assert BranchGate("tool", tool="b").name == "branch:tool:b"
+    assert BranchGate("tool", at=2).name == "branch:tool@2"
     with pytest.raises(ConfigurationError, match="only branch 'tool'"):
         BranchGate("direct", tool="b")

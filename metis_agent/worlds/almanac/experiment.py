@@ -8,14 +8,15 @@ from typing import ClassVar, Literal
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.gates.base import Gate
+from metis_agent.hdpo.exploration import StratifiedGroups
 from metis_agent.models.local import LocalChatModel
 from metis_agent.rules.budget import Budget
 from metis_agent.types import Question
-from metis_agent.worlds.almanac.agent import COLD_START, Noise, almanac_tools
-from metis_agent.worlds.almanac.questions import KINDS, Kind, questions
+from metis_agent.worlds.almanac.agent import COLD_START, Noise, almanac_search, almanac_tools
+from metis_agent.worlds.almanac.questions import CALLS_NEEDED, KINDS, Kind, questions
 from metis_agent.worlds.experiment import History, WorldExperiment
 
-__all__ = ["COLD_START", "Experiment", "History"]
+__all__ = ["COLD_START", "Experiment", "History", "TwoHops"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +40,22 @@ class Experiment(WorldExperiment):
         return create_metis_agent(
             chat, almanac_tools(noise=self.noise), gate=gate, budget=Budget(calls=2), block_message="Error."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoHops(WorldExperiment):
+    """A run in the almanac of two hops, from the weights that `cold_start.train_seeking_cold_start` leaves."""
+
+    reply: ClassVar[int] = 32
+    """The longest reply that is of use has 23."""
+
+    groups: StratifiedGroups = StratifiedGroups(size=12, direct=3, tool=3, steps=3)
+
+    def questions(self, split: Literal["train", "test"], count: int) -> tuple[Question, ...]:
+        """See `WorldExperiment.questions`."""
+        return questions(split, count, seed=self.seed, kinds=tuple(CALLS_NEEDED))
+
+    def agent(self, chat: LocalChatModel, gate: Gate | None = None) -> MetisAgent:
+        """The agent of this world, around a gate."""
+        search = almanac_search(linked=True)
+        return create_metis_agent(chat, [search], gate=gate, budget=Budget(calls=6), block_message="Error.")
