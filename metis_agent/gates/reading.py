@@ -18,6 +18,7 @@ import math
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -175,17 +176,19 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     asked = list(dict.fromkeys(token.lower() for token in tokens))[:_ASKED]
     names = {token.lower() for token in tokens[1:] if token[0].isupper()}
     before: dict[str, None] = dict.fromkeys(_state_words(asked, names, lines))
-    spaces = []
+    counts: dict[int, int] = {}
     for line in reversed(lines):
         words, said = _hashed_line(line, buckets)
-        spaces.append(said)
+        for bucket, times in said.items():
+            counts[bucket] = counts.get(bucket, 0) + times
         before |= dict.fromkeys(words)
     heard = [word for word in before if word not in _FUNCTION_WORDS][:_HEARD]
-    together = (f"{one} | {other}" for one in heard for other in ("", *asked))
-    counts: dict[int, int] = {}
-    for space in (*spaces, _counts("h", together, buckets)):
-        for bucket, times in space.items():
-            counts[bucket] = counts.get(bucket, 0) + times
+    start, others = zlib.crc32(b"h"), _encoded(("", *asked))
+    for one in _encoded(heard):
+        begun = zlib.crc32(one + b" | ", start)
+        for other in others:
+            bucket = zlib.crc32(other, begun) % buckets
+            counts[bucket] = counts.get(bucket, 0) + 1
     return counts
 
 
@@ -194,7 +197,7 @@ def _hashed_line(line: str, buckets: int) -> tuple[tuple[str, ...], Mapping[int,
     """Words of one line of a conversation, and counts by bucket of who said them, alone and in pairs."""
     who, _, text = line.partition(": ")
     words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens_of(text)]
-    said = [f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)]
+    said = _encoded([f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)])
     return tuple(word for word in words if word[0].isalnum() or word[0] == "#"), _counts("h", said, buckets)
 
 
@@ -204,7 +207,7 @@ def ends_of(text: str, space: str = "d") -> str:
     return text if len(text) <= 2 * end else f"{text[:end]} {text[-end:]}"
 
 
-def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int]:
+def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> Mapping[int, int]:
     """Counts by bucket of the words that a long text begins and ends with, alone and in pairs.
 
     Args:
@@ -216,8 +219,8 @@ def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> dict[int, int
     first, last, _ = _ENDS[space]
     if len(tokens) > first + last:
         tokens = tokens[:first] + tokens[-last:]
-    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
-    return _counts(space, itertools.chain(words, map(" ".join, itertools.pairwise(words))), buckets)
+    words = _encoded(_shape(token) if token[0].isdigit() else token.lower() for token in tokens)
+    return _counts(space, itertools.chain(words, map(b" ".join, itertools.pairwise(words))), buckets)
 
 
 def _state_words(asked: Sequence[str], names: Set[str], lines: Sequence[str]) -> Iterator[str]:
@@ -409,23 +412,22 @@ def _shape(number: str) -> str:
     return "yyyy" if is_year(number) else f"#{len(number.strip('.,'))}"
 
 
-def _word_ngrams(tokens: Sequence[str]) -> Iterator[str]:
-    words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens]
+def _word_ngrams(tokens: Sequence[str]) -> Iterator[bytes]:
+    words = _encoded(_shape(token) if token[0].isdigit() else token.lower() for token in tokens)
     yield from words
-    yield from map(" ".join, itertools.pairwise(words))
-    yield from map(" ".join, zip(words, words[1:], words[2:], strict=False))
+    yield from map(b" ".join, itertools.pairwise(words))
+    yield from map(b" ".join, zip(words, words[1:], words[2:], strict=False))
     for length in (1, 2, 3):
-        yield "^" + " ".join(words[:length])
+        yield b"^" + b" ".join(words[:length])
     if len(words) > 1:
-        yield words[-2] + "$"
+        yield words[-2] + b"$"
 
 
-def _skeleton_ngrams(tokens: Sequence[str]) -> Iterator[str]:
-    shapes = ["^", *map(_skeleton, tokens), "$"]
+def _skeleton_ngrams(tokens: Sequence[str]) -> Iterator[bytes]:
+    shapes = _encoded(("^", *map(_skeleton, tokens), "$"))
     yield from shapes
     for length in (2, 3, 4):
-        for start in range(len(shapes) - length + 1):
-            yield " ".join(shapes[start : start + length])
+        yield from map(b" ".join, zip(*(shapes[start:] for start in range(length)), strict=False))
 
 
 def _skeleton(token: str) -> str:
@@ -439,10 +441,10 @@ def _skeleton(token: str) -> str:
     return token
 
 
-def _counts(space: str, ngrams: Iterable[str], buckets: int) -> dict[int, int]:
-    counts: dict[int, int] = {}
+def _counts(space: str, ngrams: Iterable[bytes], buckets: int) -> Mapping[int, int]:
     start = zlib.crc32(space.encode())
-    for ngram in ngrams:
-        bucket = zlib.crc32(ngram.encode("utf-8", "surrogatepass"), start) % buckets
-        counts[bucket] = counts.get(bucket, 0) + 1
-    return counts
+    return Counter([zlib.crc32(ngram, start) % buckets for ngram in ngrams])
+
+
+def _encoded(words: Iterable[str]) -> list[bytes]:
+    return [word.encode("utf-8", "surrogatepass") for word in words]

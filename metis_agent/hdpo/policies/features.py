@@ -56,8 +56,7 @@ class FeaturesPolicy:
     def prepare(self, table: OutcomeTable) -> _Prepared:
         """Hash every question once."""
         reads_history = bool(table.histories or table.observations)
-        rows: dict[str, _Rows] = {}
-        dense = array("d")
+        text, dense = _Rows(), array("d")
         for row, question in enumerate(table.questions):
             spaces = spaces_of(
                 question,
@@ -65,8 +64,7 @@ class FeaturesPolicy:
                 context=table.contexts[row] if table.contexts else None,
                 draft=table.drafts[row] if table.drafts else None,
             )
-            for name, counts in spaces.items():
-                rows.setdefault(name, _Rows()).add(counts)
+            text.add(spaces)
             dense.extend(question_features(question))
             if table.contexts:
                 dense.extend(context_features(question, table.contexts[row]))
@@ -79,7 +77,7 @@ class FeaturesPolicy:
         draft = np.stack([*table.draft.values()], axis=1) if table.draft else np.zeros((len(table), 0))
         return _Prepared(
             policy=self,
-            counts={name: space.matrix() for name, space in rows.items()},
+            text=text.counts(),
             numbers=np.hstack([numbers, draft]),
             draft=tuple(table.draft),
             context=bool(table.contexts),
@@ -89,26 +87,57 @@ class FeaturesPolicy:
 
 
 class _Rows:
-    """Rows of a sparse matrix, grown one by one in little memory."""
+    """Counts of all spaces, row by row, grown in little memory."""
 
     def __init__(self) -> None:
-        self._indices, self._values, self._ends = array("i"), array("f"), array("q", [0])
+        self._spaces: tuple[str, ...] = ()
+        self._indices, self._values, self._lengths = array("i"), array("f"), array("i")
 
-    def add(self, counts: Mapping[int, int]) -> None:
-        self._indices.extend(counts.keys())
-        self._values.extend(counts.values())
-        self._ends.append(len(self._indices))
+    def add(self, spaces: Mapping[str, Mapping[int, int]]) -> None:
+        """One row; all rows have the same spaces."""
+        self._spaces = tuple(spaces)
+        for counts in spaces.values():
+            self._indices.frombytes(np.fromiter(counts.keys(), np.int32, len(counts)).tobytes())
+            self._values.frombytes(np.fromiter(counts.values(), np.float32, len(counts)).tobytes())
+            self._lengths.append(len(counts))
 
-    def matrix(self) -> Any:
-        data = (np.frombuffer(self._values, np.float32), np.frombuffer(self._indices, np.int32))
-        return sparse.csr_matrix((*data, np.frombuffer(self._ends, np.int64)), (len(self._ends) - 1, BUCKETS))
+    def counts(self) -> _Counts:
+        lengths = np.frombuffer(self._lengths, np.int32).reshape(-1, max(1, len(self._spaces)))
+        values, indices = np.frombuffer(self._values, np.float32), np.frombuffer(self._indices, np.int32)
+        damped = 1 + np.log(values)
+        ends = np.append(0, np.cumsum(lengths.sum(axis=1)))
+        return _Counts(self._spaces, sparse.csr_matrix((damped, indices, ends), (len(lengths), BUCKETS)), lengths)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """N-grams of every row: space after space, as they lie in hashed space."""
+
+    spaces: tuple[str, ...]
+    """S names of `SPACES`."""
+    damped: Any
+    """CSR [N, BUCKETS], 1 + log(count); a bucket stands in a row as often as spaces have it."""
+    lengths: NDArray[np.int32]
+    """[N, S], the buckets of each."""
+
+    def weighed(self, rows: NDArray[np.int64], idf: NDArray[np.float64]) -> Any:
+        """CSR [n, BUCKETS]: what `metis_agent.gates.features.weighed` does to one question, for many."""
+        matrix, lengths = self.damped[rows], self.lengths[rows].ravel()
+        values = matrix.data * idf[matrix.indices]
+        ends = np.append(0, np.cumsum(lengths))
+        squares = sparse.csr_matrix((values * values, matrix.indices, ends), (len(lengths), BUCKETS)).sum(axis=1)
+        norm = np.sqrt(np.asarray(squares).ravel())
+        weights = np.tile([SPACES[name] for name in self.spaces], len(rows))
+        values *= np.repeat(weights / np.where(norm > 0, norm, 1.0), lengths)
+        matrix = sparse.csr_matrix((values, matrix.indices, matrix.indptr), matrix.shape)
+        matrix.eliminate_zeros()
+        return matrix
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     policy: FeaturesPolicy
-    counts: Mapping[str, Any]
-    """By the names of `SPACES`, CSR [N, BUCKETS]."""
+    text: _Counts
     numbers: NDArray[np.float64]
     """[N, D], drafts last, NaN where there was none."""
     draft: tuple[str, ...]
@@ -138,7 +167,9 @@ class _Prepared:
 
     def inputs(self, fitted_on: NDArray[np.int64], rows: NDArray[np.int64]) -> Any:
         """CSR [n, inputs] of `rows`, scaled as `fitted_on` says: for policies that are trained by gradient."""
-        return _Scaling.of(self, fitted_on).apply(self, rows)
+        x = _Scaling.of(self, fitted_on).apply(self, rows)
+        x.sum_duplicates()
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +186,7 @@ class _Scaling:
 
     @classmethod
     def of(cls, prepared: _Prepared, rows: NDArray[np.int64]) -> _Scaling:
-        df = sum(np.bincount(counts[rows].indices, minlength=BUCKETS) for counts in prepared.counts.values())
+        df = np.bincount(prepared.text.damped[rows].indices, minlength=BUCKETS)
         idf = np.where(df >= prepared.policy.min_df, np.log((1 + len(rows)) / (1 + df)) + 1, 0.0)
         numbers = prepared.numbers[rows]
         is_draft = np.arange(numbers.shape[1]) >= numbers.shape[1] - len(prepared.draft)
@@ -178,13 +209,13 @@ class _Scaling:
 
     def apply(self, prepared: _Prepared, rows: NDArray[np.int64]) -> Any:
         """CSR [n, BUCKETS + D + missing]."""
-        parts = [_weighed(counts[rows], self.idf, SPACES[name]) for name, counts in prepared.counts.items()]
+        text = prepared.text.weighed(rows, self.idf)
         numbers = prepared.numbers[rows]
         gone = np.isnan(numbers)
         numbers = np.where(self.log, np.log(np.where(self.log, np.maximum(numbers, 1e-12), 1.0)), numbers)
         scaled = np.clip((np.where(gone, self.mean, numbers) - self.mean) / self.scale, -CLIP, CLIP)
         dense = DENSE_WEIGHT * np.hstack([scaled, gone[:, self.missing]])
-        return sparse.hstack([sum(parts[1:], parts[0]), sparse.csr_matrix(dense)], format="csr")
+        return sparse.hstack([text, sparse.csr_matrix(dense)], format="csr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +245,8 @@ class _Fitted:
             "context": self.prepared.context,
             "history": self.prepared.history,
             "steps": self.prepared.steps,
-            "context_words": "c" in self.prepared.counts,
-            "draft_words": "d" in self.prepared.counts,
+            "context_words": "c" in self.prepared.text.spaces,
+            "draft_words": "d" in self.prepared.text.spaces,
             "draft": list(self.prepared.draft),
             "log": np.flatnonzero(self.scaling.log).tolist(),
             "missing": self.scaling.missing.tolist(),
@@ -226,16 +257,6 @@ class _Fitted:
 
 def _mean(values: NDArray[np.float64], gone: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(np.where(gone, 0.0, values).sum(axis=0) / np.maximum(1, (~gone).sum(axis=0)))
-
-
-def _weighed(counts: Any, idf: NDArray[np.float64], weight: float) -> Any:
-    """What `metis_agent.gates.features.weighed` does to one question, for many."""
-    values = (1.0 + np.log(counts.data)) * idf[counts.indices]
-    matrix = sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
-    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    matrix.data *= np.repeat(weight / np.where(norm > 0, norm, 1.0), np.diff(counts.indptr))
-    matrix.eliminate_zeros()
-    return matrix
 
 
 def _solve(
