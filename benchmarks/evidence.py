@@ -96,6 +96,18 @@ def out_of_fold(table: OutcomeTable, seed: int, peers: bool = True) -> dict[str,
     return merge_folds(len(table), parts)
 
 
+def routing(score: Any, direct: Any, tool: Any) -> dict[str, float]:
+    """As RouteLLM measures where the tool is a better model (arXiv:2406.18665): of the gap between the two, what is
+    recovered on average over all shares of calls (APGR); and the share of calls that recovers half or four fifths.
+    """
+    order = np.argsort(-score, kind="stable")
+    gained = np.append(0.0, np.cumsum((tool - direct)[order])) / max(1e-12, float((tool - direct).sum()))
+    return {
+        "apgr": float(np.trapezoid(gained) / len(score)),
+        **{f"calls_for_{share}": float(np.argmax(gained >= share) / len(score)) for share in (0.5, 0.8)},
+    }
+
+
 def promises(table: OutcomeTable, worth: Any, splits: int, records: int) -> list[dict[str, Any]]:
     """Over splits: how often the long-run mean (of all questions) breaks the promise, and the calls that are kept."""
     loss, found = table.correct[:, 1] - table.correct[:, 0], []
@@ -169,6 +181,7 @@ def main() -> None:
             "always": float(tool.mean()),
             "oracle": area_under_frontier(tool - direct, direct, tool),
             "methods": methods,
+            "routing": {name: routing(found[0].probabilities[:, 0], direct, tool) for name, found in runs.items()},
             "promises": promises(table, runs["gate"][0].probabilities, arguments.splits, min(1000, len(table) // 2)),
             **({"learning_curve": learning_curve(table, arguments.seeds)} if arguments.curves else {}),
         }

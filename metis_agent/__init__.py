@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from metis_agent.rules.budget import Budget
     from metis_agent.tools.python import PythonTool
     from metis_agent.tools.text_search import TextSearchTool
-    from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, Trajectory
+    from metis_agent.types import GateDecision, GateRequest, Question, ToolOutcome, ToolSpec, Trajectory
 
 __all__ = [
     "AlwaysGate",
@@ -53,6 +53,7 @@ __all__ = [
     "ShadowGate",
     "TextSearchTool",
     "ToolOutcome",
+    "ToolSpec",
     "Trajectory",
     "TrajectoryStore",
     "__version__",
@@ -83,6 +84,7 @@ _HOMES = {
     "ShadowGate": "gates.wrappers",
     "TextSearchTool": "tools.text_search",
     "ToolOutcome": "types",
+    "ToolSpec": "types",
     "Trajectory": "types",
     "TrajectoryStore": "recording.store",
     "create_metis_agent": "agent",
