@@ -9,7 +9,7 @@ random splits. Prints JSON.
 
     python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
     python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
-    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 30] [--folder runs/two-hops]
+    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 24] [--folder runs/two-hops]
 
 With `--whole-model` the agent is the almanac's tiny transformer, trained first on runs of that which never has enough,
 then by the decision contrast and by HDPO, forced at three decisions of a run, and measured on the same fresh questions,
@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--points", type=int)
     parser.add_argument("--whole-model", action="store_true")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--folder", type=Path, default=Path("runs/two-hops"))
     given = parser.parse_args()
     if given.points:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.advantages import Objective, advantages
-from metis_agent.hdpo.contrast import by_token, decision_loss, openings
-from metis_agent.hdpo.exploration import StratifiedGroups, balance_weights
+from metis_agent.hdpo.contrast import by_token, contrasts, decision_loss, openings
+from metis_agent.hdpo.exploration import StratifiedGroups, balance_weights, cut, later_decisions
 from metis_agent.hdpo.rewards import Scores
 from metis_agent.hdpo.token_sequences import segments
 from metis_agent.types import ModelCall, Trajectory
@@ -331,6 +331,47 @@ def test_the_decision_settles_on_direct_only_where_a_call_gains_less_than_its_pr
     np.testing.assert_array_equal((tail.numpy() > 0)[clear], (worth > 0)[clear])
     direct = tail.numpy() < 0
     assert (p_T - p_D)[direct].max() <= w
+
+
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
+def test_a_policy_that_never_has_enough_learns_to_stop_where_later_decisions_are_forced(steps: int) -> None:
+    """Two hops without a transformer: a question needs 0, 1 or 2 calls, and each state has log-odds of its own."""
+    rng, groups, w = np.random.default_rng(0), StratifiedGroups(size=12, direct=3, tool=3, steps=steps), 0.5
+    l = torch.full((3, 5), 6.0)  # noqa: E741 - the formula's name; calls needed by calls made; at first it goes on
+    l[:, 4] = -99.0
+    l.requires_grad_(True)
+    optimizer = torch.optim.SGD([l], lr=4.0)
+    for _ in range(40):
+        losses = []
+        for needed in range(3):
+            runs, J = [], []
+            odds = torch.sigmoid(l[needed]).tolist()
+            for branch, at in zip(groups.branches(), groups.forced_at(), strict=True):
+                calls = next(
+                    k for k in range(5) if not (branch == "tool" if k == at else rng.random() < odds[k])
+                )  # fmt: skip
+                prompts = [(needed, *CALL * k) for k in range(calls + 1)]
+                replies = [(prompt, CALL if k < calls else ANSWER) for k, prompt in enumerate(prompts)]
+                run = rollout(*replies, forced=2 * (branch == "tool" and at == 0))
+                banned = {"tool_choice": "none"} if branch == "direct" and at == calls else {}
+                runs.append(replace(run, calls=(*run.calls[:-1], replace(run.calls[-1], sampling=banned))))
+                J.append((calls >= needed) * (1 + w / (1 + calls)))
+            later = later_decisions(runs, groups)
+            called = torch.tensor([[len(run.calls) > 1 for run in runs]])
+            whole = torch.ones_like(called) if steps == 1 else ~torch.tensor(cut(later, groups))
+            Delta = contrasts(torch.tensor([J]), called, whole).tolist()
+            found = openings(runs, np.array([J]), np.ones((1, 12), bool), Delta, np.array([True]), groups.forced_at())
+            losses += [
+                decision_loss(torch.nn.functional.logsigmoid(l[needed, step]), torch.tensor(it.contrast), margin=6.0)
+                for (_, step), it in found.items()
+            ]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        l.grad[:, 4] = 0
+        optimizer.step()
+    makes = [next(k for k in range(5) if l[needed, k] < 0) for needed in range(3)]
+    # Forced at the first decision alone, only that one is learnt.
+    assert makes == ([0, 1, 2] if steps == 3 else [0, 4, 4])
 
 
 def test_a_contrast_needs_both_branches() -> None:

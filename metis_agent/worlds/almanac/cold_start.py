@@ -242,7 +242,7 @@ def train_cold_start(
     return _train(model, tokenizer, _row, torch.optim.Muon, folder, recipe, progress)
 
 
-SEEKING = Recipe(steps=160, batch=48, muon_lr=0.01, adamw_lr=1e-3, knowledge=0.4)
+SEEKING = Recipe(steps=130, batch=48, muon_lr=0.004, adamw_lr=5e-4, knowledge=0.5)
 """The recipe of the cold start of two hops."""
 
 
@@ -334,7 +334,7 @@ def _seeking_row(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random
     question = draw(kind, "train", rng)
     agent = SeekingModel()
     read: list[BaseMessage] = [HumanMessage(question.text)]
-    stop = rng.randrange(3) + CALLS_NEEDED[kind] if rng.random() < recipe.knowledge else None
+    stop = rng.choice((0, 0, 1, 2)) + CALLS_NEEDED[kind] if rng.random() < recipe.knowledge else None
     pieces = [(f"<|user|>{question.text}<|end|><|assistant|>", False)]
     while (calls := len(pieces) // 2) != stop and (call := agent.reply(read, search=True)).tool_calls:
         found = _found(call.tool_calls[0]["args"]["query"])

@@ -50,6 +50,8 @@ class TwoHops(WorldExperiment):
     """The longest reply that is of use has 23."""
 
     groups: StratifiedGroups = StratifiedGroups(size=12, direct=3, tool=3, steps=3)
+    questions_per_step: int = 12
+    learning_rate: float = 1.6e-3
 
     def questions(self, split: Literal["train", "test"], count: int) -> tuple[Question, ...]:
         """See `WorldExperiment.questions`."""
