@@ -23,6 +23,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.evaluation.gates import replay
 from metis_agent.hdpo.gate_trainer import GateTraining, train_gate
 from metis_agent.hdpo.policies.features import FeaturesPolicy
+from metis_agent.judging.verifiers import VERIFIERS, prose, verify
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import FORK
 from metis_agent.rollouts.outcomes import OutcomeTable
@@ -184,7 +186,7 @@ def points_of(store: str) -> OutcomeTable:
             replace(direct[run.question.id], id=fork[0].id, metadata=fork[0].metadata)
             for run, *fork in first if fork and run.question.id in direct
         ]  # fmt: skip
-    return PointPool().extend(forks).table()
+    return PointPool(verify=partial(verify, verifiers={**VERIFIERS, "exact": prose})).extend(forks).table()
 
 
 def self_report(points: OutcomeTable, url: str, model: str, kept: Path) -> Any:

@@ -137,10 +137,18 @@ def at_thresholds(need: Any) -> list[Any]:
 
 
 def fixed_rules(points: OutcomeTable) -> dict[str, list[Any]]:
-    """Caps on the calls, and the oracle, which stops as soon as the answer is right."""
+    """Caps on the calls, and the oracle: the cheapest runs that can be won go on to where they are, the others stop."""
+    steps, runs = points.steps, np.array(points.runs)
+    most = int(steps.max()) + 1
+    wins = np.full(len(points), most + 1)  # by how many steps a row's run is won first
+    for run in np.unique(runs):
+        rows = np.flatnonzero(runs == run)
+        right = steps[rows][points.correct[rows, 0] > 0.5]
+        end = steps[rows[-1]] + 1 if points.correct[rows[-1], 1] > 0.5 else most + 1
+        wins[rows] = right[0] if len(right) else end
     return {
-        "caps": [points.steps < cap for cap in range(int(points.steps.max()) + 1)],
-        "oracle": [points.correct[:, 0] <= 0.5],
+        "caps": [steps < cap for cap in range(most)],
+        "oracle": [(steps < wins) & (wins <= within) for within in range(most + 1)],
     }
 
 
