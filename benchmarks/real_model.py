@@ -60,7 +60,7 @@ def main() -> int:
         return 0
     shown: dict[str, Any] = {}
     for name, chat in chats.items():
-        shown[name] = measured(chat, LARGE[: options.forced])
+        shown[name] = measured(chat, LARGE[: options.forced], options.concurrency)
         print(json.dumps({name: shown[name]}), file=sys.stderr)
     if options.folder:
         shown["log_probs"] = {
@@ -79,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="model", help="the name that the servers know")
     parser.add_argument("--forced", type=int, default=len(LARGE), help="questions whose call is forced")
     parser.add_argument("--tokens", type=int, default=128, help="of a reply, at most")
+    parser.add_argument("--concurrency", type=int, default=4)
     return parser.parse_args()
 
 
@@ -105,7 +106,7 @@ def models(options: argparse.Namespace) -> dict[str, Any]:
     return chats
 
 
-def measured(chat: BaseChatModel, large: list[Question]) -> dict[str, Any]:
+def measured(chat: BaseChatModel, large: list[Question], concurrency: int) -> dict[str, Any]:
     """Of easy questions answered directly and of large products with a forced call: accuracy, and runs with a call."""
 
     def agent(gate: Any) -> Any:
@@ -115,7 +116,7 @@ def measured(chat: BaseChatModel, large: list[Question]) -> dict[str, Any]:
     wanted = [Rollout(id=question.id, question=question, branch="direct", seed=0) for question in EASY]
     wanted += [Rollout(id=question.id, question=question, branch="tool", seed=0) for question in large]
     with tempfile.TemporaryDirectory() as folder:
-        runs = Rollouts(agent, TrajectoryStore(folder), concurrency=4).collect(wanted)
+        runs = Rollouts(agent, TrajectoryStore(folder), concurrency=concurrency).collect(wanted)
     return {name: summary([run for run in runs if run.branch == branch]) for name, branch in BRANCHES.items()}
 
 

@@ -22,6 +22,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 from langchain_core.tools import BaseTool
 from openai import OpenAI
+from scipy.special import logit
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.evaluation.gates import replay
@@ -189,31 +191,33 @@ def points_of(store: str) -> OutcomeTable:
     return PointPool(verify=partial(verify, verifiers={**VERIFIERS, "exact": prose})).extend(forks).table()
 
 
-def self_report(points: OutcomeTable, url: str, model: str, kept: Path) -> Any:
+def self_report(points: OutcomeTable, url: str, model: str, kept: Path, concurrency: int) -> Any:
     """[N]: log-odds, by the model itself, that it has not got enough; what was asked before is read from `kept`."""
+    read = zip(points.questions, points.observations or [""] * len(points), strict=True)
+    states = [f"{ENOUGH}\nNotes: {brought or 'none'}\nQuestion: {question}" for question, brought in read]
     said = {}
     if kept.exists():
         said = {it["state"]: it["enough"] for it in map(json.loads, kept.read_text().splitlines())}
-    client = OpenAI(base_url=url, api_key="none") if url else None
-    found = []
-    for question, brought in zip(points.questions, points.observations, strict=True):
-        notes = "".join(f"\n{it['content']}" for it in json.loads(brought or "[]"))
-        state = f"{ENOUGH}\nNotes:{notes or ' none'}\nQuestion: {question}"
-        if state not in said:
-            if client is None:
-                raise SystemExit(f"--openai: {kept} lacks what the model says of {question!r}.")
-            reply = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": state}], max_tokens=1, temperature=0, logprobs=True,
-                top_logprobs=20,
-            )  # fmt: skip
-            first = reply.choices[0].logprobs.content[0].top_logprobs  # type: ignore[union-attr, index]
-            odds = {word: sum(math.exp(it.logprob) for it in first if it.token.strip().casefold() == word)
-                    for word in ("yes", "no")}  # fmt: skip
-            said[state] = math.log(odds["yes"] + 1e-9) - math.log(odds["no"] + 1e-9)
-            with kept.open("a") as file:
-                file.write(json.dumps({"state": state, "enough": said[state]}) + "\n")
-        found.append(-said[state])
-    return np.array(found)
+    client = OpenAI(base_url=url or "http://127.0.0.1", api_key="none")
+
+    def ask(state: str) -> float:
+        reply = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": state}], max_tokens=1, temperature=0, logprobs=True,
+            top_logprobs=20,
+        )  # fmt: skip
+        first = reply.choices[0].logprobs.content[0].top_logprobs  # type: ignore[union-attr, index]
+        yes, no = (
+            sum(math.exp(it.logprob) for it in first if it.token.strip().casefold() == word) for word in ("yes", "no")
+        )
+        return math.log(yes + 1e-9) - math.log(no + 1e-9)
+
+    missing = sorted({*states} - said.keys())
+    with ThreadPoolExecutor(concurrency) as threads, kept.open("a") as file:
+        for state, enough in zip(missing, threads.map(ask, missing), strict=True):
+            said[state] = enough
+            file.write(json.dumps({"state": state, "enough": enough}) + "\n")
+            file.flush()
+    return np.array([-said[state] for state in states])
 
 
 def compared(points: OutcomeTable, seed: int, asked: Any) -> dict[str, Any]:
@@ -225,7 +229,8 @@ def compared(points: OutcomeTable, seed: int, asked: Any) -> dict[str, Any]:
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
         gate = train_gate(points, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
-        need[test] = gate.score(test)[1].max(axis=1)
+        # In points of accuracy a call: each fold's gate has a temperature of its own.
+        need[test] = gate.contrast.temperature * logit(gate.score(test)[1].max(axis=1))
         for rule, price in zip(values, PRICES, strict=True):
             rule[test] = value_regression(points.take(train), points.take(test), price)
     rules = {"gate": at_thresholds(need), "value regression": values, **fixed_rules(points)}
@@ -250,7 +255,11 @@ def main() -> None:
     if given.compare:
         points = points_of(given.compare)
         kept = given.enough or Path(given.compare) / "enough.jsonl"
-        asked = self_report(points, given.openai, given.model, kept) if given.openai or kept.exists() else None
+        asked = (
+            self_report(points, given.openai, given.model, kept, given.concurrency)
+            if given.openai or kept.exists()
+            else None
+        )
         ends = {
             "going on": replay(points, np.ones(len(points), dtype=bool)),
             "stopping": replay(points, np.zeros(len(points), dtype=bool)),
