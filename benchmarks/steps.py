@@ -9,7 +9,7 @@ random splits. Prints JSON.
 
     python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
     python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
-    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 24] [--folder runs/two-hops]
+    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 24] [--cold-steps 2000] [--folder runs/two-hops]
 
 With `--whole-model` the agent is the almanac's tiny transformer, trained first on runs of that which never has enough,
 then by the decision contrast and by HDPO, forced at three decisions of a run, and measured on the same fresh questions,
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,17 +264,17 @@ def self_report(runs: Sequence[Trajectory], points: OutcomeTable) -> Any:
     return log_p - np.log(-np.expm1(log_p))
 
 
-def whole_model(seed: int, steps: int, train: int, test: int, folder: Path) -> dict[str, Any]:
+def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, folder: Path) -> dict[str, Any]:
     """The tiny transformer: its cold start, gates beside it, and what training the whole model makes of it."""
     from metis_agent.hdpo.advantages import Objective
     from metis_agent.models.local import LocalChatModel
     from metis_agent.rollouts.runner import group_rollouts
-    from metis_agent.worlds.almanac.cold_start import train_seeking_cold_start
+    from metis_agent.worlds.almanac.cold_start import SEEKING, train_seeking_cold_start
     from metis_agent.worlds.almanac.experiment import TwoHops
 
     cold = folder / "cold-start"
     if not (cold / "tokenizer.json").exists():  # saved last
-        train_seeking_cold_start(cold)
+        train_seeking_cold_start(cold, replace(SEEKING, steps=cold_steps))
     figures: dict[str, Any] = {"seed": seed, "steps": steps}
 
     def noted(name: str, do: Callable[[], dict[str, Any]]) -> None:
@@ -372,6 +373,7 @@ def main() -> None:
     parser.add_argument("--points", type=int)
     parser.add_argument("--whole-model", action="store_true")
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--cold-steps", type=int, default=2000, help="of the cold start that --whole-model begins with")
     parser.add_argument("--folder", type=Path, default=Path("runs/two-hops"))
     given = parser.parse_args()
     if given.points:
@@ -379,7 +381,10 @@ def main() -> None:
         return
     if given.whole_model:
         for seed in given.seeds:
-            print(json.dumps(whole_model(seed, given.steps, given.train, given.test, given.folder)), flush=True)
+            print(
+                json.dumps(whole_model(seed, given.steps, given.cold_steps, given.train, given.test, given.folder)),
+                flush=True,
+            )
         return
     report = []
     for seed in given.seeds:

@@ -242,7 +242,7 @@ def train_cold_start(
     return _train(model, tokenizer, _row, torch.optim.Muon, folder, recipe, progress)
 
 
-SEEKING = Recipe(steps=130, batch=48, muon_lr=0.004, adamw_lr=5e-4, knowledge=0.5)
+SEEKING = Recipe(batch=48, muon_lr=0.01, adamw_lr=1e-3, knowledge=0.4)
 """The recipe of the cold start of two hops."""
 
 
@@ -254,8 +254,10 @@ def train_seeking_cold_start(
 ) -> Path:
     """Train the packaged cold start further, on runs of the agent that never has enough (`SeekingModel`).
 
-    It learns its habit, the sister towns that it knows by heart, and to answer from what it has read at any step. About
-    six minutes on one core.
+    Of its habit, the sister towns that it knows by heart, and answering from what it has read at any step, the habit
+    comes first: after 160 steps it makes 1.34 calls too many a question and .98 of those needed, but answers .255
+    rightly. The packaged weights read 12 of 12 entries as they know them, and 0 of 12 that name a sister town as well,
+    so reading is learnt anew; how many steps that takes is not known. One takes 1.7 s of a busy core.
     """
     torch.manual_seed(recipe.seed)
     return _train(
@@ -334,7 +336,7 @@ def _seeking_row(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random
     question = draw(kind, "train", rng)
     agent = SeekingModel()
     read: list[BaseMessage] = [HumanMessage(question.text)]
-    stop = rng.choice((0, 0, 1, 2)) + CALLS_NEEDED[kind] if rng.random() < recipe.knowledge else None
+    stop = rng.randrange(3) + CALLS_NEEDED[kind] if rng.random() < recipe.knowledge else None
     pieces = [(f"<|user|>{question.text}<|end|><|assistant|>", False)]
     while (calls := len(pieces) // 2) != stop and (call := agent.reply(read, search=True)).tool_calls:
         found = _found(call.tool_calls[0]["args"]["query"])
