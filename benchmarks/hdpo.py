@@ -107,6 +107,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     wanted = tuple(chosen.methods or [""])
     names = ["cold start", *(name for name in methods() if name.startswith(wanted))]
+    if unknown := [it for it in wanted if not any(name.startswith(it) for name in names)]:
+        parser.error(f"no method begins with {unknown!r}; there are: {', '.join(methods())}")
     jobs = [
         (world, method, seed, chosen.steps, chosen.questions, chosen.rate, not chosen.quiet, chosen.folder)
         for seed in range(chosen.seeds)
