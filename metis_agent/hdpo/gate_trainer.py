@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -63,6 +63,8 @@ STRONGER = (10.0, 30.0)
 """Tried one by one as long as the strongest so far is the best: what observations brought can tell for certain."""
 SWEEPS = 2
 """Of backward induction over decision points: each replays the rule of the one before."""
+_SHOWN = 2.0
+"""Nats of likelihood by which records have to speak for counting a tool's differences whole beside a draft's."""
 MANY = 20_000
 """From here on there is enough of everything: by default two folds, and no search for the strength."""
 
@@ -192,8 +194,7 @@ def train_gate(
     fold = part.folds(training.folds or (2 if many else 5), training.seed)
     strengths = list(training.strengths or ([1.0] if many else STRENGTHS)) if traits.searches_strength else [1.0]
     further = list(STRONGER) if len(strengths) > 1 and not training.strengths else []
-    folds = int(fold.max()) + 1
-    sweeps = SWEEPS if part.runs else 0
+    folds, sweeps = int(fold.max()) + 1, SWEEPS if part.runs else 0
     counting = bool(part.runs) and traits.counts_calls and part.cost[:, 1].max() > 0
     rounds, fits = 1 + sweeps + counting, itertools.count(1)
 
@@ -289,8 +290,7 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -
     def loss(log_temperature: float) -> float:
         return float(_log_losses(targets[:, None], (logits / np.exp(log_temperature))[:, None])[0])
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def _contrast(
@@ -302,14 +302,14 @@ def _contrast(
     most_to_come: float | None = None,
 ) -> Contrast:
     always_drafted = traits.reads_drafts and any(not np.isnan(column).any() for column in table.draft.values())
-    trust = training.trust if training.trust is not None else (0.5 if always_drafted else 1.0)
+    trusts = (training.trust,) if training.trust is not None else (0.5, 1.0) if always_drafted else (1.0,)
     branches = logits[:, : len(table.actions)]
     temperatures = [fit_temperature(z, y) for z, y in zip(branches.T, table.correct.T, strict=True)]
     if traits.one_temperature:
         temperatures = [fit_temperature(branches.ravel(), table.correct.ravel())] * len(temperatures)
     contrast = Contrast(
         beta=training.beta,
-        trust=trust,
+        trust=trusts[0],
         saving=table.saving,
         mean_accuracy=table.correct.mean(axis=0),
         head_temperature=np.array(temperatures),
@@ -317,26 +317,27 @@ def _contrast(
         step_saving=_step_saving(recorded, table.cost[:, 1]) if recorded is not None else None,
         most_to_come=most_to_come,
     )
-    to_come = contrast.to_come(logits)
-    benefit = contrast.benefit(contrast.accuracy(logits)) / (1.0 if to_come is None else to_come[:, None])
+    to_come, accuracy = contrast.to_come(logits), contrast.accuracy(logits)
     difference = table.correct[:, 1:] - table.correct[:, :1]
-    return Contrast(**{**contrast.__dict__, "temperature": _decision_temperature(benefit, difference)})
+    losses = []
+    for trust in trusts:
+        it = replace(contrast, trust=trust)
+        benefit = it.benefit(accuracy) / (1.0 if to_come is None else to_come[:, None])
+        tau, loss = _decision_temperature(benefit, difference)
+        losses.append((loss + (_SHOWN if losses else 0.0), replace(it, temperature=tau)))
+    return min(losses, key=lambda it: it[0])[1]
 
 
-def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
-    """Tau by maximum likelihood of which branch is right, where just one is; both arrays [n, A - 1].
-
-    `benefit` is by call where the calls to come are known.
-    """
-    win, loss = np.maximum(difference, 0).ravel(), np.maximum(-difference, 0).ravel()
-    z = benefit.ravel()
+def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.float64]) -> tuple[float, float]:
+    """Tau by maximum likelihood of which branch is right, where just one is, and the log loss; arrays [n, A - 1]."""
+    win, loss, z = np.maximum(difference, 0).ravel(), np.maximum(-difference, 0).ravel(), benefit.ravel()
 
     def nll(log_temperature: float) -> float:
         scaled = z / np.exp(log_temperature)
         return float(np.sum(win * np.logaddexp(0, -scaled) + loss * np.logaddexp(0, scaled)))
 
     found = minimize_scalar(nll, bounds=(np.log(0.02), np.log(5)), method="bounded")
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)), float(found.fun)
 
 
 def _log_losses(targets: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -446,5 +447,4 @@ def _separating(own: NDArray[np.float64], strange: NDArray[np.float64]) -> NDArr
         return float(value), slope
 
     bounds = [(None, None), (0, None), (0, None), (0, None)]
-    found = minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B", bounds=bounds)
-    return np.asarray(found.x)
+    return np.asarray(minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B", bounds=bounds).x)

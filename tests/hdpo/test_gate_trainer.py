@@ -234,6 +234,14 @@ def test_questions_without_a_draft_teach_only_about_the_tools() -> None:
         assert (other.contrast.mean_accuracy == gate.contrast.mean_accuracy).all()
 
 
+def test_a_tools_differences_count_whole_beside_drafts_where_the_records_show_them() -> None:
+    table = half_drafted().take(np.arange(0, 900, 3))
+    chance = np.stack([table.correct[:, 0], np.random.default_rng(0).random(len(table)) < 0.5], axis=1)
+    for correct, given, trust in ((table.correct, None, 1.0), (chance, None, 0.5), (table.correct, 0.2, 0.2)):
+        told = OutcomeTable(**{**table.__dict__, "correct": correct.astype(float)})
+        assert train_gate(told, GateTraining(strengths=(1.0,), trust=given)).contrast.trust == trust
+
+
 def test_questions_without_a_draft_help_a_gate_that_reads_drafts() -> None:
     table = half_drafted()
     undrafted = np.flatnonzero(np.isnan(table.draft["draft_entropy"]))
