@@ -117,7 +117,8 @@ def measured(chat: BaseChatModel, large: list[Question], concurrency: int) -> di
     wanted += [Rollout(id=question.id, question=question, branch="tool", seed=0) for question in large]
     with tempfile.TemporaryDirectory() as folder:
         runs = Rollouts(agent, TrajectoryStore(folder), concurrency=concurrency).collect(wanted)
-    return {name: summary([run for run in runs if run.branch == branch]) for name, branch in BRANCHES.items()}
+    parts = {name: [run for run in runs if run.branch == branch] for name, branch in BRANCHES.items()}
+    return {name: summary(part) for name, part in parts.items() if part}
 
 
 def summary(runs: list[Trajectory]) -> dict[str, Any]:

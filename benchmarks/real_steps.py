@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 from langchain_core.tools import BaseTool
 from openai import OpenAI
-from scipy.special import logit
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.evaluation.gates import replay
@@ -229,8 +228,9 @@ def compared(points: OutcomeTable, seed: int, asked: Any) -> dict[str, Any]:
     for held_out in range(5):
         train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
         gate = train_gate(points, GateTraining(seed=seed), policy=policy, prepared=prepared, rows=train)
-        # In points of accuracy a call: each fold's gate has a temperature of its own.
-        need[test] = gate.contrast.temperature * logit(gate.score(test)[1].max(axis=1))
+        # Each fold's gate has a temperature of its own: what a call brings is compared without.
+        alike = replace(gate, contrast=replace(gate.contrast, temperature=1.0))
+        need[test] = alike.score(test)[1].max(axis=1)
         for rule, price in zip(values, PRICES, strict=True):
             rule[test] = value_regression(points.take(train), points.take(test), price)
     rules = {"gate": at_thresholds(need), "value regression": values, **fixed_rules(points)}
