@@ -6,7 +6,7 @@ returns is a `CompiledStateGraph` in every respect: streams, checkpointers, inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -252,15 +252,17 @@ def create_metis_agent(
     chat = _chat_model(model)
     tools = [*(tools or ()), *[tool for one in middleware for tool in getattr(one, "tools", ())]]
     inner, settings, with_it = taken_apart(chat)
-    bound = {spec_of(tool).name: tool for tool in with_it}
-    remote = {**bound, **_remote(tools or ())}
     by_name = _by_name([tool for tool in tools or () if not isinstance(tool, Mapping)])
     _check_bound(with_it, by_name)
-    remote = {name: tool for name, tool in remote.items() if name not in by_name}
+    # Several of one name are several servers, or stores to search in.
+    given = [tool for tool in tools or () if isinstance(tool, Mapping)]
+    given = [*_not_named(with_it, map(_name_of, given)), *given]
+    remote = _not_named(given, by_name)
+    names = [*dict.fromkeys(map(_name_of, remote)), *by_name]
     budget = budget or Budget()
-    budget.check_tools([*remote, *by_name])
+    budget.check_tools(names)
     for option, named in (("ungated", ungated), ("never", never), ("always", always)):
-        _check_named(option, named, [*remote, *by_name])
+        _check_named(option, named, names)
     check_seconds("tool_timeout", tool_timeout)
     check_seconds("gate_timeout", gate_timeout)
     own = ModelGate() if gate is None else as_gate(gate)
@@ -275,8 +277,9 @@ def create_metis_agent(
         never=frozenset(never),
         always=frozenset(always),
     )
-    every: list[BaseTool | Mapping[str, Any]] = [*remote.values(), *by_name.values()]
-    terms = {**{name: ToolTerms() for name in remote}, **{name: terms_of(tool) for name, tool in by_name.items()}}
+    every: list[BaseTool | Mapping[str, Any]] = [*remote, *by_name.values()]
+    terms = {name: terms_of(by_name[name]) if name in by_name else ToolTerms() for name in names}
+    specs = {_name_of(tool): spec_of(tool) for tool in every}
     if not isinstance(system_prompt, str | SystemMessage | None):
         raise ConfigurationError(
             f"system_prompt is {system_prompt!r}; it must be a string or a SystemMessage. For one that depends on the "
@@ -296,7 +299,7 @@ def create_metis_agent(
         rules=rules,
         models=Bindings(chat, every),
         tools=by_name,
-        offer=Offer([spec_of(tool) for tool in every], terms, rules, remote, tools=every),
+        offer=Offer(list(specs.values()), terms, rules, [name for name in names if name not in by_name], tools=every),
         tool_timeout=tool_timeout,
         system_message=system_message,
         hooks=hooks,
@@ -332,9 +335,13 @@ def _as_v1(output: GraphOutput[Any]) -> Any:
     return {**value, "__interrupt__": list(output.interrupts)}
 
 
-def _remote(tools: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
-    """Those tools that run at the provider."""
-    return {spec_of(tool).name: tool for tool in tools if isinstance(tool, Mapping)}
+def _name_of(tool: BaseTool | Mapping[str, Any]) -> str:
+    return spec_of(tool).name
+
+
+def _not_named(tools: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[Mapping[str, Any]]:
+    taken = set(names)
+    return [tool for tool in tools if _name_of(tool) not in taken]
 
 
 def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:

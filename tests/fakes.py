@@ -81,7 +81,8 @@ class ScriptedChatModel(BaseChatModel):
 
 def _name_of(tool: Any) -> str:
     if isinstance(tool, dict):
-        return str(tool["function"]["name"])
+        # One that runs at the provider has its name there, or only a type.
+        return str(tool["function"]["name"] if "function" in tool else tool.get("name") or next(iter(tool.values())))
     return tool.name if isinstance(tool, BaseTool) else str(tool.__name__)
 
 

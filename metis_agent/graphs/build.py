@@ -32,6 +32,7 @@ from metis_agent.errors import ConfigurationError
 from metis_agent.graphs.models import Setup
 from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, is_plain_node, tool_nodes
 from metis_agent.rules.asking import SentCall
+from metis_agent.rules.outcomes import as_left
 from metis_agent.rules.shapes import open_calls
 from metis_agent.rules.state import Notes, Records, RunMarker, begins_anew
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
@@ -131,18 +132,20 @@ def build_graph(
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(state, context_schema, input_schema=input_, output_schema=output)
     # Hooks may want to read all that there is.
     read, ended = MetisState if setup.hooks is None else state, setup.replied or setup.finish
-    ends_turn = setup.direct_tools or setup.structured or (setup.rules.gate.gate.wants_draft and bool(setup.tools))
+    ends_turn = (
+        setup.direct_tools or setup.structured or (setup.rules.gate.gate.wants_draft and bool(setup.offer.every))
+    )
     graph.add_node(
         "gate",
         GateNode(setup),
         input_schema=read,
-        destinations=("answer", *(("act",) if setup.tools else ()), *((ended,) if ends_turn else ())),
+        destinations=("answer", *(("act",) if setup.offer.every else ()), *((ended,) if ends_turn else ())),
     )
     graph.add_node("answer", AskingNode(setup, "answer"), input_schema=read, destinations=(ended,))
-    if setup.tools:
+    if setup.offer.every:
         sent = setup.tools if setup.replied is None else ()
         graph.add_node("act", AskingNode(setup, "act"), input_schema=read, destinations=(*sent, setup.entry, ended))
-        for name, tool in tool_nodes(setup).items():
+        for name, tool in tool_nodes(setup).items() if setup.tools else ():
             graph.add_node(name, tool)
             graph.add_edge(name, setup.entry)
     if setup.rules.recorder is not None:
@@ -188,6 +191,7 @@ class _HookNode(Runnable[Mapping[str, Any], Command[Any]]):
         jump, notes = update.pop("jump_to", None), state.get("metis_turn")
         if isinstance(said := update.get("messages"), list):
             update["messages"] = _without_second_results(state.get("messages", []), said)
+            update |= as_left(state, _joined(state, update))
         if jump in ("end", "model"):
             goto = setup.finish if jump == "end" else setup.entry
         elif not goto and self._following is not None and jump is None:

@@ -151,7 +151,7 @@ class Bindings:
 
     Args:
         model: a chat model.
-        tools: all tools of the agent; those that run at the provider are mappings.
+        tools: all tools of the agent, the model's own too; those that run at the provider are mappings.
 
     Where the decision is to answer, no tools are offered, unless the conversation holds calls: providers refuse such
     calls beside a request without tools. Then all are offered, and calls of them forbidden where the client can do
@@ -162,9 +162,10 @@ class Bindings:
     """
 
     def __init__(self, model: Runnable[Any, Any], tools: Sequence[BaseTool | Mapping[str, Any]]) -> None:
-        self._model, self._settings, bound = taken_apart(model)
-        by_name = {spec_of(tool).name: tool for tool in bound}
-        self._tools = {**by_name, **{spec_of(tool).name: tool for tool in tools}}
+        self._model, self._settings, _ = taken_apart(model)
+        self._tools: dict[str, list[BaseTool | Mapping[str, Any]]] = {}
+        for tool in tools:
+            self._tools.setdefault(spec_of(tool).name, []).append(tool)
         self._acting: dict[tuple[tuple[str, ...], bool], BoundModel] = {}
         self._drafting: dict[tuple[bool, bool], BoundModel] = {}
         settings = {key: value for key, value in self._settings.items() if key not in _ONLY_WITH_TOOLS}
@@ -198,14 +199,14 @@ class Bindings:
         key = (allowed, required)
         bound = self._acting.get(key)
         if bound is None:
-            tools = [self._tools[name] for name in allowed]
+            tools = [tool for name in allowed for tool in self._tools[name]]
             bound = self._acting[key] = self._bind(tools, "any" if required else None)
         return bound
 
     @cached_property
     def _forbidden(self) -> BoundModel:
         """The model with all tools, and none to be called."""
-        return self._bind(list(self._tools.values()), self._no_tools)
+        return self._bind([tool for tools in self._tools.values() for tool in tools], self._no_tools)
 
     def _keeps_tools(self, messages: Sequence[AnyMessage]) -> bool:
         if not self._tools:

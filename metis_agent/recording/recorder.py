@@ -46,6 +46,7 @@ __all__ = [
     "definitions_of",
     "keep",
     "model_call_of",
+    "outcomes_as_told",
     "question_of",
     "trajectory_of",
 ]
@@ -318,6 +319,11 @@ def as_told(turn: Sequence[BaseMessage], calls: Sequence[ModelCall]) -> list[Mod
     return [told.call(call, last=call is calls[-1]) for call in calls]
 
 
+def outcomes_as_told(turn: Sequence[BaseMessage], outcomes: Sequence[ToolOutcome]) -> list[ToolOutcome]:
+    """The same for outcomes."""
+    return list(map(_Told(turn).outcome, outcomes))
+
+
 class _Told:
     """What a turn's messages say now, once middleware has been at them.
 
@@ -334,7 +340,9 @@ class _Told:
         """The outcome, with the content and the arguments that the messages have."""
         call, _ = self._calls.get(outcome.call_id, (None, None))
         result = self._results.get(outcome.call_id)
-        content = outcome.content if result is None else str(result.text)
+        # What free-form tools bring is no text to LangChain.
+        has_text = result is not None and (bool(result.text) or isinstance(result.content, str))
+        content = str(result.text) if result is not None and has_text else outcome.content
         arguments = outcome.arguments if call is None else call["args"]
         if content != outcome.content or arguments != outcome.arguments:
             outcome = replace(outcome, content=content, arguments=arguments)

@@ -11,7 +11,14 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
-from metis_agent.rules.shapes import new_answer, open_calls, readable, with_free_results
+from metis_agent.rules.shapes import (
+    new_answer,
+    open_calls,
+    readable,
+    rewritten,
+    shown_calls,
+    with_free_results,
+)  # fmt: skip
 from metis_agent.types import ToolOutcome
 
 __all__ = ["ask_again", "fallback_answer", "sendable", "with_all_results"]
@@ -58,12 +65,54 @@ def sendable(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
 
     The state keeps what happened; only the prompt is changed.
     """
-    if not any(message.type == "ai" and (message.tool_calls or message.invalid_tool_calls) for message in messages):
+    messages = _with_own_ids(messages)
+    if not any(message.type == "tool" or (message.type == "ai" and open_calls(message)) for message in messages):
         return messages
     messages = with_all_results(messages)
     if any(message.type == "ai" and message.invalid_tool_calls for message in messages):
         messages = [readable(message) if isinstance(message, AIMessage) else message for message in messages]
     return with_free_results(messages)
+
+
+def _with_own_ids(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation with an id for each call that no other call has; the same object where it is so already.
+
+    A thread may have begun without a gate, with a model that gives no ids, or the same ones in every reply; and other
+    code may have taken a call out of a reply, and have left its content block.
+    """
+    seen: set[str] = set()
+    for message in messages:
+        if message.type == "ai":
+            ids = [call["id"] for call in open_calls(message)]
+            shown = shown_calls(message) if isinstance(message.content, list) else ()
+            if not all(ids) or not seen.isdisjoint(ids) or len(set(ids)) < len(ids) or not set(shown) <= set(ids):
+                return _numbered(messages)
+            seen.update(ids)
+    return messages
+
+
+def _numbered(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The same ids in the same place each time: providers keep the prompts that they have read."""
+    numbered: list[AnyMessage] = []
+    seen: set[str] = set()
+    waiting: dict[str, list[str]] = {}
+    """New ids by old ones, in the order of the calls and of their results."""
+    for place, message in enumerate(messages):
+        if isinstance(message, AIMessage):
+            calls: list[Any] = []
+            renamed: dict[str, list[str]] = {}
+            for number, call in enumerate(open_calls(message)):
+                old = call["id"] or ""
+                new = old if old and old not in seen else f"call_{place}_{number}"
+                seen.add(new)
+                renamed.setdefault(old, []).append(new)
+                calls.append({**call, "id": new})
+            waiting |= renamed
+            message = rewritten(message, calls)
+        elif isinstance(message, ToolMessage) and (new_ids := waiting.get(message.tool_call_id)):
+            message = message.model_copy(update={"tool_call_id": new_ids.pop(0)})
+        numbered.append(message)
+    return numbered
 
 
 def with_all_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
+from langchain_core.utils.json import parse_partial_json
 
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.budget import ToolTerms
@@ -274,10 +275,12 @@ def _read_calls(
     ids: set[str] = set(answered)
     calls: list[_Call] = []
     now: list[Any] = []
+    last = -1
     for place, raw in enumerate(open_calls(message)):
         if isinstance(raw, Mapping) and raw.get("id") in answered:
             now.append(raw)
         elif place < len(message.tool_calls):
+            last = len(calls)
             calls.append(call := _read(raw, offer, taken, ids, as_given))
             now.append(ToolCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call"))
         else:
@@ -289,10 +292,20 @@ def _read_calls(
                     type="invalid_tool_call",
                 )
             )  # fmt: skip
-    if cut and calls and not calls[-1].fault:
-        # LangChain closes what is open in streamed JSON, and some providers do the same.
-        calls[-1] = replace(calls[-1], fault="the token limit has cut the reply short within it")
+    whole = not cut or any(_is_cut(call["args"]) for call in message.invalid_tool_calls)
+    if not whole and last >= 0 and not calls[last].fault:
+        # LangChain closes what is open in streamed JSON, and some providers do the same: the last call that can be
+        # read is the one that was cut, whatever can't be read before it.
+        calls[last] = replace(calls[last], fault="the token limit has cut the reply short within it")
     return rewritten(message, now), calls
+
+
+def _is_cut(arguments: str | None) -> bool:
+    """True for JSON that could be read if it went on."""
+    try:
+        return isinstance(parse_partial_json(arguments or ""), dict)
+    except ValueError:
+        return False
 
 
 def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str], as_given: bool = False) -> _Call:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,13 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolInvocationError
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite
 from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, run_async
 from metis_agent.errors import InfrastructureError, ToolError
+from metis_agent.messages import turn_of
+from metis_agent.recording.recorder import as_told, outcomes_as_told
 from metis_agent.rules.rules import Offer, Offered
 from metis_agent.rules.shapes import text_of
 from metis_agent.rules.state import Notes, PendingCall
@@ -34,6 +36,7 @@ __all__ = [
     "OutcomeBuffer",
     "ToolResult",
     "abandoned",
+    "as_left",
     "commands_of",
     "failure_of",
     "is_async_only",
@@ -117,6 +120,20 @@ def commands_of(
     messages = [item for item in items if isinstance(item, ToolMessage)]
     own: Command[Any] = Command(update={"messages": messages, "outcomes": [dict(vars(outcome))]})
     return [own, *[without_records(item) for item in items if isinstance(item, Command)]]
+
+
+def as_left(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, Any]:
+    """The turn's records, where other code has changed the messages that they are of."""
+    turn = turn_of(messages)
+    records = {
+        "outcomes": (state.get("outcomes", ()), outcomes_as_told(messages, state.get("outcomes", ()))),
+        "calls": (state.get("calls", ()), as_told(turn, state.get("calls", ()))),
+    }
+    return {
+        key: Overwrite([dict(vars(record)) for record in now])
+        for key, (before, now) in records.items()
+        if list(now) != list(before)
+    }
 
 
 def without_records(result: ToolResult) -> ToolResult:

@@ -104,11 +104,21 @@ class Offer:
         """The same tools under other rules."""
         return Offer(self.every, self.terms, rules, self.remote, open=self.open, tools=self.tools)
 
-    def named(self, tool: str) -> str:
-        """The name under which a tool of the provider is on offer: `web_search_preview` for `web_search`."""
+    def named(self, tool: str, server: bool = False) -> str:
+        """The name under which a tool of the provider is on offer.
+
+        That is `web_search_preview` for `web_search`, `code_execution` for `bash_code_execution`, and `mcp` for the
+        tools of a `server`.
+        """
         if tool in self.names:
             return tool
-        return next((name for name in self.names if name.startswith(tool)), tool)
+        return next(
+            (
+                name for name in self.names
+                if name.startswith(tool) or tool.endswith(f"_{name}") or (server and name.startswith("mcp"))
+            ),
+            tool,
+        )  # fmt: skip
 
     def within(self, budget: Budget, spent: Spending) -> tuple[ToolSpec, ...]:
         """The tools that may still be called after this spending."""
@@ -123,8 +133,9 @@ def spec_of(tool: BaseTool | Mapping[str, Any]) -> ToolSpec:
     """What a gate may know of a tool; one that runs at the provider is a mapping, with its name there or its type."""
     if isinstance(tool, BaseTool):
         return ToolSpec(name=tool.name, description=tool.description)
-    function = tool.get("function")
-    fields = function if isinstance(function, Mapping) else tool
+    # In the forms of OpenAI's and of Bedrock's clients the name is further in.
+    inner = next((tool[key] for key in ("function", "toolSpec", "systemTool") if key in tool), None)
+    fields = inner if isinstance(inner, Mapping) else tool
     name = fields.get("name") or tool.get("type") or next(iter(tool), "unnamed")
     return ToolSpec(name=str(name), description=str(fields.get("description") or ""))
 

@@ -15,8 +15,8 @@ from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, Tool
 
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
-    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "text_of", "with_free_results",
-    "without_calls", "without_last_thoughts",
+    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shown_calls", "text_of",
+    "with_free_results", "without_calls", "without_last_thoughts",
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall
@@ -67,6 +67,8 @@ class ProviderCall:
     """Its name there; a tool may be offered under a longer one, such as `web_search_preview`."""
     arguments: Mapping[str, Any]
     failed: bool = False
+    server: bool = False
+    """It is a tool of an MCP server."""
 
 
 def ending_of(message: AIMessage) -> Ending:
@@ -114,6 +116,11 @@ def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
     return [call for call in calls if _get(call, "id") not in answered] if answered else calls
 
 
+def shown_calls(message: AIMessage) -> list[Any]:
+    """The ids of the calls that are among a reply's content blocks."""
+    return [block.get(_CALLS[block["type"]]) for block in _blocks(message) if block.get("type") in _CALLS]
+
+
 def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
     """The reply with other calls in place of its own, wherever they are in it.
 
@@ -125,7 +132,7 @@ def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
         The same object where nothing changes.
     """
     old = open_calls(message)
-    if list(calls) == old and not _has_bare_text(message):
+    if list(calls) == old and not _has_bare_text(message) and len(shown_calls(message)) <= len(old):
         return message
     changes = [_Change(was, now) for was, now in zip(old, calls, strict=True)]
     left = [change.now for change in changes if change.now is not None]
@@ -351,7 +358,10 @@ def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderC
     if not isinstance(arguments, Mapping):
         arguments = {} if arguments is None else {"input": arguments}
     broken = id_ in failed or block.get("status") in ("failed", "error")
-    return ProviderCall(id=id_, tool=str(name or "unnamed"), arguments=dict(arguments), failed=broken)
+    server = kind.startswith("mcp_") or name == "remote_mcp"
+    return ProviderCall(
+        id=id_, tool=str(name or "unnamed"), arguments=dict(arguments), failed=broken, server=server
+    )  # fmt: skip
 
 
 def _reason_of(message: AIMessage) -> str:

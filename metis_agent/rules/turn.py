@@ -157,9 +157,8 @@ class Turn:
         self.ending = ending_of(reply)
         for call in provider_calls(reply):
             status: OutcomeStatus = "error" if call.failed else "ok"
-            self.outcomes.append(
-                ToolOutcome(call_id=call.id, tool=offer.named(call.tool), arguments=call.arguments, status=status)
-            )
+            tool = offer.named(call.tool, call.server)
+            self.outcomes.append(ToolOutcome(call_id=call.id, tool=tool, arguments=call.arguments, status=status))
 
     def send(self, calls: list[PendingCall], *, polls: bool = False) -> None:
         """Note which calls go on to the tools, and whether some may bring the same again and again."""
@@ -371,12 +370,13 @@ def respond(
     closed = not decision.allowed and (offer.specs or not offer.open or bool(turn.notes["loop"]))
     if closed or not calls or (not done and refusal_in(message) is not None):
         return (yield from _answer(turn, offer, decision, reply, structured))
-    ids = turn.notes["latest"]
+    ids, ran = turn.notes["latest"], [outcome for outcome in turn.outcomes if outcome.status in _EXECUTED]
     plan = plan_calls(
         turn.rules, offer, message, decision,
         spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages, answered=answered,
         cut=turn.ending == "length", as_given=as_given,
-        latest=[outcome for outcome in turn.outcomes if outcome.call_id in ids and outcome.status in _EXECUTED],
+        # What has run at the provider since may have changed what they would bring, too.
+        latest=[outcome for outcome in ran if outcome.call_id in ids] if ran and ran[-1].call_id in ids else [],
     )  # fmt: skip
     turn.outcomes += plan.outcomes
     if plan.run:

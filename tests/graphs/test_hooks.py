@@ -298,3 +298,22 @@ def test_an_answer_beside_a_call(go):
     assert [outcome.content for outcome in state["outcomes"]] == ["found x"]
     asked = {one["id"] for message in state["messages"] if isinstance(message, AIMessage) for one in message.tool_calls}
     assert asked == {message.tool_call_id for message in state["messages"] if isinstance(message, ToolMessage)}
+
+
+def test_what_is_redacted_in_messages_is_redacted_in_all_records():
+    @tool
+    def lookup(name: str) -> str:
+        """Look up a person."""
+        return "mail: alice@example.com"
+
+    redacting = PIIMiddleware("email", strategy="redact", apply_to_tool_results=True, apply_to_output=True)
+    chat = model(
+        calling(call("lookup", id="1", name="a")), calling(call("lookup", id="2", name="a")), "bob@example.com"
+    )
+    saver = InMemorySaver()
+    agent = create_metis_agent(chat, [lookup], middleware=[redacting], record_calls=True, checkpointer=saver)
+    agent.invoke(ASK, THREAD)
+    state = agent.get_state(THREAD).values
+    assert [outcome.status for outcome in state["outcomes"]] == ["ok", "repeated"]
+    assert "[REDACTED_EMAIL]" in state["messages"][-1].text
+    assert "@example" not in str(state)

@@ -175,13 +175,13 @@ def _lost(*answered: str) -> tuple[AnyMessage, ...]:
     return (HumanMessage("before", id="h0"), AIMessage("", tool_calls=both, id="a0"), *results)
 
 
-def _used(id: str = "a1") -> tuple[AnyMessage, ...]:
+def _used(id: str | None = "a1") -> tuple[AnyMessage, ...]:
     """A conversation in which a tool has run."""
     asked = [{"name": "look", "args": {"query": "x"}, "id": id, "type": "tool_call"}]
     return (
         HumanMessage("before", id="h0"),
         AIMessage("", tool_calls=asked, id="a0"),
-        ToolMessage("found x", name="look", tool_call_id=id),
+        ToolMessage("found x", name="look", tool_call_id=id or ""),
         AIMessage("it was found", id="a9"),
     )
 
@@ -267,6 +267,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "lost calls": Scenario(script=(DONE,), earlier=_lost(), shapes=_unsigned),
     "one of two calls lost": Scenario(script=(DONE,), earlier=_lost("a1"), shapes=_unsigned),
     "lost calls, then direct": Scenario(script=(DONE,), gate=NeverGate, earlier=_lost("a2"), shapes=_unsigned),
+    "calls without an id": Scenario(script=(DONE,), earlier=_used(None), shapes=_unsigned),
     # What models do.
     "unknown tool": Scenario(script=(calls(Call("fly", {"to": "x"})), DONE), statuses=("blocked",)),
     "unknown tool beside a known one": Scenario(
@@ -299,6 +300,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "a safety stop": Scenario(script=(Reply(end="filter"),), says="", requests=1),
     "cut short in a call": Scenario(script=(calls(Call("look", '{"query": "/da'), end="length"), DONE), ran=()),
     "cut short after a call": Scenario(script=(calls(look(), end="length"), DONE), ran=()),
+    "cut short after a call that can't be read": Scenario(
+        script=(calls(Call("look", '{"query": x}'), Call("pay", '{"amount": 12'), end="length"), DONE)
+    ),
     "cut short in the answer": Scenario(script=(Reply("it is done and", end="length"),), requests=1),
     "cut short before the answer": Scenario(script=(Reply(end="length"), DONE), requests=2),
     "a picture asked about": Scenario(
@@ -318,6 +322,13 @@ SCENARIOS: Mapping[str, Scenario] = {
     "a search and a blocked call": Scenario(
         script=(Reply("Let me see.", searched="x", calls=(pay(),)), DONE), more=_search_tool, shapes=_searches,
         gate=lambda: Steps(["look", "web_search", "google_search"]), statuses=("blocked", "ok"),
+    ),
+    "nothing but a search": Scenario(
+        script=(Reply("it is done", searched="x"),), uses=(), more=_search_tool, shapes=_searches, statuses=("ok",)
+    ),
+    "the same call, a search between": Scenario(
+        script=(calls(look()), Reply(searched="x", calls=(look(),)), DONE), more=_search_tool, shapes=_searches,
+        ran=("look", "look"),
     ),
     "a search that spends the budget": Scenario(
         script=(Reply(searched="x", calls=(look(),)), DONE), more=_search_tool, shapes=_searches,

@@ -1,6 +1,7 @@
+import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
-from metis_agent.rules.answers import fallback_answer, with_all_results
+from metis_agent.rules.answers import fallback_answer, sendable, with_all_results
 from metis_agent.types import ToolOutcome
 from tests.fakes import call, calling
 
@@ -50,3 +51,34 @@ def test_results_come_right_after_their_calls_and_never_alone():
     result, orphan = ToolMessage("x", tool_call_id="1"), ToolMessage("y", tool_call_id="9")
     messages = [HumanMessage("q"), calling(call("a", id="1")), HumanMessage("wait"), result, orphan]
     assert [message.type for message in with_all_results(messages)] == ["human", "ai", "tool", "human"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "results", "sent", "answered"),
+    [
+        ((None,), (), ["call_1_0"], ["call_1_0"]),
+        (("", ""), ("", ""), ["call_1_0", "call_1_1"], ["call_1_0", "call_1_1"]),
+        (("a", "a"), ("a", "a", "a"), ["a", "call_1_1"], ["a", "call_1_1"]),
+        (("a", None), ("a",), ["a", "call_1_1"], ["a", "call_1_1"]),
+    ],
+)
+def test_every_call_of_a_thread_gets_an_id_of_its_own(ids, results, sent, answered):
+    asked = AIMessage("", tool_calls=[{"name": "a", "args": {}, "id": id_} for id_ in ids])
+    found = [ToolMessage(str(place), tool_call_id=id_) for place, id_ in enumerate(results)]
+    prompt = sendable([HumanMessage("q"), asked, *found])
+    assert [call["id"] for call in prompt[1].tool_calls] == sent
+    assert [message.tool_call_id for message in prompt[2:]] == answered
+    assert [message.text for message in prompt[2 : 2 + len(results)]] == ["0", "1"][: len(results)]
+    assert sendable(prompt) is prompt
+    again = [HumanMessage("q"), calling(call("a", id="a")), ToolMessage("1", tool_call_id="a")]
+    assert [message.tool_call_id for message in sendable([*again, *again]) if message.type == "tool"] == [
+        "a",
+        "call_4_0",
+    ]
+
+
+def test_a_result_without_its_call_and_a_block_without_one_are_not_sent():
+    assert sendable([ToolMessage("x", tool_call_id="9"), HumanMessage("q")]) == [HumanMessage("q")]
+    block = {"type": "tool_use", "id": "1", "name": "a", "input": {}}
+    [asked, _] = sendable([AIMessage([{"type": "text", "text": "hm"}, block]), HumanMessage("q")])
+    assert asked.content == [{"type": "text", "text": "hm"}]

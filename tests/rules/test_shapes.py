@@ -3,6 +3,7 @@
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
+from metis_agent import create_metis_agent
 from metis_agent.rules.shapes import (
     ending_of,
     has_answer,
@@ -17,6 +18,7 @@ from metis_agent.rules.shapes import (
     without_calls,
     without_last_thoughts,
 )
+from tests.fakes import model
 
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
 
@@ -299,3 +301,30 @@ def test_thoughts_that_nothing_follows_are_taken_out():
     for kept in ("text", [thought, found], [thought, {"type": "text", "text": "so"}]):
         message = AIMessage(kept)
         assert without_last_thoughts(message) is message
+
+
+@pytest.mark.parametrize(
+    ("offered", "block", "name"),
+    [
+        ({"type": "mcp", "server_label": "d"}, {"type": "mcp_call", "id": "m", "name": "roll"}, "mcp"),
+        ({"type": "mcp_toolset", "mcp_server_name": "d"},
+         {"type": "mcp_tool_use", "id": "m", "name": "roll"}, "mcp_toolset"),
+        ({"type": "mcp", "server_label": "d"}, {"type": "server_tool_call", "id": "m", "name": "remote_mcp"}, "mcp"),
+        ({"type": "code_execution_20250825", "name": "code_execution"},
+         {"type": "server_tool_use", "id": "m", "name": "bash_code_execution"}, "code_execution"),
+        ({"systemTool": {"name": "nova_grounding"}},
+         {"type": "server_tool_use", "id": "m", "name": "nova_grounding"}, "nova_grounding"),
+    ],
+)  # fmt: skip
+def test_a_call_at_the_provider_has_the_name_of_its_tool_on_offer(offered, block, name):
+    said = AIMessage([block, {"type": "text", "text": "done"}])
+    state = create_metis_agent(model(said), [offered, {"type": "web_search"}]).invoke({"messages": [("user", "q")]})
+    assert [outcome.tool for outcome in state["outcomes"]] == [name]
+    assert state["messages"][-1].text == "done"
+
+
+def test_several_servers_may_have_one_name():
+    servers = [{"type": "mcp", "server_label": label} for label in "ab"]
+    chat = model("done")
+    create_metis_agent(chat, servers).invoke({"messages": [("user", "q")]})
+    assert len(chat.asked[0].tools) == 2
