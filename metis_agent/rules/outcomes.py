@@ -124,16 +124,13 @@ def commands_of(
 
 def as_left(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, Any]:
     """The turn's records, where other code has changed the messages that they are of."""
-    turn = turn_of(messages)
-    records = {
-        "outcomes": (state.get("outcomes", ()), outcomes_as_told(messages, state.get("outcomes", ()))),
-        "calls": (state.get("calls", ()), as_told(turn, state.get("calls", ()))),
-    }
-    return {
-        key: Overwrite([dict(vars(record)) for record in now])
-        for key, (before, now) in records.items()
-        if list(now) != list(before)
-    }
+    outcomes, calls = state.get("outcomes", ()), state.get("calls", ())
+    update: dict[str, Any] = {}
+    if (told := outcomes_as_told(messages, outcomes)) != list(outcomes):
+        update["outcomes"] = Overwrite([dict(vars(outcome)) for outcome in told])
+    if (said := as_told(turn_of(messages), calls)) != list(calls):
+        update["calls"] = Overwrite([dict(vars(call)) for call in said])
+    return update
 
 
 def without_records(result: ToolResult) -> ToolResult:

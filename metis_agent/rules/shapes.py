@@ -132,7 +132,7 @@ def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
         The same object where nothing changes.
     """
     old = open_calls(message)
-    if list(calls) == old and not _has_bare_text(message) and len(shown_calls(message)) <= len(old):
+    if list(calls) == old and (isinstance(message.content, str) or not _is_amiss(message, len(old))):
         return message
     changes = [_Change(was, now) for was, now in zip(old, calls, strict=True)]
     left = [change.now for change in changes if change.now is not None]
@@ -380,8 +380,9 @@ def _is_invalid(call: AnyCall) -> bool:
     return call.get("type") == "invalid_tool_call"
 
 
-def _has_bare_text(message: AIMessage) -> bool:
-    return isinstance(message.content, list) and any(isinstance(block, str) for block in message.content)
+def _is_amiss(message: AIMessage, calls: int) -> bool:
+    """Whether its content holds bare strings, or calls that it does not have."""
+    return any(isinstance(block, str) for block in message.content) or len(shown_calls(message)) > calls
 
 
 def _blocks(message: AIMessage | ToolMessage) -> list[Mapping[str, Any]]:

@@ -40,6 +40,7 @@ from metis_agent.rules.shapes import (
     open_calls,
     provider_calls,
     refusal_in,
+    rewritten,
     without_calls,
     without_last_thoughts,
 )  # fmt: skip
@@ -360,7 +361,8 @@ def respond(
     done = bool(answered) or reply.structured is not None
     content = message.content
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
-        return Settled(reply=reply, message=message)
+        # Merged from a stream, it may hold bare strings among its blocks.
+        return Settled(reply=reply, message=rewritten(message, open_calls(message)))
     as_given = _is_the_hosts(turn, offer, decision, message)
     # Of a call that can't be read the model may be told by its id.
     named = message.tool_calls or any(call["id"] for call in message.invalid_tool_calls)
