@@ -186,15 +186,15 @@ def _messages(trajectory: Trajectory) -> Verdict | None:
     outcomes: dict[str, deque[ToolOutcome]] = defaultdict(deque)
     for outcome in trajectory.outcomes:
         outcomes[outcome.call_id].append(outcome)
-    waiting: dict[str, deque[Mapping[str, Any]]] = defaultdict(deque)
+    waiting: dict[str | None, deque[Mapping[str, Any]]] = defaultdict(deque)
     for kind, body in messages:
         if kind == "ai":
             if body.get("invalid_tool_calls"):
                 return drop("unreadable call", body["invalid_tool_calls"])
             for call in body.get("tool_calls") or ():
-                waiting[call["id"]].append(call)
+                waiting[call.get("id")].append(call)
         elif kind == "tool":
-            wrong = _result(body, waiting[body.get("tool_call_id")], outcomes[body.get("tool_call_id")])
+            wrong = _result(body, waiting[body.get("tool_call_id")], outcomes[body.get("tool_call_id", "")])
             if wrong:
                 return wrong
     if any(waiting.values()):

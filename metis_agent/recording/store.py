@@ -54,6 +54,7 @@ _RECENT_IMAGES = 128 * 2**20
 """Characters of images that are kept while a store is read: one picture stands in many records that follow."""
 _TOO_LONG = b"line over the limit: "
 _KEPT_BAD_LINES = 100
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class Tally:
         """Count a bad line, and say where it is."""
         self.torn += torn
         self.corrupt += not torn
+        reason = reason[:_LONGEST_REASON]
         if len(self.bad_lines) < _KEPT_BAD_LINES:
             self.bad_lines.append(BadLine(shard=shard, line=line, reason=reason))
         _log.warning("skipped %s, line %d: %s", shard, line, reason)

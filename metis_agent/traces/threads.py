@@ -273,7 +273,7 @@ def steps_of(trajectory: Trajectory) -> tuple[Step, ...]:
 def _messages(trajectory: Trajectory, records: Sequence[Mapping[str, Any]]) -> list[AnyMessage]:
     try:
         return cast("list[AnyMessage]", messages_from_dict([dict(record) for record in records]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"trajectory {trajectory.id!r} holds a message that LangChain can't read: {error}. "
             "Messages are written as message_to_dict does."

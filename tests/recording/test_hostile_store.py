@@ -46,7 +46,14 @@ BAD: dict[str, bytes] = {
     "two records": text() + text(),
     "half a record": text()[:100],
     "another thing": b"[1, 2, 3]",
+    "a message of nothing": text(messages=[{"type": "human", "data": None}]),
+    "calls that are no list": text(messages=[{"type": "ai", "data": {"content": "", "tool_calls": -1}}]),
+    "a call of an unknown tool": text(history=[{"type": "ai", "data": {"tool_calls": [{"name": None, "args": {}}]}}]),
+    "content that is none": text(messages=[{"type": "human", "data": {"content": None}}]),
+    "a shadow that allows no list": text(decisions=[{"allowed": [], "shadow": {"allowed": True}}]),
     "no version": text(schema=None),
+    "a long version": text(schema="9" * 100_000),
+    "a version that nobody will reach": text(schema=10**30),
     "an unknown branch": text(branch="sideways"),
     "wrong types": text(calls=[1] * 100_000, outcomes="all"),
     "a huge number where one is counted": text(calls=[{"node": "a", "step": 1}]).replace(
@@ -57,6 +64,10 @@ BAD: dict[str, bytes] = {
     "a million keys": text(metadata={str(i): [] for i in range(10)})[:-2],
 }
 ODD: dict[str, bytes] = {
+    "a call without an id": text(
+        id="odd-call", messages=[{"type": "ai", "data": {"content": "1", "tool_calls": [{"name": "a", "args": {}}]}}]
+    ),
+    "messages of others": text(id="odd-messages", messages=[{"role": "user"}]),
     "half an emoji": text(
         id="odd-\ud83d", answer="\ud83d", question={"id": "\udc00", "text": "What is \ud83d?", "answer": "\ud83d"}
     ),
