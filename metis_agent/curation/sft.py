@@ -171,7 +171,12 @@ def _sound(trajectory: Trajectory) -> Verdict:
         return drop("call leaked into the answer", trajectory.answer[:200])
     if not trajectory.messages:
         return drop("no messages")
-    return _messages(trajectory) or _token_records(trajectory.calls) or KEEP
+    try:
+        wrong = _messages(trajectory)
+    except (AttributeError, KeyError, TypeError):
+        # A store may hold what somebody else wrote.
+        wrong = drop("messages of another form than LangChain's")
+    return wrong or _token_records(trajectory.calls) or KEEP
 
 
 def _messages(trajectory: Trajectory) -> Verdict | None:

@@ -182,7 +182,8 @@ def _answers(shadow: Mapping[str, Any] | None) -> bool:
 
 
 def _refuses(shadow: Mapping[str, Any] | None, tool: str) -> bool:
-    return shadow is not None and "error" not in shadow and tool not in shadow.get("allowed", ())
+    allowed = shadow.get("allowed", ()) if shadow is not None and "error" not in shadow else None
+    return isinstance(allowed, list | tuple) and tool not in allowed
 
 
 def _with_calls(
@@ -201,8 +202,17 @@ def _with_calls(
 
 
 def _ids(fields: Mapping[str, Any]) -> set[str]:
-    calls = [*(fields.get("tool_calls") or ()), *(fields.get("invalid_tool_calls") or ())]
-    return {call["id"] for call in calls if call.get("id")}
+    if not isinstance(fields, Mapping):
+        return set()
+    found = (fields.get(name) for name in ("tool_calls", "invalid_tool_calls"))
+    ids = (
+        call.get("id")
+        for calls in found
+        if isinstance(calls, list | tuple)
+        for call in calls
+        if isinstance(call, Mapping)
+    )
+    return {id_ for id_ in ids if id_ and isinstance(id_, str)}
 
 
 class _Wrapper(Gate):

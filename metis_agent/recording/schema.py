@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema, to_json, to_jsonable_python
@@ -104,12 +104,12 @@ def loads(line: str | bytes, restore: Callable[[Any], Any] | None = None) -> Tra
         SchemaVersionError: a newer Metis wrote it.
     """
     if restore is None and (trajectory := _quickly(_trajectory(), line)) is not None:
-        return _with_sound_messages(trajectory)
+        return cast(Trajectory, trajectory)
     record = _migrate(_parse(line))
     if restore is not None:
         record = restore(record)
     try:
-        return _with_sound_messages(_trajectory().validate_python(record))
+        return cast(Trajectory, _trajectory().validate_python(record))
     except ValidationError as error:
         raise InputError(f"record {_shown(record.get('id'))} is not a trajectory: {_summary(error)}.") from error
 
@@ -123,7 +123,7 @@ def loads_outcome(line: str | bytes, restore: Callable[[Any], Any] | None = None
         InputError, SchemaVersionError: as `loads`.
     """
     if restore is None and (outcome := _quickly(_outcome(), line)) is not None:
-        return _with_sound_messages(Trajectory(**vars(outcome)))
+        return Trajectory(**vars(outcome))
     return replace(loads(line, restore), messages=(), calls=(), tools=())
 
 
@@ -152,49 +152,6 @@ def plain(value: Any) -> Any:
     Recorders call it: a tool's artifact may be any object, and a record of a turn must not fail for it.
     """
     return _Plain().of(value, 0)
-
-
-def _with_sound_messages(trajectory: Trajectory) -> Trajectory:
-    """It, where its messages have the form of LangChain's, on which every reader relies."""
-    for field_name in ("messages", "history"):
-        for place, message in enumerate(getattr(trajectory, field_name)):
-            if (wrong := _wrong_in(message)) is not None:
-                where = f"{field_name}.{place}.{wrong}"
-                raise InputError(
-                    f"record {trajectory.id!r:.100} is not a trajectory: {where} is no such part of a message."
-                )
-    for place, decision in enumerate(trajectory.decisions):
-        if not isinstance((decision.shadow or {}).get("allowed", []), list | tuple):
-            raise InputError(
-                f"record {trajectory.id!r:.100} is not a trajectory: decisions.{place}.shadow allows no list."
-            )
-    return trajectory
-
-
-def _wrong_in(message: Mapping[str, Any]) -> str | None:
-    """The name of the first part of a message that can't be what it is; others' messages may lack any."""
-    data = message.get("data", {})
-    if not (isinstance(message.get("type", ""), str) and isinstance(data, Mapping)):
-        return "data" if isinstance(message.get("type", ""), str) else "type"
-    for name, kinds in _PARTS_OF_MESSAGES.items():
-        if name in data and not isinstance(data[name], kinds):
-            return name
-    for name, kinds in (("content", str | Mapping), ("tool_calls", Mapping), ("invalid_tool_calls", Mapping)):
-        parts = data.get(name)
-        if isinstance(parts, list) and not all(isinstance(part, kinds) for part in parts):
-            return name
-    calls = data.get("tool_calls") or ()
-    sound = all(
-        isinstance(call.get("name"), str) and isinstance(call.get("args"), Mapping) and _is_id(call.get("id"))
-        for call in calls
-    )
-    return (
-        None if sound and all(_is_id(call.get("id")) for call in data.get("invalid_tool_calls") or ()) else "tool_calls"
-    )
-
-
-def _is_id(value: object) -> bool:
-    return value is None or isinstance(value, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,14 +310,6 @@ def _parse(line: str | bytes) -> dict[str, Any]:
         raise InputError(f"a trajectory is a JSON object; this line holds a {type(record).__name__}.")
     return record
 
-
-_PARTS_OF_MESSAGES: Mapping[str, Any] = {
-    "content": str | list,
-    **dict.fromkeys(("tool_calls", "invalid_tool_calls"), list | tuple | None),
-    **dict.fromkeys(("additional_kwargs", "response_metadata"), Mapping),
-    "usage_metadata": Mapping | None,
-    **dict.fromkeys(("id", "name", "tool_call_id", "status"), str | None),
-}
 
 _LAST_VERSION = 9999
 """A number beyond it is no version of a later Metis, for which reading stops, but a bad line."""

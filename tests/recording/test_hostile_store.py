@@ -46,11 +46,6 @@ BAD: dict[str, bytes] = {
     "two records": text() + text(),
     "half a record": text()[:100],
     "another thing": b"[1, 2, 3]",
-    "a message of nothing": text(messages=[{"type": "human", "data": None}]),
-    "calls that are no list": text(messages=[{"type": "ai", "data": {"content": "", "tool_calls": -1}}]),
-    "a call of an unknown tool": text(history=[{"type": "ai", "data": {"tool_calls": [{"name": None, "args": {}}]}}]),
-    "content that is none": text(messages=[{"type": "human", "data": {"content": None}}]),
-    "a shadow that allows no list": text(decisions=[{"allowed": [], "shadow": {"allowed": True}}]),
     "no version": text(schema=None),
     "a long version": text(schema="9" * 100_000),
     "a version that nobody will reach": text(schema=10**30),
@@ -64,6 +59,15 @@ BAD: dict[str, bytes] = {
     "a million keys": text(metadata={str(i): [] for i in range(10)})[:-2],
 }
 ODD: dict[str, bytes] = {
+    "a message of nothing": text(id="odd-shape-0", messages=[{"type": "human", "data": None}]),
+    "calls that are no list": text(
+        id="odd-shape-1", messages=[{"type": "ai", "data": {"content": "", "tool_calls": -1}}]
+    ),
+    "a call of an unknown tool": text(
+        id="odd-shape-2", history=[{"type": "ai", "data": {"tool_calls": [{"name": None, "args": {}}]}}]
+    ),
+    "content that is none": text(id="odd-shape-3", messages=[{"type": "human", "data": {"content": None}}]),
+    "a shadow that allows no list": text(id="odd-shape-4", decisions=[{"allowed": [], "shadow": {"allowed": True}}]),
     "a call without an id": text(
         id="odd-call", messages=[{"type": "ai", "data": {"content": "1", "tool_calls": [{"name": "a", "args": {}}]}}]
     ),

@@ -22,8 +22,6 @@ seconds = st.floats(min_value=0, max_value=1e9)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
 values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8)
 objects = st.dictionaries(texts, values, max_size=3)
-messages = objects.filter(lambda message: not {"type", "data"} & set(message))
-"""Others' at least; LangChain's have a form, which is checked."""
 ids = st.lists(st.integers(0, 2**31), max_size=5).map(tuple)
 
 questions = st.builds(
@@ -83,7 +81,7 @@ trajectories = st.builds(
     question=questions,
     branch=st.sampled_from(["free", "direct", "tool"]),
     answer=texts,
-    messages=st.lists(messages, max_size=2).map(tuple),
+    messages=st.lists(objects, max_size=2).map(tuple),
     calls=st.lists(calls, max_size=2).map(tuple),
     decisions=st.lists(decisions, max_size=2).map(tuple),
     outcomes=st.lists(outcomes, max_size=2).map(tuple),
@@ -92,7 +90,7 @@ trajectories = st.builds(
     seconds=seconds,
     started_at=seconds,
     metadata=objects,
-    history=st.lists(messages, max_size=2).map(tuple),
+    history=st.lists(objects, max_size=2).map(tuple),
     tools=st.lists(objects, max_size=2).map(tuple),
     conversation=texts,
     user=texts,
