@@ -319,7 +319,7 @@ def _contrast(
     )
     to_come, accuracy = contrast.to_come(logits), contrast.accuracy(logits)
     difference = table.correct[:, 1:] - table.correct[:, :1]
-    losses = []
+    losses: list[tuple[float, Contrast]] = []
     for trust in trusts:
         it = replace(contrast, trust=trust)
         benefit = it.benefit(accuracy) / (1.0 if to_come is None else to_come[:, None])
