@@ -177,6 +177,7 @@ PUBLIC = [
     "ShadowGate",
     "TextSearchTool",
     "ToolOutcome",
+    "ToolSpec",
     "Trajectory",
     "TrajectoryStore",
     "__version__",
