@@ -9,8 +9,8 @@ what everybody knows: a question needs no search, one, or two, and some of what 
 
 `--compare` takes the decision points of a store, its forks or, where a question was run freely and without tools, the
 first step of the free run. It trains the gate on four fifths of the questions and replays the last fifth, five times
-over, beside value regression, caps, the oracle and *self-report*: at each state the model is asked whether it has
-enough, and its odds of yes against no are the score (kept in STORE/enough.jsonl). Prints JSON.
+over, beside value regression, caps, the oracle and *self-report*: at each state the model is asked whether it knows
+the answer for certain, and its odds of yes against no are the score (kept in STORE/enough.jsonl). Prints JSON.
 """
 
 from __future__ import annotations

@@ -256,6 +256,7 @@ def create_metis_agent(
     _check_bound(with_it, by_name)
     # Several of one name are several servers, or stores to search in.
     given: list[Mapping[str, Any]] = [tool for tool in tools or () if isinstance(tool, Mapping)]
+    given = [tool for place, tool in enumerate(given) if tool not in given[:place]]
     given = [*_not_named(with_it, map(_name_of, given)), *given]
     remote = _not_named(given, by_name)
     names = [*dict.fromkeys(map(_name_of, remote)), *by_name]

@@ -16,12 +16,15 @@ from typing import Any, TypeVar, cast
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 __all__ = [
+    "blocks_of",
     "conversation_images",
     "image_block",
     "image_source",
+    "inner_block",
     "is_first_step",
     "provider_name",
     "seconds_of",
+    "text_of",
     "turn_of",
 ]
 
@@ -59,6 +62,25 @@ def seconds_of(state: Mapping[str, Any]) -> float:
     """Time that the turn has been at work: gate, model and tools."""
     decided = sum(decision.seconds for decision in state.get("decisions", ()))
     return float(state.get("seconds", 0.0) + decided)
+
+
+def blocks_of(message: BaseMessage) -> list[Mapping[str, Any]]:
+    """The content blocks of a message, unwrapped; none where its content is text."""
+    content = message.content
+    return [inner_block(block) for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+
+
+def inner_block(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The block itself; where LangChain has wrapped one that it does not know, that one."""
+    value = block.get("value")
+    return value if block.get("type") == "non_standard" and isinstance(value, Mapping) else block
+
+
+def text_of(message: ToolMessage) -> str:
+    """The text of a tool's result, that of free-form tools too."""
+    return str(message.text) or "".join(
+        str(block.get("output") or "") for block in blocks_of(message) if block.get("type") == "custom_tool_call_output"
+    )
 
 
 def image_source(block: object) -> str | bytes | None:

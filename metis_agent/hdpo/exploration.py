@@ -229,8 +229,14 @@ def decisions_of(
     return called, probability
 
 
-def later_decisions(trajectories: Sequence[Trajectory], groups: StratifiedGroups) -> list[LaterDecision]:
-    """The decisions from the second on at which rollouts were forced, `groups.steps - 1` of them."""
+def later_decisions(
+    trajectories: Sequence[Trajectory], groups: StratifiedGroups, told: NDArray[np.bool_]
+) -> list[LaterDecision]:
+    """The decisions from the second on at which rollouts were forced, `groups.steps - 1` of them.
+
+    How likely a call is, is read off a call that begins as the forced ones do; in groups whose first decision can't be
+    `told` from its content, [P], it is not known.
+    """
     found = []
     for step in range(1, groups.steps):
         called = np.zeros(len(trajectories), dtype=bool)
@@ -238,7 +244,8 @@ def later_decisions(trajectories: Sequence[Trajectory], groups: StratifiedGroups
         state = np.full(len(trajectories), -1)
         for first in range(0, len(trajectories), groups.size):
             group = trajectories[first : first + groups.size]
-            opening = next((run.calls[0].forced for run in group if run.calls and run.calls[0].forced), 0)
+            forced = next((run.calls[0] for run in group if run.calls and run.calls[0].forced), None)
+            opening = (forced.completion_ids or ())[: forced.forced] if forced else ()
             at: dict[object, list[int]] = {}
             for place, run in enumerate(group, first):
                 if len(run.calls) > step:
@@ -247,9 +254,12 @@ def later_decisions(trajectories: Sequence[Trajectory], groups: StratifiedGroups
                 calls = [place for place in places if (it := trajectories[place].calls[step]).tool_calls or it.forced]
                 called[calls] = True
                 state[places] = places[0] - first
-                if calls and opening:
-                    of_call = trajectories[calls[0]].calls[step].log_probs or (math.nan,)
-                    probability[places] = math.exp(sum(of_call[:opening]))
+                begun = [
+                    it for place in calls
+                    if ((it := trajectories[place].calls[step]).completion_ids or ())[: len(opening)] == opening
+                ]  # fmt: skip
+                if begun and opening and told[first // groups.size]:
+                    probability[places] = math.exp(sum((begun[0].log_probs or (math.nan,))[: len(opening)]))
         shape = -1, groups.size
         found.append(
             LaterDecision(

@@ -185,7 +185,8 @@ class HDPOTrainer(GRPOTrainer):
         own = excluding(score(groups_of(trajectories, self._groups.size), self._verify), rows.unusable)
         # Some objectives normalise over the batch, and the metrics are of all groups: so every process scores them all.
         called, probability = decisions_of(trajectories, self._groups)
-        told, later = ~np.isnan(probability), exploration.later_decisions(trajectories, self._groups)
+        told = ~np.isnan(probability)
+        later = exploration.later_decisions(trajectories, self._groups, told)
         parts: list[tuple[Scores, Any, Any, Any]] = gather_object(
             [(own, called, told, exploration.cut(later, self._groups))]
         )

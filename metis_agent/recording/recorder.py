@@ -23,7 +23,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from metis_agent.errors import InputError
-from metis_agent.messages import seconds_of, turn_of
+from metis_agent.messages import seconds_of, text_of, turn_of
 from metis_agent.recording.schema import plain
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools.redaction import Redactor
@@ -340,9 +340,7 @@ class _Told:
         """The outcome, with the content and the arguments that the messages have."""
         call, _ = self._calls.get(outcome.call_id, (None, None))
         result = self._results.get(outcome.call_id)
-        # What free-form tools bring is no text to LangChain.
-        has_text = result is not None and (bool(result.text) or isinstance(result.content, str))
-        content = str(result.text) if result is not None and has_text else outcome.content
+        content = outcome.content if result is None else text_of(result)
         arguments = outcome.arguments if call is None else call["args"]
         if content != outcome.content or arguments != outcome.arguments:
             outcome = replace(outcome, content=content, arguments=arguments)

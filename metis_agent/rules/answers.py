@@ -85,7 +85,8 @@ def _with_own_ids(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
         if message.type == "ai":
             ids = [call["id"] for call in open_calls(message)]
             shown = shown_calls(message) if isinstance(message.content, list) else ()
-            if not all(ids) or not seen.isdisjoint(ids) or len(set(ids)) < len(ids) or not set(shown) <= set(ids):
+            stray = any(id_ and id_ not in ids for id_ in shown)
+            if stray or not all(ids) or not seen.isdisjoint(ids) or len(set(ids)) < len(ids):
                 return _numbered(messages)
             seen.update(ids)
     return messages
@@ -94,6 +95,7 @@ def _with_own_ids(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
 def _numbered(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     """The same ids in the same place each time: providers keep the prompts that they have read."""
     numbered: list[AnyMessage] = []
+    given = {call["id"] for message in messages if message.type == "ai" for call in open_calls(message)}
     seen: set[str] = set()
     waiting: dict[str, list[str]] = {}
     """New ids by old ones, in the order of the calls and of their results."""
@@ -104,6 +106,8 @@ def _numbered(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
             for number, call in enumerate(open_calls(message)):
                 old = call["id"] or ""
                 new = old if old and old not in seen else f"call_{place}_{number}"
+                while new in seen or (new != old and new in given):
+                    new += "_"
                 seen.add(new)
                 renamed.setdefault(old, []).append(new)
                 calls.append({**call, "id": new})

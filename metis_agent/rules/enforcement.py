@@ -21,10 +21,11 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 from langchain_core.utils.json import parse_partial_json
 
+from metis_agent.messages import text_of
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.budget import ToolTerms
 from metis_agent.rules.rules import Offer, Rules
-from metis_agent.rules.shapes import open_calls, rewritten, text_of, without_calls
+from metis_agent.rules.shapes import open_calls, rewritten, without_calls
 from metis_agent.rules.state import Notes
 from metis_agent.types import GateDecision, Spending, ToolOutcome
 
@@ -301,11 +302,15 @@ def _read_calls(
 
 
 def _is_cut(arguments: str | None) -> bool:
-    """True for JSON that could be read if it went on."""
+    """True for JSON that could be read if it went on, and not as it is."""
     try:
-        return isinstance(parse_partial_json(arguments or ""), dict)
-    except ValueError:
-        return False
+        json.loads(arguments or "", strict=False)
+    except (ValueError, RecursionError):
+        try:
+            return isinstance(parse_partial_json(arguments or ""), dict)
+        except (ValueError, RecursionError):
+            pass
+    return False
 
 
 def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str], as_given: bool = False) -> _Call:

@@ -23,10 +23,9 @@ from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError, arun_in_thread, run_async
 from metis_agent.errors import InfrastructureError, ToolError
-from metis_agent.messages import turn_of
+from metis_agent.messages import text_of, turn_of
 from metis_agent.recording.recorder import as_told, outcomes_as_told
 from metis_agent.rules.rules import Offer, Offered
-from metis_agent.rules.shapes import text_of
 from metis_agent.rules.state import Notes, PendingCall
 from metis_agent.types import OutcomeStatus, ToolOutcome
 

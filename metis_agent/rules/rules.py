@@ -47,6 +47,8 @@ class Offered(TypedDict):
     system_prompt: SystemMessage | None
 
 
+_OURS = frozenset({"function", "parameters", "input_schema"})
+"""Keys of a tool that is written as a mapping and does not run at the provider."""
 _NOTHING: Offered = {"tools": (), "system_prompt": None}
 
 
@@ -64,7 +66,8 @@ class Offer:
     """
 
     __slots__ = (
-        "_definitions", "all_gated", "every", "gated", "known", "names", "open", "remote", "specs", "terms", "tools",
+        "_at_provider", "_definitions", "all_gated", "every", "gated", "known", "names", "open", "remote", "specs",
+        "terms", "tools",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +89,9 @@ class Offer:
         self.remote = frozenset(remote)
         self.terms = terms
         self.names = tuple([spec.name for spec in self.specs])
+        self._at_provider = [
+            spec_of(tool).name for tool in tools if not isinstance(tool, BaseTool) and _OURS.isdisjoint(tool)
+        ]
         gate, free = rules.gate.gate, rules.ungated
         self.known = tuple([spec for spec in self.every if gate.knows(spec)])
         """Tools that the gate can decide on, whatever the lists say of them: what it is checked against."""
@@ -110,15 +116,14 @@ class Offer:
         That is `web_search_preview` for `web_search`, `code_execution` for `bash_code_execution`, and `mcp` for the
         tools of a `server`.
         """
-        if tool in self.names:
-            return tool
-        return next(
-            (
-                name for name in self.names
-                if name.startswith(tool) or tool.endswith(f"_{name}") or (server and name.startswith("mcp"))
-            ),
-            tool,
-        )  # fmt: skip
+        theirs = self._at_provider
+        fitting = [
+            *[name for name in theirs if server and name.startswith("mcp")],
+            *[name for name in self.names if name == tool],
+            *[name for name in theirs if name.startswith(tool)],
+            *[name for name in theirs if tool.endswith(f"_{name}")],
+        ]
+        return fitting[0] if fitting else tool
 
     def within(self, budget: Budget, spent: Spending) -> tuple[ToolSpec, ...]:
         """The tools that may still be called after this spending."""

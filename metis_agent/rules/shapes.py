@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 
+from metis_agent.messages import blocks_of, inner_block
+
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
-    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shown_calls", "text_of",
-    "with_free_results", "without_calls", "without_last_thoughts",
+    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shown_calls", "with_free_results",
+    "without_calls", "without_last_thoughts",
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall
@@ -84,7 +86,7 @@ def from_provider(message: AIMessage) -> bool:
 def refusal_in(message: AIMessage) -> str | None:
     """What a refusal says, or that the provider has stopped the reply; `None` for any other reply."""
     said = message.additional_kwargs.get("refusal") or ""
-    for block in _blocks(message):
+    for block in blocks_of(message):
         if block.get("type") == "refusal":
             said += block.get("refusal") or ""
     if said:
@@ -99,14 +101,7 @@ def has_answer(message: AIMessage) -> bool:
     if isinstance(message.content, str):
         return bool(message.content.strip()) or "audio" in message.additional_kwargs
     return bool(message.text.strip()) or any(
-        block.get("type") in _MEDIA or block.get("type") in _FOR_THE_CALLER for block in _blocks(message)
-    )
-
-
-def text_of(message: ToolMessage) -> str:
-    """The text of a tool's result, that of free-form tools too."""
-    return str(message.text) or "".join(
-        str(block.get("output") or "") for block in _blocks(message) if block.get("type") == "custom_tool_call_output"
+        block.get("type") in _MEDIA or block.get("type") in _FOR_THE_CALLER for block in blocks_of(message)
     )
 
 
@@ -118,7 +113,7 @@ def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
 
 def shown_calls(message: AIMessage) -> list[Any]:
     """The ids of the calls that are among a reply's content blocks."""
-    return [block.get(_CALLS[block["type"]]) for block in _blocks(message) if block.get("type") in _CALLS]
+    return [block.get(_CALLS[block["type"]]) for block in blocks_of(message) if block.get("type") in _CALLS]
 
 
 def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
@@ -132,7 +127,7 @@ def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
         The same object where nothing changes.
     """
     old = open_calls(message)
-    if list(calls) == old and (isinstance(message.content, str) or not _is_amiss(message, len(old))):
+    if list(calls) == old and (isinstance(message.content, str) or not _is_amiss(message, old)):
         return message
     changes = [_Change(was, now) for was, now in zip(old, calls, strict=True)]
     left = [change.now for change in changes if change.now is not None]
@@ -178,7 +173,7 @@ def new_answer(text: str, message: AIMessage, **keywords: Any) -> AIMessage:
     # Other code may look for these; with its id, one would be an item of the reply that is replaced.
     refused: list[Any] = [
         {"type": "refusal", "refusal": block.get("refusal") or ""}
-        for block in _blocks(message)
+        for block in blocks_of(message)
         if block.get("type") == "refusal"
     ]
     return AIMessage(
@@ -210,7 +205,7 @@ def provider_calls(message: AIMessage) -> list[ProviderCall]:
     beside = "tool_outputs" in message.additional_kwargs or "grounding_metadata" in message.response_metadata
     if isinstance(message.content, str) and not beside:
         return []
-    blocks = _blocks(message)
+    blocks = blocks_of(message)
     # The old form of OpenAI's Responses has them beside the content.
     outputs = message.additional_kwargs.get("tool_outputs")
     blocks += [output for output in outputs or () if isinstance(output, Mapping)] if isinstance(outputs, list) else []
@@ -242,9 +237,11 @@ def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     result: list[AnyMessage] | None = None
     for place, message in enumerate(messages):
         if isinstance(message, AIMessage):
-            free |= {str(block.get("call_id")) for block in _blocks(message) if block.get("type") == "custom_tool_call"}
+            free |= {
+                str(block.get("call_id")) for block in blocks_of(message) if block.get("type") == "custom_tool_call"
+            }
         elif isinstance(message, ToolMessage) and message.tool_call_id in free:
-            if any(block.get("type") == "custom_tool_call_output" for block in _blocks(message)):
+            if any(block.get("type") == "custom_tool_call_output" for block in blocks_of(message)):
                 continue
             result = list(messages) if result is None else result
             content: list[Any] = [{"type": "custom_tool_call_output", "output": str(message.text)}]
@@ -269,7 +266,7 @@ def _content(content: Sequence[Any], changes: Sequence[_Change]) -> list[Any]:
     for block in content:
         if isinstance(block, str):
             block = {"type": "text", "text": block}
-        kind = _inner(block).get("type")
+        kind = inner_block(block).get("type")
         if kind in _THOUGHTS:
             thoughts = [block] if led_nowhere else [*thoughts, block]
             led_nowhere = False
@@ -290,7 +287,7 @@ def _content(content: Sequence[Any], changes: Sequence[_Change]) -> list[Any]:
 
 def _changed(block: Any, changes: Sequence[_Change]) -> Any:
     """A call's block as its call is now; `None` where that is gone."""
-    inner = _inner(block)
+    inner = inner_block(block)
     kind = inner["type"]
     id_, name = inner.get(_CALLS[kind]), inner.get("name")
     same = [change for change in changes if not change.shown and (_get(change.was, "id") or "") == (id_ or "")]
@@ -380,27 +377,18 @@ def _is_invalid(call: AnyCall) -> bool:
     return call.get("type") == "invalid_tool_call"
 
 
-def _is_amiss(message: AIMessage, calls: int) -> bool:
+def _is_amiss(message: AIMessage, calls: Sequence[Any]) -> bool:
     """Whether its content holds bare strings, or calls that it does not have."""
-    return any(isinstance(block, str) for block in message.content) or len(shown_calls(message)) > calls
-
-
-def _blocks(message: AIMessage | ToolMessage) -> list[Mapping[str, Any]]:
-    content = message.content
-    return [_inner(block) for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
-
-
-def _inner(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The block itself; where LangChain has wrapped one that it does not know, that one."""
-    value = block.get("value")
-    return value if block.get("type") == "non_standard" and isinstance(value, Mapping) else block
+    ids, shown = [_get(call, "id") for call in calls], shown_calls(message)
+    bare = any(isinstance(block, str) for block in message.content)
+    return bare or len(shown) > len(ids) or any(id_ and id_ not in ids for id_ in shown)
 
 
 def _says_nothing(block: Any) -> bool:
     """A thought, or a blank text, which clients leave out."""
     if isinstance(block, str):
         return not block.strip()
-    kind = _inner(block).get("type")
+    kind = inner_block(block).get("type")
     return kind in _THOUGHTS or (kind == "text" and not str(block.get("text") or "").strip())
 
 

@@ -360,10 +360,11 @@ def respond(
     calls = open_calls(message, answered) if answered else message.tool_calls or message.invalid_tool_calls
     done = bool(answered) or reply.structured is not None
     content = message.content
+    as_given = _is_the_hosts(turn, offer, decision, message)
     if not calls and (done or (content.strip() if isinstance(content, str) else has_answer(message))):
         # Merged from a stream, it may hold bare strings among its blocks.
-        return Settled(reply=reply, message=rewritten(message, open_calls(message)))
-    as_given = _is_the_hosts(turn, offer, decision, message)
+        whole = message if as_given or isinstance(content, str) else rewritten(message, open_calls(message))
+        return Settled(reply=reply, message=whole)
     # Of a call that can't be read the model may be told by its id.
     named = message.tool_calls or any(call["id"] for call in message.invalid_tool_calls)
     if as_given and not (content or named or turn.outcomes or refusal_in(message) is not None):

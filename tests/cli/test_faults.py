@@ -149,7 +149,7 @@ def test_no_command_is_forgotten() -> None:
     ],
 )
 def test_every_command_says_it_in_one_line(fault: str, folder: Path) -> None:
-    # Without the extras a model of one's own is asked.
+    # Where a fault lets a model of one's own be asked, it leaves this file: an earlier fault's is not this one's.
     (folder / "paid").unlink(missing_ok=True)
     chosen = with_wrong_models() if fault == "wrong model" else COMMANDS
     if fault == "no key":

@@ -131,6 +131,12 @@ def test_calls_that_could_not_be_parsed_never_run(ran, tools):
     assert statuses(state) == ["blocked", "blocked"]
 
 
+def test_a_reply_cut_in_the_middle_of_noise_ends_no_turn(ran, tools):
+    noise = {"name": "look", "args": '{"query": ' + "[" * 5000, "id": "1", "error": "?", "type": "invalid_tool_call"}
+    cut = AIMessage("", invalid_tool_calls=[noise], response_metadata={"finish_reason": "length"})
+    assert statuses(run(model(cut, "ok"), tools)) == ["blocked"]
+
+
 def test_the_second_call_with_an_id_never_runs(ran, tools):
     state = run(model(calling(call("look", id="1", query="x"), call("look", id="1", query="y")), "ok"), tools)
     assert ran == [("look", "x")]

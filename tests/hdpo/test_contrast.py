@@ -356,7 +356,7 @@ def test_a_policy_that_never_has_enough_learns_to_stop_where_later_decisions_are
                 banned = {"tool_choice": "none"} if branch == "direct" and at == calls else {}
                 runs.append(replace(run, calls=(*run.calls[:-1], replace(run.calls[-1], sampling=banned))))
                 J.append((calls >= needed) * (1 + w / (1 + calls)))
-            later = later_decisions(runs, groups)
+            later = later_decisions(runs, groups, np.array([True]))
             called = torch.tensor([[len(run.calls) > 1 for run in runs]])
             whole = torch.ones_like(called) if steps == 1 else ~torch.tensor(cut(later, groups))
             Delta = contrasts(torch.tensor([J]), called, whole).tolist()

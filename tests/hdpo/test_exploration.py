@@ -167,13 +167,15 @@ def test_with_several_steps_the_weights_give_the_policys_own_expectation(p: tupl
 
 def test_later_decisions_are_read_off_those_who_share_a_prompt() -> None:
     groups = StratifiedGroups(size=4, direct=1, tool=2, steps=1)
-    assert later_decisions([begun("free", called=True)] * 4, groups) == []
+    assert later_decisions([begun("free", called=True)] * 4, groups, np.array([True])) == []
     groups = StratifiedGroups(size=5, direct=2, tool=2, steps=2)
 
-    def run(branch: Branch, at: int, *prompts: tuple[int, ...], last: bool) -> Trajectory:
+    def run(branch: Branch, at: int, *prompts: tuple[int, ...], last: bool, opening: int = 7) -> Trajectory:
+        p = 0.2 if opening == 7 else 1.0
         calls = [
             ModelCall(
-                node="act", step=step, prompt_ids=prompt, completion_ids=(7, 8), log_probs=(math.log(0.2), -1.0),
+                node="act", step=step, prompt_ids=prompt, completion_ids=(opening if step else 7, 8),
+                log_probs=(math.log(p), -1.0),
                 tool_calls=({"name": "python"},) if step + 1 < len(prompts) or last else (),
                 forced=int(branch == "tool" and step == at),
             )
@@ -184,14 +186,16 @@ def test_later_decisions_are_read_off_those_who_share_a_prompt() -> None:
     runs = [
         run("direct", 0, (1,), last=False),
         run("direct", 1, (1,), (2,), last=False),
-        run("tool", 0, (1,), (3,), last=False),
+        run("tool", 0, (1,), (2,), last=True, opening=9),  # another way to begin a call, so not what is compared
         run("tool", 1, (1,), (2,), last=True),
         run("free", -1, (1,), (2,), last=True),
     ]
-    (second,) = later_decisions(runs, groups)
-    assert second.state.tolist() == [[-1, 1, 2, 1, 1]]
-    assert second.called.tolist() == [[False, False, False, True, True]]
-    np.testing.assert_allclose(second.probability, [[math.nan, 0.2, math.nan, 0.2, 0.2]])
+    (second,) = later_decisions(runs, groups, np.array([True]))
+    assert second.state.tolist() == [[-1, 1, 1, 1, 1]]
+    assert second.called.tolist() == [[False, False, True, True, True]]
+    np.testing.assert_allclose(second.probability, [[math.nan, 0.2, 0.2, 0.2, 0.2]])
+    (untold,) = later_decisions(runs, groups, np.array([False]))
+    assert np.isnan(untold.probability).all()
     assert cut([second], groups).tolist() == [[False, True, False, True, False]]
 
 

@@ -23,6 +23,7 @@ from metis_agent.recording.recorder import (
     RecorderReport,
     definitions_of,
     model_call_of,
+    outcomes_as_told,
     question_of,
     trajectory_of,
 )
@@ -336,6 +337,17 @@ def test_keys_leave_what_is_said_of_failures(run, tmp_path, monkeypatch, caplog)
     Recorder(Full(StorageError(f"denied: token={KEY}"))).record({"messages": [HumanMessage("q")]})
     assert "denied" in caplog.text
     assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "recorded"),
+    [([], ""), ([{"type": "text", "text": ""}], ""), ([{"type": "image_url", "image_url": "data:,"}], ""),
+     ([{"type": "custom_tool_call_output", "output": "[gone]"}], "[gone]"), ("left", "left")],
+)  # fmt: skip
+def test_a_result_is_recorded_as_its_message_has_it(content, recorded):
+    outcome = ToolOutcome(call_id="1", tool="look", arguments={}, content="a secret", status="ok")
+    turn = [HumanMessage("q"), calling(call("look", id="1")), ToolMessage(content, tool_call_id="1")]
+    assert [it.content for it in outcomes_as_told(turn, [outcome])] == [recorded]
 
 
 def test_a_redactor_takes_secrets_out_of_the_whole_record(run, tmp_path):

@@ -80,5 +80,14 @@ def test_every_call_of_a_thread_gets_an_id_of_its_own(ids, results, sent, answer
 def test_a_result_without_its_call_and_a_block_without_one_are_not_sent():
     assert sendable([ToolMessage("x", tool_call_id="9"), HumanMessage("q")]) == [HumanMessage("q")]
     block = {"type": "tool_use", "id": "1", "name": "a", "input": {}}
-    [asked, _] = sendable([AIMessage([{"type": "text", "text": "hm"}, block]), HumanMessage("q")])
-    assert asked.content == [{"type": "text", "text": "hm"}]
+    for stray in (block, {**block, "id": ["1"]}):
+        [asked, _] = sendable([AIMessage([{"type": "text", "text": "hm"}, stray]), HumanMessage("q")])
+        assert asked.content == [{"type": "text", "text": "hm"}]
+    other = AIMessage([block], tool_calls=[call("a", id="2")])
+    assert sendable([HumanMessage("q"), other, ToolMessage("x", tool_call_id="2")])[1].content == []
+
+
+def test_an_id_that_is_made_up_is_nobodys():
+    asked = [calling(call("a", id="call_3_0")), ToolMessage("1", tool_call_id="call_3_0")]
+    prompt = sendable([HumanMessage("q"), *asked, calling(call("a", id=None)), ToolMessage("2", tool_call_id="")])
+    assert [message.tool_call_id for message in prompt if message.type == "tool"] == ["call_3_0", "call_3_0_"]

@@ -2,8 +2,12 @@
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
 
-from metis_agent import create_metis_agent
+from metis_agent import Budget, ModelGate, create_metis_agent
+from metis_agent.messages import text_of
+from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.rules import Offer, Rules, spec_of
 from metis_agent.rules.shapes import (
     ending_of,
     has_answer,
@@ -13,12 +17,28 @@ from metis_agent.rules.shapes import (
     provider_calls,
     refusal_in,
     rewritten,
-    text_of,
     with_free_results,
     without_calls,
     without_last_thoughts,
 )
 from tests.fakes import model
+
+
+@pytest.mark.parametrize(
+    ("called", "server", "named"),
+    [("web_search", False, "web_search_preview"), ("search", False, "search"), ("search", True, "mcp"),
+     ("github_search", True, "mcp"), ("bash_code_execution", False, "code_execution"), ("look", False, "look")],
+)  # fmt: skip
+def test_a_call_at_the_provider_has_the_name_of_its_tool_there(called, server, named):
+    @tool
+    def search(query: str) -> str:
+        """Search here."""
+        return query
+
+    tools = [search, *({"type": kind} for kind in ("web_search_preview", "mcp", "code_execution"))]
+    rules = Rules(gate=AskedGate(ModelGate()), budget=Budget())
+    assert Offer([spec_of(it) for it in tools], {}, rules, tools=tools).named(called, server) == named
+
 
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
 

@@ -101,7 +101,7 @@ class Containment:
         self._filter.install(os.getpid())
 
     def _hold(self, terms: Terms, folder: str) -> None:
-        self._place.value = folder.encode()
+        self._place.value = os.fsencode(folder)
         self._memory.hold(terms.memory)
         self._disk.hold(terms.disk)
         # Counted by uid and user namespace: exact where the session has its own, a backstop where it shares them.

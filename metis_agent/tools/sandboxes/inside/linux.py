@@ -248,5 +248,5 @@ def _rights_on(fd: int) -> int:
 
 
 class _Rule(ctypes.Structure):
-    _pack_ = 1
+    _pack_, _layout_ = 1, "ms"
     _fields_ = (("rights", ctypes.c_uint64), ("fd", ctypes.c_int))

@@ -106,6 +106,7 @@ def seeders() -> list[tuple[Callable[[int], object], int]]:
     """What to call before each fork, with so many random bytes: sessions must not draw the same random numbers."""
     # `random.seed` itself does more, for seeds of other kinds, and a fork copies what it touches.
     instance: Any = vars(random)["_inst"]
+    instance.gauss_next = None
     found: list[tuple[Callable[[int], object], int]] = [(super(random.Random, instance).seed, 32)]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
