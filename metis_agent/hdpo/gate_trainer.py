@@ -302,7 +302,9 @@ def _contrast(
     most_to_come: float | None = None,
 ) -> Contrast:
     always_drafted = traits.reads_drafts and any(not np.isnan(column).any() for column in table.draft.values())
-    trusts = (training.trust,) if training.trust is not None else (0.5, 1.0) if always_drafted else (1.0,)
+    # Of several tools the likelihood is also of which of them is right, and trust is not about that.
+    tried = (0.5, 1.0) if len(table.actions) == 2 else (0.5,)
+    trusts = (training.trust,) if training.trust is not None else tried if always_drafted else (1.0,)
     branches = logits[:, : len(table.actions)]
     temperatures = [fit_temperature(z, y) for z, y in zip(branches.T, table.correct.T, strict=True)]
     if traits.one_temperature:
@@ -321,9 +323,8 @@ def _contrast(
     difference = table.correct[:, 1:] - table.correct[:, :1]
     losses: list[tuple[float, Contrast]] = []
     for trust in trusts:
-        it = replace(contrast, trust=trust)
-        benefit = it.benefit(accuracy) / (1.0 if to_come is None else to_come[:, None])
-        tau, loss = _decision_temperature(benefit, difference)
+        benefit = (it := replace(contrast, trust=trust)).benefit(accuracy)
+        tau, loss = _decision_temperature(benefit / (1.0 if to_come is None else to_come[:, None]), difference)
         losses.append((loss + (_SHOWN if losses else 0.0), replace(it, temperature=tau)))
     return min(losses, key=lambda it: it[0])[1]
 
@@ -336,8 +337,8 @@ def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.f
         scaled = z / np.exp(log_temperature)
         return float(np.sum(win * np.logaddexp(0, -scaled) + loss * np.logaddexp(0, scaled)))
 
-    found = minimize_scalar(nll, bounds=(np.log(0.02), np.log(5)), method="bounded")
-    return float(np.exp(found.x)), float(found.fun)
+    best = minimize_scalar(nll, bounds=(np.log(0.02), np.log(5)), method="bounded")
+    return float(np.exp(best.x)), float(best.fun)
 
 
 def _log_losses(targets: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -402,8 +403,7 @@ def calibrate(questions: Sequence[str], fold: NDArray[np.int64], *, share: float
     strange = np.array(
         [[_new(total, np.fromiter(counts, np.int64)) for counts in hashed_ngrams(text, PLACES)] for text in others]
     )
-    length = _surprise(np.array([math.log1p(len(text)) for text in others]), mean, deviation)
-    strange = np.column_stack([strange, length])
+    strange = np.column_stack([strange, _surprise(np.log1p([len(text) for text in others]), mean, deviation)])
     weights = _separating(own, strange)
     scores = np.sort(_scores(weights, own))
     threshold = float(scores[rank - 1])

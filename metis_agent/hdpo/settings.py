@@ -31,7 +31,7 @@ class GateTraining:
     trust: float | None = None
     """How far differences between questions in a tool's estimated accuracy count, in [0, 1]; by default 1. Where
     every question has a draft, the direct accuracy is known much better than the tool's: then 0.5, unless the records
-    say by two nats of likelihood that 1 tells better which branch is right."""
+    of an only tool say by two nats of likelihood that 1 tells better which branch is right."""
     drafted: bool = False
     """The gate will read a draft of every question. Questions that were recorded without one then teach how often the
     tools are right, and nothing about the direct answer: without a draft their words have to explain too much of it."""
