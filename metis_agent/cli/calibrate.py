@@ -214,13 +214,17 @@ def drift_command(
     from metis_agent.gates.policy import PolicyGate
 
     with training_libraries():
+        from metis_agent.evaluation.comparison import LEAST
+
         gate = PolicyGate(folder)
         asked = dict.fromkeys(_asked(questions, store, console))
         found = report_drift(console, gate.artefact, _score(gate, list(asked)[:_MOST], console), level=level)
     if found is None:
+        chosen = gate.artefact.description["threshold"].get("chosen")
         raise InputError(
-            f"Nothing can be said of drift: {len(asked)} different questions (20 or more are needed), and a gate whose "
-            f"threshold was set so: {gate.artefact.description['threshold'].get('chosen')!r}. Run `metis calibrate`."
+            f"Nothing can be said of drift from {len(asked)} different questions: 20 or more are needed."
+            if len(asked) < LEAST
+            else f"The gate has no questions to compare with (threshold: {chosen!r}). Run `metis calibrate`."
         )
     if json is not None:
         write_json(json, found)

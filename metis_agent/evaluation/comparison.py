@@ -44,6 +44,7 @@ from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = [
     "FIGURES",
+    "LEAST",
     "Drift",
     "compare_rankings",
     "drift",
@@ -57,6 +58,8 @@ __all__ = [
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
 FIGURES = ("aucc", "auc", "auc_benefit", "accuracy_at_half", "half_minus_always")
+LEAST = 20
+"""Questions on a side that a drift check needs."""
 
 
 def ranking_figures(scored: Scored, table: OutcomeTable, index: Index) -> tuple[float, ...]:
@@ -245,8 +248,10 @@ def drift(
     Raises:
         InputError: fewer than 20 rows on a side.
     """
-    if min(len(reference), len(today)) < 20:
-        raise InputError(f"{len(reference)} and {len(today)} questions: a drift check needs 20 or more on each side.")
+    if min(len(reference), len(today)) < LEAST:
+        raise InputError(
+            f"{len(reference)} and {len(today)} questions: a drift check needs {LEAST} or more on each side."
+        )
     tests = [_test(a, b) for a, b in zip(reference.T, today.T, strict=True)]
     worst = min(range(len(tests)), key=lambda index: tests[index][0])
     p_value = min(1.0, tests[worst][0] * len(tests))

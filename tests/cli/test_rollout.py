@@ -233,7 +233,7 @@ def test_drift_is_told_from_questions_alone(copy: Path) -> None:
     assert "No drift" in metis("drift", "my-gate", "--questions", "same.jsonl")
     assert "No drift" in metis("drift", "my-gate", "--store", "runs")
     assert "not like those calibrated on" in metis("drift", "my-gate", "--questions", "other.jsonl", code=3)
-    with pytest.raises(InputError, match="20 or more"):
+    with pytest.raises(InputError, match=r"5 different questions: 20 or more are needed\.$"):
         metis("drift", "my-gate", "--questions", "few.jsonl")
     with pytest.raises(ConfigurationError, match="give one of them"):
         metis("drift", "my-gate")
