@@ -47,15 +47,9 @@ from metis_agent.tools.text_search import TextSearchTool
 from metis_agent.types import Question
 
 sys.path.insert(0, str(Path(__file__).parent))
+from real_model import FACTS as CAPITALS
 from steps import PRICES, areas, at_thresholds, fixed_rules, value_regression
 
-CAPITALS = {
-    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Russia": "Moscow",
-    "Egypt": "Cairo", "Greece": "Athens", "Portugal": "Lisbon", "Austria": "Vienna", "Poland": "Warsaw",
-    "Norway": "Oslo", "Sweden": "Stockholm", "Denmark": "Copenhagen", "Finland": "Helsinki", "Ireland": "Dublin",
-    "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Thailand": "Bangkok", "Iran": "Tehran", "Iraq": "Baghdad",
-    "Hungary": "Budapest", "Chile": "Santiago", "Belgium": "Brussels", "Canada": "Ottawa", "Argentina": "Buenos Aires",
-}  # fmt: skip
 KNOWN = {
     "Who wrote the play Hamlet?": "Shakespeare", "Who painted the Mona Lisa?": "Leonardo da Vinci",
     "What is the largest planet of the solar system?": "Jupiter", "Who developed the theory of relativity?": "Einstein",

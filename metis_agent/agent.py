@@ -35,7 +35,7 @@ from metis_agent.graphs.models import Bindings, Setup, taken_apart
 from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.asking import AskedGate
 from metis_agent.rules.budget import Budget, ToolTerms, terms_of
-from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds, spec_of
+from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds, is_function, spec_of
 
 if TYPE_CHECKING:
     _Graph = CompiledStateGraph[Any, Any, Any, Any]
@@ -368,14 +368,7 @@ def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTo
 
 def _check_bound(bound: Sequence[Mapping[str, Any]], tools: Collection[str]) -> None:
     """Refuse a model that was bound to other functions than the agent runs."""
-    own = [
-        tool
-        for tool in bound
-        if {"function", "input_schema"} & set(tool)
-        or tool.get("type") == "function"
-        or ("name" in tool and "type" not in tool)
-    ]
-    names = {spec_of(tool).name for tool in own}
+    names = {_name_of(tool) for tool in bound if is_function(tool)}
     if names and names != set(tools):
         raise ConfigurationError(
             f"The model was bound to the functions {sorted(names)!r}, and the agent's tools are {sorted(tools)!r}. "

@@ -222,7 +222,7 @@ def drift_command(
     if found is None:
         chosen = gate.artefact.description["threshold"].get("chosen")
         raise InputError(
-            f"Nothing can be said of drift from {len(asked)} different questions: 20 or more are needed."
+            f"Nothing can be said of drift from {len(asked)} different questions: {LEAST} or more are needed."
             if len(asked) < LEAST
             else f"The gate has no questions to compare with (threshold: {chosen!r}). Run `metis calibrate`."
         )

@@ -32,7 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metis_agent.types import ModelCall, Trajectory
+from metis_agent.hdpo.exploration import begins, forced_opening
+from metis_agent.types import Trajectory
 
 __all__ = ["Opening", "by_token", "content_advantages", "contrasts", "decision_loss", "openings"]
 
@@ -129,8 +130,7 @@ def openings(
     for group in np.flatnonzero(apart).tolist():
         first = group * size
         runs = trajectories[first : first + size]
-        forced = next((run.calls[0] for run in runs if run.calls and run.calls[0].forced), None)
-        tokens = (forced.completion_ids or ())[: forced.forced] if forced else ()
+        tokens = forced_opening(runs)
         at = forced_at or [-1] * size
         for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens, at):
             for rollout, call in places:
@@ -156,7 +156,7 @@ def _decisions(
             if step == 0 or ours or (call.sampling.get("tool_choice") != "none" and not call.forced):
                 at.setdefault(step and call.prompt_ids, []).append((rollout, step))
     for prompt, places in at.items():
-        calls = [(rollout, step) for rollout, step in places if _begins(runs[rollout].calls[step], tokens)]
+        calls = [(rollout, step) for rollout, step in places if begins(runs[rollout].calls[step], tokens)]
         answers = [(i, k) for i, k in places if not runs[i].calls[k].tool_calls and (i, k) not in calls]
         if calls and prompt == 0:
             yield calls, Delta
@@ -198,7 +198,3 @@ def by_token(
 def _mean(values: Tensor, among: Tensor) -> Tensor:
     """[P, 1]: the mean of a row's values among some; 0 where there are none."""
     return torch.where(among, values, 0.0).sum(1, keepdim=True) / among.sum(1, keepdim=True).clamp(min=1)
-
-
-def _begins(call: ModelCall, tokens: Sequence[int]) -> bool:
-    return bool(tokens) and (call.completion_ids or ())[: len(tokens)] == tuple(tokens)

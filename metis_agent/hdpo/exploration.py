@@ -43,16 +43,18 @@ from numpy.typing import NDArray
 
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.hdpo.rewards import Scores
-from metis_agent.types import Branch, Trajectory
+from metis_agent.types import Branch, ModelCall, Trajectory
 
 __all__ = [
     "BranchCounts",
     "LaterDecision",
     "StratifiedGroups",
     "balance_weights",
+    "begins",
     "count_branches",
     "cut",
     "decisions_of",
+    "forced_opening",
     "later_decisions",
     "rollout_weights",
 ]
@@ -229,6 +231,17 @@ def decisions_of(
     return called, probability
 
 
+def forced_opening(group: Sequence[Trajectory]) -> tuple[int, ...]:
+    """The tokens with which a group's calls were forced at the first decision; empty where none was."""
+    forced = next((run.calls[0] for run in group if run.calls and run.calls[0].forced), None)
+    return (forced.completion_ids or ())[: forced.forced] if forced else ()
+
+
+def begins(call: ModelCall, opening: Sequence[int]) -> bool:
+    """Whether a reply begins so; none does where there is no opening."""
+    return bool(opening) and (call.completion_ids or ())[: len(opening)] == tuple(opening)
+
+
 def later_decisions(
     trajectories: Sequence[Trajectory], groups: StratifiedGroups, told: NDArray[np.bool_]
 ) -> list[LaterDecision]:
@@ -244,8 +257,7 @@ def later_decisions(
         state = np.full(len(trajectories), -1)
         for first in range(0, len(trajectories), groups.size):
             group = trajectories[first : first + groups.size]
-            forced = next((run.calls[0] for run in group if run.calls and run.calls[0].forced), None)
-            opening = (forced.completion_ids or ())[: forced.forced] if forced else ()
+            opening = forced_opening(group)
             at: dict[object, list[int]] = {}
             for place, run in enumerate(group, first):
                 if len(run.calls) > step:
@@ -254,12 +266,9 @@ def later_decisions(
                 calls = [place for place in places if (it := trajectories[place].calls[step]).tool_calls or it.forced]
                 called[calls] = True
                 state[places] = places[0] - first
-                begun = [
-                    it for place in calls
-                    if ((it := trajectories[place].calls[step]).completion_ids or ())[: len(opening)] == opening
-                ]  # fmt: skip
-                if begun and opening and told[first // groups.size]:
-                    probability[places] = math.exp(sum((begun[0].log_probs or (math.nan,))[: len(opening)]))
+                begun = next((it for place in calls if begins(it := trajectories[place].calls[step], opening)), None)
+                if begun and told[first // groups.size]:
+                    probability[places] = math.exp(sum((begun.log_probs or (math.nan,))[: len(opening)]))
         shape = -1, groups.size
         found.append(
             LaterDecision(

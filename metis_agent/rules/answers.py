@@ -16,7 +16,7 @@ from metis_agent.rules.shapes import (
     open_calls,
     readable,
     rewritten,
-    shown_calls,
+    shows_others,
     with_free_results,
 )  # fmt: skip
 from metis_agent.types import ToolOutcome
@@ -84,9 +84,7 @@ def _with_own_ids(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     for message in messages:
         if message.type == "ai":
             ids = [call["id"] for call in open_calls(message)]
-            shown = shown_calls(message) if isinstance(message.content, list) else ()
-            stray = any(id_ and id_ not in ids for id_ in shown)
-            if stray or not all(ids) or not seen.isdisjoint(ids) or len(set(ids)) < len(ids):
+            if not all(ids) or not seen.isdisjoint(ids) or len(set(ids)) < len(ids) or shows_others(message):
                 return _numbered(messages)
             seen.update(ids)
     return messages

@@ -30,6 +30,7 @@ __all__ = [
     "check_block_message",
     "check_seconds",
     "current_run_id",
+    "is_function",
     "spec_of",
 ]
 
@@ -47,8 +48,6 @@ class Offered(TypedDict):
     system_prompt: SystemMessage | None
 
 
-_OURS = frozenset({"function", "parameters", "input_schema"})
-"""Keys of a tool that is written as a mapping and does not run at the provider."""
 _NOTHING: Offered = {"tools": (), "system_prompt": None}
 
 
@@ -90,7 +89,7 @@ class Offer:
         self.terms = terms
         self.names = tuple([spec.name for spec in self.specs])
         self._at_provider = [
-            spec_of(tool).name for tool in tools if not isinstance(tool, BaseTool) and _OURS.isdisjoint(tool)
+            spec_of(tool).name for tool in tools if not isinstance(tool, BaseTool) and not is_function(tool)
         ]
         gate, free = rules.gate.gate, rules.ungated
         self.known = tuple([spec for spec in self.every if gate.knows(spec)])
@@ -143,6 +142,16 @@ def spec_of(tool: BaseTool | Mapping[str, Any]) -> ToolSpec:
     fields = inner if isinstance(inner, Mapping) else tool
     name = fields.get("name") or tool.get("type") or next(iter(tool), "unnamed")
     return ToolSpec(name=str(name), description=str(fields.get("description") or ""))
+
+
+def is_function(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool that is written as a mapping is a function of the agent's, and does not run at the provider."""
+    return (
+        "function" in tool
+        or "input_schema" in tool
+        or tool.get("type") == "function"
+        or ("name" in tool and "type" not in tool)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from metis_agent.messages import blocks_of, inner_block
 
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
-    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shown_calls", "with_free_results",
+    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shows_others", "with_free_results",
     "without_calls", "without_last_thoughts",
 ]  # fmt: skip
 
@@ -111,9 +111,11 @@ def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
     return [call for call in calls if _get(call, "id") not in answered] if answered else calls
 
 
-def shown_calls(message: AIMessage) -> list[Any]:
-    """The ids of the calls that are among a reply's content blocks."""
-    return [block.get(_CALLS[block["type"]]) for block in blocks_of(message) if block.get("type") in _CALLS]
+def shows_others(message: AIMessage) -> bool:
+    """Whether there are calls among a reply's content blocks that the reply does not have."""
+    shown = [id_ for id_ in _shown(message) if id_]
+    ids = [_get(call, "id") for call in open_calls(message)] if shown else []
+    return any(id_ not in ids for id_ in shown)
 
 
 def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
@@ -127,7 +129,7 @@ def rewritten(message: AIMessage, calls: Sequence[AnyCall | None]) -> AIMessage:
         The same object where nothing changes.
     """
     old = open_calls(message)
-    if list(calls) == old and (isinstance(message.content, str) or not _is_amiss(message, old)):
+    if list(calls) == old and (isinstance(message.content, str) or not _is_amiss(message)):
         return message
     changes = [_Change(was, now) for was, now in zip(old, calls, strict=True)]
     left = [change.now for change in changes if change.now is not None]
@@ -377,11 +379,15 @@ def _is_invalid(call: AnyCall) -> bool:
     return call.get("type") == "invalid_tool_call"
 
 
-def _is_amiss(message: AIMessage, calls: Sequence[Any]) -> bool:
-    """Whether its content holds bare strings, or calls that it does not have."""
-    ids, shown = [_get(call, "id") for call in calls], shown_calls(message)
+def _is_amiss(message: AIMessage) -> bool:
+    """Whether its content holds bare strings, or calls that it does not have, or has once."""
     bare = any(isinstance(block, str) for block in message.content)
-    return bare or len(shown) > len(ids) or any(id_ and id_ not in ids for id_ in shown)
+    return bare or len(_shown(message)) > len(open_calls(message)) or shows_others(message)
+
+
+def _shown(message: AIMessage) -> list[Any]:
+    """The ids of the calls among its content blocks."""
+    return [block.get(_CALLS[block["type"]]) for block in blocks_of(message) if block.get("type") in _CALLS]
 
 
 def _says_nothing(block: Any) -> bool:
