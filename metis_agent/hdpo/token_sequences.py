@@ -308,7 +308,10 @@ _ALIKE = 0.8
 
 
 def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Tensor) -> tuple[Tensor, Tensor]:
-    """What `read` says of all rows, for less: most of the padding is not read, and only what is learnt has a graph.
+    """What `read` says of all rows, for less.
+
+    Most of the padding is not read, rows of the same tokens are read once (the surer a policy is, the more rollouts of a
+    group agree), and only what is learnt has a graph.
 
     Args:
         read: The forward pass.
@@ -324,11 +327,15 @@ def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Te
     places = torch.arange(ids.shape[1], device=ids.device)
     first = torch.where(attention > 0, places, prompt - 1).amin(1).tolist()
     end = torch.where(attention > 0, places, prompt).amax(1).add(1).tolist()
+    equals: dict[tuple[int, bytes], list[int]] = {}
+    for row, tokens in enumerate(ids.cpu().numpy()):
+        equals.setdefault((first[row], tokens[first[row] : end[row]].tobytes()), []).append(row)
+    teaches = {rows[0]: any(learnt[row] for row in rows) for rows in equals.values()}
     pieces: list[list[int]] = []
-    for row in sorted(range(len(ids)), key=lambda row: (bool(learnt[row]), end[row] - first[row]), reverse=True):
+    for row in sorted(teaches, key=lambda row: (teaches[row], end[row] - first[row]), reverse=True):
         longest = pieces[-1][0] if pieces else row
         alike = end[row] - first[row] >= _ALIKE * (end[longest] - first[longest])
-        if pieces and alike and learnt[row] == learnt[longest]:
+        if pieces and alike and teaches[row] == teaches[longest]:
             pieces[-1].append(row)
         else:
             pieces.append([row])
@@ -336,11 +343,13 @@ def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Te
     entropies: list[Tensor] = []
     for rows in pieces:
         read_from, read_to = min(first[row] for row in rows), max(end[row] for row in rows)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learnt[rows[0]])):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and teaches[rows[0]]):
             found = read(ids[rows, read_from:read_to], attention[rows, read_from:read_to], read_to - prompt)
         for whole, part in zip((log_probs, entropies), found, strict=True):
             whole.append(torch.nn.functional.pad(part, (0, ids.shape[1] - read_to)))
-    back = torch.tensor([row for rows in pieces for row in rows], device=ids.device).argsort()
+    place = {row: position for position, row in enumerate(row for rows in pieces for row in rows)}
+    of_row = {row: place[rows[0]] for rows in equals.values() for row in rows}
+    back = torch.tensor([of_row[row] for row in range(len(ids))], device=ids.device)
     return torch.cat(log_probs)[back], torch.cat(entropies)[back]
 
 

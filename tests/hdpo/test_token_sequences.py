@@ -82,7 +82,7 @@ def test_more_rows_than_asked_for_still_fit_into_whole_micro_batches(tmp_path: P
     assert sum(rows) == -(-found // 4) * 4
 
 
-def test_rows_read_in_pieces_give_what_they_give_at_once_with_less_padding_and_fewer_graphs(tmp_path: Path) -> None:
+def test_rows_read_in_pieces_give_what_they_give_at_once_for_less(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, arguments(tmp_path, max_steps=1), model=cold_start())
     assert trainer.model is not None
     model, rng = trainer.model.eval(), torch.Generator().manual_seed(0)
@@ -91,6 +91,7 @@ def test_rows_read_in_pieces_give_what_they_give_at_once_with_less_padding_and_f
     for row, (before, after) in enumerate(zip(prompts, replies, strict=True)):
         attention[row, 9 - before : 9 + after] = 1
     ids = torch.randint(5, 100, attention.shape, generator=rng)
+    ids[4], attention[4] = ids[0], attention[0]  # the same rollout twice, learnt in one of them only
     learnt = torch.tensor([True, False, True, False, False, False, True, True])
     read_tokens = [0, 0]
 
@@ -106,9 +107,10 @@ def test_rows_read_in_pieces_give_what_they_give_at_once_with_less_padding_and_f
     for log_probs in (whole[0], pieces[0]):
         gradients.append(torch.autograd.grad((log_probs * own * learnt[:, None]).sum(), list(model.parameters())))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
-    # Once at once, padding and all; then with a fifth of padding at most, and a graph for what is learnt.
+    # Once at once, padding and all; then each row once, with a fifth of padding at most, and a graph for what is learnt.
+    distinct = [row for row in range(8) if row != 4]
     assert read_tokens[True] - ids.numel() <= int(attention[learnt].sum()) / 0.8
-    assert sum(read_tokens) - ids.numel() <= int(attention.sum()) / 0.8
+    assert sum(read_tokens) - ids.numel() <= int(attention[distinct].sum()) / 0.8
 
 
 def test_a_batch_that_teaches_nothing_still_has_something_to_go_back_through() -> None:
