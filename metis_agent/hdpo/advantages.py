@@ -14,8 +14,8 @@ rollouts with equal tool counts advantages of up to 0.056, taken for a signal; h
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,16 +30,14 @@ from metis_agent.hdpo.rewards import Scores
 __all__ = [
     "Channels",
     "Objective",
-    "ObjectiveName",
     "advantages",
     "branch_weight",
     "coupled_advantages",
     "gdpo_advantages",
     "group_advantage",
     "hdpo_advantages",
+    "register_objective",
 ]
-
-ObjectiveName = Literal["hdpo", "contrast", "grpo", "coupled", "gdpo"]
 
 TIE = 1e-6
 """Nearer than this, relative to 1 + the larger, values are equal: wider than float32 rounding."""
@@ -56,12 +54,13 @@ class Objective:
     - "coupled": GRPO on the one scalar r_acc + alpha r_tool.
     - "gdpo": each reward normalised over the whole group, right or wrong, then summed as A_acc + w_tool
       A_tool and normalised over the batch (TRL's "normalize_then_sum").
+    - any name that `register_objective` was given: one of your own.
 
     Raises:
-        ConfigurationError: A weight is negative or not finite, or an option doesn't belong to the objective.
+        ConfigurationError: A name is unknown, a weight negative or not finite, or an option another objective's.
     """
 
-    name: ObjectiveName = "hdpo"
+    name: str = "hdpo"
     w_acc: float = 1.0
     w_tool: float = 0.15
     """Weight of the tool channel in the loss ("hdpo"), or of its reward in the sum ("gdpo")."""
@@ -81,8 +80,10 @@ class Objective:
     ddof: int = 1
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(ObjectiveName):
-            raise ConfigurationError(f"name={self.name!r}: choose one of {', '.join(get_args(ObjectiveName))}.")
+        if self.name not in _ADVANTAGES:
+            raise ConfigurationError(
+                f"name={self.name!r}: choose one of {', '.join(_ADVANTAGES)}, or add your own by register_objective."
+            )
         for field in ("w_acc", "w_tool", "alpha", "price", "odds", "w_decision", "margin", "eps"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
@@ -287,10 +288,8 @@ def advantages(
         whole = ~excluded if cut is None or not cut.size else ~excluded & ~torch.as_tensor(cut)
         contrast = torch.where(told, contrasts(J, T, whole), 0.0)
         acc = content_advantages(r_acc + objective.price * r_tool, T, ~excluded, told, eps=eps, ddof=ddof)
-    elif objective.name == "coupled":
-        acc = coupled_advantages(r_acc, r_tool, excluded, alpha=objective.alpha, eps=eps, ddof=ddof)
-    elif objective.name == "gdpo":
-        acc = gdpo_advantages(r_acc, r_tool, excluded, w_tool=objective.w_tool, eps=eps, ddof=ddof)
+    elif made := _ADVANTAGES[objective.name]:
+        acc = torch.where(excluded, 0.0, made(objective, scores))
     if objective.branch_weight:
         weight = branch_weight(_for(scores, branches), margin=objective.margin)
         tool = tool * weight[:, None]
@@ -304,6 +303,38 @@ def advantages(
         weight=weight.float(),
         contrast=contrast.float(),
     )
+
+
+def register_objective(name: str, advantage: Callable[[Objective, Scores], Tensor]) -> None:
+    """Make an objective of your own known by a name: `Objective(name=...)` then trains on its advantages.
+
+    Args:
+        name: For `Objective`, and `objective` of `HDPOConfig`.
+        advantage: Gives one advantage for each rollout, [P, G], of the objective's constants and P groups' scores; what
+            it says of excluded rollouts is ignored. `group_advantage` makes GRPO's of a reward.
+
+    Raises:
+        ConfigurationError: The name is another's.
+    """
+    if _ADVANTAGES.get(name, advantage) is not advantage:
+        raise ConfigurationError(f"There is an objective {name!r} already: take none of {', '.join(_ADVANTAGES)}.")
+    _ADVANTAGES[name] = advantage
+
+
+def _coupled(objective: Objective, scores: Scores) -> Tensor:
+    rewards = (torch.as_tensor(each) for each in (scores.r_acc, scores.r_tool, scores.excluded))
+    return coupled_advantages(*rewards, alpha=objective.alpha, eps=objective.eps, ddof=objective.ddof)
+
+
+def _gdpo(objective: Objective, scores: Scores) -> Tensor:
+    rewards = (torch.as_tensor(each) for each in (scores.r_acc, scores.r_tool, scores.excluded))
+    return gdpo_advantages(*rewards, w_tool=objective.w_tool, eps=objective.eps, ddof=objective.ddof)
+
+
+_ADVANTAGES: dict[str, Callable[[Objective, Scores], Tensor] | None] = {
+    "hdpo": None, "contrast": None, "grpo": None, "coupled": _coupled, "gdpo": _gdpo,
+}  # fmt: skip
+"""What each objective trains on; None is A_acc, and what `advantages` itself makes of it."""
 
 
 def _for(scores: Scores, branches: BranchCounts | None) -> BranchCounts:
