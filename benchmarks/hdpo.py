@@ -24,6 +24,8 @@ METRICS = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls
 
 def methods() -> dict[str, Any]:
     """Name -> (objective, groups). All but the published form explore by the same stratified groups."""
+    import peers  # noqa: F401 - makes "otc" and "eapo" known
+
     from metis_agent.hdpo.advantages import Objective
     from metis_agent.hdpo.exploration import StratifiedGroups
 
@@ -36,6 +38,8 @@ def methods() -> dict[str, Any]:
         "coupled, alpha 1": (Objective(name="coupled", alpha=1.0), stratified),
         "GDPO, w 0.15": (Objective(name="gdpo"), stratified),
         "GRPO": (Objective(name="grpo"), stratified),
+        "OTC-GRPO": (Objective(name="otc"), stratified),
+        "EAPO": (Objective(name="eapo"), stratified),
         "HDPO as published (no forced rollouts)": (Objective(), free),
         "branch-weighted HDPO, stratified": (Objective(branch_weight=True), stratified),
     }

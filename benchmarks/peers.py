@@ -4,10 +4,10 @@ Both are GRPO on the correctness reward times a factor for the calls. With T the
 fewest among its group's right ones (0 where none is right),
 
     OTC   r = r_ans k,  k = 1 if T = n = 0, cos(T pi / (2T + c)) if n = 0, else sin(f pi / (2n)) with f = 2nT / (T + n)
-    EAPO  R = (d + (1 - d) e) R',  d = 1 - mean r_ans,  e = exp(-beta (T - n)), 1 where T = 0,  R' = r_ans, -1 if malformed
+    EAPO  r = (d + (1 - d) e) R,  d = 1 - mean r_ans,  e = exp(-beta (T - n)), 1 if T = 0,  R = r_ans, -1 if malformed
 
 Sources: arXiv:2504.14870v2 (alpha 1, c the limit of calls), arXiv:2606.02132v2 (beta 1). Importing this module makes
-them known as the objectives "otc" and "eapo". OTC has no reward for the form, so it gets the tenth that the others have.
+them known as the objectives "otc" and "eapo". OTC has no reward for the form: it gets the tenth that others have here.
 Left out: OTC's memory of n over epochs, as no question comes twice; EAPO's weights of tokens by confidence. EAPO's
 tool-free rollouts, which its prompt asks for, are here those that stratified groups force, 4 of 16 where it has 2.
 """

@@ -293,7 +293,7 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
         return {**figures_of(rows), "kinds": kinds}
 
     def trained(name: str) -> dict[str, Any]:
-        objective = Objective(name=name)  # type: ignore[arg-type]
+        objective = Objective(name=name)
         experiment = TwoHops(
             folder=folder / f"{name}-{seed}-{steps}", cold_start=cold, objective=objective, steps=steps, seed=seed
         )

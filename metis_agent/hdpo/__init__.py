@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from metis_agent.errors import lazy_names
 
 if TYPE_CHECKING:
-    from metis_agent.hdpo.advantages import Objective
+    from metis_agent.hdpo.advantages import Objective, register_objective
     from metis_agent.hdpo.config import HDPOConfig
     from metis_agent.hdpo.exploration import StratifiedGroups
     from metis_agent.hdpo.export import set_threshold, write_artefact
@@ -25,6 +25,7 @@ __all__ = [
     "HDPOTrainer",
     "Objective",
     "StratifiedGroups",
+    "register_objective",
     "score",
     "set_threshold",
     "train_gate",
@@ -36,6 +37,7 @@ _MODULES = {
     "HDPOTrainer": "policy_trainer",
     "Objective": "advantages",
     "StratifiedGroups": "exploration",
+    "register_objective": "advantages",
     "score": "rewards",
     "set_threshold": "export",
     "train_gate": "gate_trainer",

@@ -61,7 +61,7 @@ class HDPOConfig(GRPOConfig):
     num_generations: int | None = _option(16, "G, rollouts of each question.")
     per_device_train_batch_size: int = _option(16, "Rollouts in a micro-batch of one process.")
     learning_rate: float = _option(1e-6, "Of the optimiser.")
-    objective: str = _option("hdpo", "'hdpo', 'contrast', or a baseline: 'grpo', 'coupled' or 'gdpo'.")
+    objective: str = _option("hdpo", "'hdpo', 'contrast', a baseline ('grpo', 'coupled', 'gdpo'), or a registered one.")
     w_acc: float = _option(1.0, "Weight of the accuracy channel.")
     w_tool: float = _option(0.15, "Weight of the tool channel: the price of a call.")
     alpha: float = _option(0.15, "Weight of r_tool in the scalar reward of 'coupled'.")
@@ -95,7 +95,7 @@ class HDPOConfig(GRPOConfig):
         """Which advantages."""
         names = {each.name for each in fields(Objective)} - {"name"}
         return Objective(
-            name=self.objective,  # type: ignore[arg-type]  # checked by Objective itself
+            name=self.objective,
             **{name: getattr(self, name) for name in names},
         )
 

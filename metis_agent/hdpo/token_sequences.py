@@ -310,8 +310,8 @@ _ALIKE = 0.8
 def in_pieces(read: Read, ids: Tensor, attention: Tensor, width: int, learnt: Tensor) -> tuple[Tensor, Tensor]:
     """What `read` says of all rows, for less.
 
-    Most of the padding is not read, rows of the same tokens are read once (the surer a policy is, the more rollouts of a
-    group agree), and only what is learnt has a graph.
+    Most of the padding is not read, rows of the same tokens are read once (the surer a policy is, the more rollouts of
+    a group agree), and only what is learnt has a graph.
 
     Args:
         read: The forward pass.

@@ -107,7 +107,7 @@ def test_rows_read_in_pieces_give_what_they_give_at_once_for_less(tmp_path: Path
     for log_probs in (whole[0], pieces[0]):
         gradients.append(torch.autograd.grad((log_probs * own * learnt[:, None]).sum(), list(model.parameters())))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
-    # Once at once, padding and all; then each row once, with a fifth of padding at most, and a graph for what is learnt.
+    # Once at once, padding and all; then each row once, a fifth of padding at most, and a graph for what is learnt.
     distinct = [row for row in range(8) if row != 4]
     assert read_tokens[True] - ids.numel() <= int(attention[learnt].sum()) / 0.8
     assert sum(read_tokens) - ids.numel() <= int(attention[distinct].sum()) / 0.8
