@@ -48,7 +48,7 @@ ToolResult = Any
 """A `ToolMessage`, a `Command`, or a list of both."""
 
 _OURS = frozenset({"decisions", "outcomes", "calls", "metis_turn", "metis_run"})
-_KEPT_TURNS = 100_000
+_KEPT_TURNS = 10_000
 
 
 def abandoned(call: ToolCall, limit: float) -> ToolMessage:
@@ -185,13 +185,22 @@ class OutcomeBuffer:
     """
 
     def __init__(self) -> None:
-        self.maker = uuid.uuid4().hex
+        self._maker = uuid.uuid4().hex
         """Tells this buffer from that of another process, in which an interrupted turn may have begun."""
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, dict[tuple[int, str], ToolOutcome]] = OrderedDict()
         self._offers: OrderedDict[str, tuple[Offer, SystemMessage | None]] = OrderedDict()
         self._failed: OrderedDict[str, None] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._under_way: OrderedDict[str, None] = OrderedDict()
+        """Turns whose calls have gone to their tools here, and that have not ended."""
+
+    def wait_for(self, notes: Notes) -> str:
+        """Calls of the turn go on to their tools here; gives what tells that from another process."""
+        with self._lock:
+            self._under_way[notes["id"]] = None
+            while len(self._under_way) > _KEPT_TURNS:
+                self._under_way.popitem(last=False)
+        return self._maker
 
     def add(self, notes: Notes, outcome: ToolOutcome) -> None:
         """Keep an outcome; where middleware runs a call again, the last one counts."""
@@ -220,9 +229,7 @@ class OutcomeBuffer:
         with self._lock:
             self._turns.pop(notes["id"], None)
             self._offers.pop(notes["id"], None)
-            self._ended[notes["id"]] = None
-            while len(self._ended) > _KEPT_TURNS:
-                self._ended.popitem(last=False)
+            self._under_way.pop(notes["id"], None)
 
     def fails_first(self, notes: Notes) -> bool:
         """True the first time that the turn is said to have failed: parallel calls may fail one by one."""
@@ -268,7 +275,7 @@ class OutcomeBuffer:
         status: OutcomeStatus = "blocked"
         # Of parallel calls, some may have run before an interrupt, and another process has gone on from there; or the
         # turn has ended, and somebody goes back to a place within it.
-        elsewhere = notes["maker"] != self.maker or notes["id"] in self._ended
+        elsewhere = notes["maker"] != self._maker or notes["id"] not in self._under_way
         if elsewhere and message is not None and message.status == "success":
             status = "ok"
         content = str(message.text) if message is not None else ""

@@ -163,7 +163,8 @@ class Turn:
 
     def send(self, calls: list[PendingCall], *, polls: bool = False) -> None:
         """Note which calls go on to the tools, and whether some may bring the same again and again."""
-        self.change(fruitless=0, pending=calls, polls=polls, maker=self._buffer.maker if self._buffer else "")
+        maker = self._buffer.wait_for(self.notes) if self._buffer else ""
+        self.change(fruitless=0, pending=calls, polls=polls, maker=maker)
 
     def end(self, *said: AnyMessage | None) -> dict[str, Any]:
         """The turn has been answered: tell a gate that keeps count, and give what the step writes to state."""

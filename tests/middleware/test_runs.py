@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from langchain.agents import create_agent
 from langchain.agents.middleware import ToolErrorMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -14,7 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from metis_agent import Recorder, TrajectoryStore
+from metis_agent import MetisGateMiddleware, Recorder, TrajectoryStore
 from metis_agent.gates import Gate, ModelGate, NeverGate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import TOKEN_RECORD, GateDecision
@@ -129,6 +130,28 @@ def test_an_interrupted_run_can_be_resumed_by_another_process(tools):
     assert sorted((o.tool, o.status, o.content) for o in state["outcomes"]) == [
         ("confirm", "ok", "pay: yes"), ("look", "ok", "found x"),
     ]  # fmt: skip
+
+
+def test_a_turn_that_has_ended_leaves_nothing_in_the_process(tools, store):
+    gate = MetisGateMiddleware(ModelGate(), recorder=Recorder(store))
+    agent = create_agent(model(calling(call("look", query="x")), "ok"), tools, middleware=[gate])
+    assert statuses(ask(agent)) == ["ok"]
+    kept = [value for value in vars(gate._buffer).values() if isinstance(value, dict)]
+    assert kept
+    assert not any(kept)
+
+
+def test_who_goes_back_to_a_place_in_a_turn_that_has_ended_finds_what_ran(ran, tools):
+    agent = gated(
+        model(calling(call("look", id="1", query="x"), call("pay", id="2", amount=1)), "ok"), tools, ModelGate(),
+        agent={"checkpointer": InMemorySaver()},
+    )  # fmt: skip
+    thread = {"configurable": {"thread_id": "t"}}
+    ask(agent, config=thread)
+    [before] = [s for s in agent.get_state_history(thread) if s.next == ("model",) and len(s.values["messages"]) == 4]
+    state = agent.invoke(None, before.config)
+    assert len(ran) == 2
+    assert statuses(state) == ["ok", "ok"]
 
 
 # Records.
