@@ -13,6 +13,7 @@ from langgraph.managed import RemainingSteps
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from metis_agent.agent import create_metis_agent
@@ -66,6 +67,21 @@ async def test_injected_state_store_and_runtime():
         ]
         assert [outcome.content for outcome in state["outcomes"]] == ["has apple", "['pear', 'apple'] for ann"]
         assert store.get(("seen",), "apple").value == {"turns": 1}
+
+
+def test_the_runtime_may_stand_in_a_tools_own_schema():
+    # As in LangChain's shell.
+    class Shown(BaseModel):
+        item: str
+        runtime: Any = None
+
+    @tool(args_schema=Shown)
+    def put(item: str, runtime: ToolRuntime) -> str:
+        """Put it away."""
+        return f"{item} for {runtime.tool_call_id}"
+
+    [outcome] = create_metis_agent(model(calling(call("put", id="1", item="x")), "ok"), [put]).invoke(ask())["outcomes"]
+    assert outcome.content == "x for 1"
 
 
 @pytest.mark.parametrize("given", [InjectedStore(), InjectedState("basket")])

@@ -336,7 +336,8 @@ def _is_plain(tool: BaseTool) -> bool:
     if not (isinstance(shown, type) and issubclass(shown, BaseModel) and issubclass(taken, BaseModel)):
         return False
     names = set(shown.model_fields)
-    if set(taken.model_fields) != names:
+    # A schema of its own may show what the function is given: LangChain's shell does.
+    if set(taken.model_fields) != names or "runtime" in names:
         return False
     # Called with a config or callbacks by LangChain itself.
     names |= {"self", "config", "callbacks", "run_manager"}

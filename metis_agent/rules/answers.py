@@ -21,7 +21,7 @@ from metis_agent.rules.shapes import (
 )  # fmt: skip
 from metis_agent.types import ToolOutcome
 
-__all__ = ["ask_again", "fallback_answer", "sendable", "with_all_results"]
+__all__ = ["ask_again", "call_again", "fallback_answer", "sendable", "with_all_results"]
 
 _LOST = "This call has no result: the run that made it broke off."
 _SHOWN_RESULTS = 3
@@ -38,6 +38,13 @@ def ask_again(*, structured: bool = False) -> HumanMessage:
     return HumanMessage(
         "You have not answered yet, and no tool can be called any more. Answer my question now, in plain text, "
         "with what you know. If something is missing, say what."
+    )
+
+
+def call_again() -> HumanMessage:
+    """What the model is told after a call that its provider could not read; it does not stay in the conversation."""
+    return HumanMessage(
+        "Your last tool call could not be read. Make it again, with arguments that fit the tool, or answer."
     )
 
 

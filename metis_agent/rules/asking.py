@@ -19,7 +19,7 @@ from langgraph.errors import GraphBubbleUp
 from metis_agent.deadline import DeadlineError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
 from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_of
-from metis_agent.rules.shapes import has_answer, refusal_in
+from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
 __all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step"]
@@ -65,6 +65,11 @@ class Reply:
     """What else goes to state with it."""
     response: Any = None
     """The host's own."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has neither said anything nor called a tool."""
+        return not (self.ends_turn(self.message) or (self.message and open_calls(self.message)))
 
     def as_draft(self, message: AIMessage) -> Draft:
         """The draft that the reply is; a structured answer counts by what it holds."""

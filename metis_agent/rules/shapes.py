@@ -7,6 +7,7 @@ which sends some of these back. Whoever changes one has to change all; it is don
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,8 +23,9 @@ __all__ = [
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall
-Ending = Literal["", "length", "stopped", "paused"]
-"""How a reply ended: by itself, at the token limit, by the provider's safety rules, or in the middle of a search."""
+Ending = Literal["", "length", "stopped", "paused", "slipped"]
+"""How a reply ended: by itself, at the token limit, by the provider's safety rules, in the middle of a search, or in a
+call that the provider could not read and has kept to itself."""
 
 _CALLS = {
     "tool_use": "id", "tool_call": "id", "tool_call_chunk": "id", "invalid_tool_call": "id",
@@ -42,11 +44,13 @@ _FOR_THE_CALLER = frozenset({
 _ENDINGS: Mapping[str, Ending] = {
     "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
     "model_context_window_exceeded": "length", "pause_turn": "paused",
+    **dict.fromkeys(("malformed_function_call", "malformed_tool_use", "unexpected_tool_call"), "slipped"),
     **dict.fromkeys((
         "refusal", "content_filter", "content_filtered", "guardrail_intervened", "safety", "recitation", "blocklist",
         "prohibited_content", "spii", "language", "image_safety", "image_prohibited_content", "image_recitation",
     ), "stopped"),
 }  # fmt: skip
+_REPEATED = re.compile(r"(.+?)\1+")
 _ENDED_BY = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _KEPT_METADATA = frozenset({*_ENDED_BY, "incomplete_details", "prompt_feedback", "model_name", "model_provider"})
 _ID_MAPS = ("__gemini_function_call_thought_signatures__", "__openai_function_call_ids__")
@@ -372,7 +376,10 @@ def _reason_of(message: AIMessage) -> str:
     ]
     reasons += [metadata.get(key) for key in _ENDED_BY]
     reason = next((reason for reason in reasons if reason), "")
-    return str(getattr(reason, "name", reason))
+    text = str(getattr(reason, "name", reason))
+    # Where a server says it in several chunks of a stream, LangChain strings them together.
+    once = _REPEATED.fullmatch(text)
+    return once[1] if once else text
 
 
 def _is_invalid(call: AnyCall) -> bool:

@@ -18,7 +18,7 @@ from langgraph.runtime import get_runtime
 from langgraph.types import Overwrite
 
 from metis_agent.recording.recorder import model_call_of
-from metis_agent.rules.answers import ask_again, fallback_answer
+from metis_agent.rules.answers import ask_again, call_again, fallback_answer
 from metis_agent.rules.asking import Ask, Reply, Settled, Step
 from metis_agent.rules.enforcement import (
     NONE_COULD_RUN,
@@ -355,6 +355,9 @@ def respond(
         turn.take_reply(reply.message, node, offer)
         if reply.message is not None and turn.ending == "paused":
             reply = yield from _resumed(turn, offer, decision, reply, reply.message)
+        elif turn.ending == "slipped" and decision.allowed and reply.is_empty:
+            reply = yield Ask(node="act", allowed=decision.allowed, required=decision.required, after=(call_again(),))
+            turn.take_reply(reply.message, node, offer)
     message, answered = reply.message, reply.answered
     if message is None:
         return Settled(reply=reply, message=None)

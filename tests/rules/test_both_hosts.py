@@ -182,6 +182,18 @@ def test_one_slip_may_be_corrected(make, go, ran, tools, slip):
     assert [asked.tools for asked in chat.asked] == [("look", "pay")] * 3
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_call_that_its_provider_could_not_read_may_be_made_again(make, go, ran, tools, times):
+    lost = AIMessage("", response_metadata={"finish_reason": "MALFORMED_FUNCTION_CALL"})
+    chat = model(*[lost] * times, calling(call("look", query="x")) if times == 1 else "ok", "ok")
+    state = go(make(chat, tools, Only("look")))
+    assert state["messages"][-1].text == "ok"
+    assert ran == [("look", "x")] * (2 - times)
+    # What the model was told does not stay.
+    assert sum(message.type == "human" for message in state["messages"]) == 1
+    assert [asked.tools for asked in chat.asked[:3]] == [("look",), ("look",), ("look",) if times == 1 else ()]
+
+
 def test_a_model_that_slips_twice_in_a_row_has_to_answer(make, go, ran, tools):
     chat = model(*(calling(call("lok", id=str(n))) for n in range(2)), "ok")
     state = go(make(chat, tools))

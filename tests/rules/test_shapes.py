@@ -156,6 +156,9 @@ def test_list_content_is_a_list_of_blocks():
         ({"stopReason": "guardrail_intervened"}, "stopped"), ({"finish_reason": "SAFETY"}, "stopped"),
         ({"incomplete_details": {"reason": "content_filter"}}, "stopped"), ({"stop_reason": "pause_turn"}, "paused"),
         ({"prompt_feedback": {"block_reason": "SAFETY"}}, "stopped"), ({"finish_reason": "stop"}, ""), ({}, ""),
+        # Said in two chunks of a stream.
+        ({"finish_reason": "lengthlength"}, "length"), ({"finish_reason": "stopstop"}, ""),
+        ({"finish_reason": "MALFORMED_FUNCTION_CALL"}, "slipped"), ({"stopReason": "malformed_tool_use"}, "slipped"),
     ],
 )  # fmt: skip
 def test_how_a_reply_ended(metadata, ending):
