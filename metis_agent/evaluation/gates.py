@@ -245,7 +245,8 @@ def evaluate_stopping(need: Float, points: OutcomeTable, threshold: float, *, re
         return replay(points, go_on).figures(draws)
 
     done = replay(points, need > threshold)
-    steps = points.steps
+    steps, runs = points.steps, np.array(points.runs)
+    winnable = np.isin(runs, runs[points.correct[:, 0] > 0.5]) | np.isin(runs, runs[points.correct[:, 1] > 0.5])
     return {
         "threshold": threshold,
         **done.figures(Resamples(done.homes, resamples, 0)),
@@ -253,7 +254,7 @@ def evaluate_stopping(need: Float, points: OutcomeTable, threshold: float, *, re
             {"threshold": float(t), **of(need > t)} for t in np.unique(np.quantile(need, np.linspace(0, 1, 21)))
         ],
         "as_recorded": of(np.ones(len(points), dtype=bool)),
-        "oracle": of(points.correct[:, 0] <= 0.5),
+        "oracle": of((points.correct[:, 0] <= 0.5) & winnable),
         "caps": [{"calls": cap, **of(steps < cap)} for cap in range(int(steps.max()) + 1)],
     }
 

@@ -131,6 +131,13 @@ def test_at_most_beta_a_run_is_lost_against_always_going_on(seed: int, beta: flo
         assert (always - value).max() <= beta * (r[k] - r[rounds]) + (2 * error * decisions).max() + 1e-9
 
 
+def test_the_oracle_makes_no_call_that_wins_nothing() -> None:
+    # Right from the start, after one call, at the end alone, never.
+    points = table_of([[1, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    oracle = evaluate_stopping(np.zeros(len(points)), points, 0.0, resamples=10)["oracle"]
+    assert (oracle["accuracy"], oracle["cost"]) == (0.75, (0 + 1 + 2 + 0) / 4)
+
+
 # --- a gate ----------------------------------------------------------------------------------------------------------
 
 
