@@ -277,8 +277,8 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
         train_seeking_cold_start(cold, replace(SEEKING, steps=cold_steps))
     figures: dict[str, Any] = {"seed": seed, "steps": steps}
 
-    def noted(name: str, do: Callable[[], dict[str, Any]]) -> None:
-        file = folder / f"{name}-{seed}-{steps}.json"
+    def noted(name: str, do: Callable[[], dict[str, Any]], key: str = "") -> None:
+        file = folder / f"{name}-{seed}{key}.json"
         if not file.exists():
             file.write_text(json.dumps(do(), default=float))
             print(f"seed {seed}: {name}, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
@@ -322,7 +322,7 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
 
     noted("cold start", lambda: measured(TwoHops(folder=folder / f"cold-{seed}", cold_start=cold, seed=seed), cold))
     for name in ("contrast", "hdpo"):
-        noted(name, partial(trained, name))
+        noted(name, partial(trained, name), f"-{steps}")
     noted("curves", gates)
     return figures
 
