@@ -101,7 +101,7 @@ world: $(VENV)/installed ## train the shipped cold start again from nothing (abo
 gallery: $(VENV)/installed ## train the tiny Qwen3-VL that the vision world ships again from nothing (about 25 minutes)
 	$(RUN)/python -m metis_agent.worlds.gallery.cold_start
 
-bench-hdpo: $(VENV)/installed ## HDPO beside its baselines, three seeds each (about two hours)
+bench-hdpo: $(VENV)/installed ## HDPO beside six other objectives in two worlds, three seeds each (about an hour)
 	$(RUN)/python benchmarks/hdpo.py
 
 bench-overhead bench-update bench-trainer bench-sandbox bench-search: bench-%: $(VENV)/installed
