@@ -2,7 +2,8 @@
 
 A sync tool that hangs can't be stopped, only left behind. So it runs in a daemon thread, which keeps neither
 the run nor the interpreter from ending, as the thread of an executor would. Callbacks, configuration and
-interrupts reach it because the thread runs in a copy of the caller's context.
+interrupts reach it because the thread runs in a copy of the caller's context. Of one tool or gate only so many calls
+are left behind at once: then it is not called until one of them ends.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -22,24 +24,34 @@ R = TypeVar("R")
 _Task = tuple[Callable[[], Any], Future[Any]]
 
 _KEPT_THREADS = 32
+_MOST_LEFT = 64
 
 
 class DeadlineError(Exception):
-    """The time was up; not a `TimeoutError`, which a tool may raise by itself."""
+    """Time was up; not a `TimeoutError`, which a tool may raise by itself. With a text: it was not called at all."""
 
 
-def run_within(seconds: float, call: Callable[..., R], *arguments: Any) -> R:
+def run_within(seconds: float, call: Callable[..., R], *arguments: Any, of: object = None) -> R:
     """The call's result or exception, if it comes in time.
 
+    Args:
+        seconds: that it may take.
+        call: what runs.
+        *arguments: of it.
+        of: what it is a call of, such as a tool; by default the object whose method it is.
+
     Raises:
-        DeadlineError: it did not; the call is left to itself.
+        DeadlineError: it did not; the call is left to itself. Or too many calls of the same were.
     """
+    of = getattr(call, "__self__", call) if of is None else of
+    _threads.check(of)
     future = _threads.submit(call, *arguments)
     try:
         return future.result(timeout=seconds)
     except TimeoutError:
         if future.done():
             return future.result()
+        _threads.leave(of, future)
         raise DeadlineError from None
 
 
@@ -60,8 +72,19 @@ async def arun_within(seconds: float, work: Awaitable[R]) -> R:
 
 
 async def arun_in_thread(call: Callable[..., R], *arguments: Any) -> R:
-    """Await a sync call in a thread that nobody has to wait for, were it cancelled."""
-    return await asyncio.wrap_future(_threads.submit(_contained, call, *arguments))
+    """Await a sync call in a thread that nobody has to wait for, were it cancelled.
+
+    Raises:
+        DeadlineError: too many calls of the same object's were left behind.
+    """
+    of = getattr(call, "__self__", call)
+    _threads.check(of)
+    future = _threads.submit(_contained, call, *arguments)
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        _threads.leave(of, future)
+        raise
 
 
 def run_async(work: Callable[..., Coroutine[Any, Any, R]], *arguments: Any) -> R:
@@ -89,6 +112,29 @@ class _DaemonThreads:
     def _forget(self) -> None:
         """Threads do not survive a fork."""
         self._idle: list[SimpleQueue[_Task]] = []
+        self._lock = threading.Lock()
+        self._left: Counter[int] = Counter()
+        """Calls that were left behind and go on, by the id of what they are calls of, which they keep alive."""
+
+    def check(self, of: object) -> None:
+        """Refuse a call where too many are left behind.
+
+        Raises:
+            DeadlineError: they are.
+        """
+        if (left := self._left[id(of)]) >= _MOST_LEFT:
+            raise DeadlineError(f"{left} earlier calls hang, so it was not called")
+
+    def leave(self, of: object, future: Future[Any]) -> None:
+        """Count a call that nobody waits for any more, until it ends."""
+        self._count(id(of), 1)
+        future.add_done_callback(lambda _: self._count(id(of), -1))
+
+    def _count(self, key: int, change: int) -> None:
+        with self._lock:
+            self._left[key] += change
+            if self._left[key] <= 0:
+                del self._left[key]
 
     def submit(self, call: Callable[..., R], *arguments: Any) -> Future[R]:
         future: Future[R] = Future()

@@ -36,6 +36,43 @@ def test_what_hangs_is_left_behind():
     release.set()
 
 
+class Hanging:
+    def __init__(self):
+        self.release, self.calls = threading.Event(), 0
+
+    def wait(self):
+        self.calls += 1
+        self.release.wait(30)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_so_many_calls_of_one_thing_are_left_behind_and_no_more(monkeypatch, is_async):
+    monkeypatch.setattr("metis_agent.deadline._MOST_LEFT", 3)
+    one, other = Hanging(), Hanging()
+
+    def call(it):
+        if is_async:
+            asyncio.run(arun_within(0.02, arun_in_thread(it.wait)))
+        else:
+            run_within(0.02, it.wait)
+
+    for _ in range(5):
+        with pytest.raises(DeadlineError) as late:
+            call(one)
+    assert (one.calls, str(late.value)) == (3, "3 earlier calls hang, so it was not called")
+    with pytest.raises(DeadlineError, match=r"^$"):
+        call(other)
+    one.release.set(), other.release.set()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:  # they end, and it is called again
+        try:
+            call(one)
+            break
+        except DeadlineError:
+            time.sleep(0.01)
+    assert one.calls == 4
+
+
 def test_the_callers_context_reaches_the_thread():
     token = PLACE.set("here")
     assert run_within(5, PLACE.get) == "here"

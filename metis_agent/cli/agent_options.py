@@ -136,9 +136,8 @@ def choose_agent(
         build = partial(_create, chat, parts, system_prompt, calls)
     offered = tools_of(build(ModelGate()))
     if not offered:
-        raise ConfigurationError(
-            "The agent has no tools, so there is nothing to decide: name some with --tools MODULE:ATTRIBUTE."
-        )
+        remedy = f"give {agent!r} some" if model is None else "name some with --tools MODULE:ATTRIBUTE"
+        raise ConfigurationError(f"The agent has no tools, so there is nothing to decide: {remedy}.")
     return Choice(
         build=build,
         tools=tuple(offered),

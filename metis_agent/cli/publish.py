@@ -80,7 +80,9 @@ def push_command(
     repo: Annotated[str, typer.Option(help="owner/name; made, as a private one, where it is not there.")],
     figures: Annotated[
         Path | None,
-        typer.Option(help="What `metis evaluate --json` wrote; of a gate by default the figures it was exported with."),
+        typer.Option(
+            help="What `metis evaluate gate --json` wrote; of a gate by default the figures it was exported with."
+        ),
     ] = None,
     measured_on: Annotated[str, typer.Option(help="In words, what the figures are of.")] = "",
     data: Annotated[

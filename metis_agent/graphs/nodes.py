@@ -269,7 +269,8 @@ class _Runner:
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
         try:
-            result = execute() if limit is None else run_within(limit, execute)
+            tool = self._setup.tools[call["name"]]
+            result = execute() if limit is None else run_within(limit, execute, of=tool)
         except Exception as error:
             status, result = failure_of(call, error, limit)
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost

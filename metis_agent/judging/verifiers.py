@@ -195,7 +195,8 @@ def verify(
         remedy = "Pass it in `verifiers`, register it (`register_verifier`), or change `Question.verifier`."
         if name == JUDGE:
             remedy = (
-                "Name the model that judges: `--judge MODEL`, or `verifiers={**VERIFIERS, 'judge': AnswerJudge(m)}`."
+                "Name the model that judges: `--judge MODEL`, `judge: MODEL` in the configuration of a training, or "
+                "`verifiers={**VERIFIERS, 'judge': AnswerJudge(m)}`."
             )
         raise UnknownVerifierError(
             f"Question {question.id!r} asks for the verifier {name!r}; known are {sorted(verifiers)!r}. {remedy}"

@@ -192,11 +192,13 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             return message
         limit = call.seconds_left
         try:
-            return call.returned(handler(request) if limit is None else run_within(limit, handler, request))
+            return call.returned(
+                handler(request) if limit is None else run_within(limit, handler, request, of=request.tool)
+            )
         except GraphBubbleUp:
             raise
-        except DeadlineError:
-            return call.timed_out(limit or 0.0)
+        except DeadlineError as error:
+            return call.timed_out(limit or 0.0, error)
         except Exception as error:
             call.raised(error)
             self._failed(Turn(self._rules, request.state, self._buffer), error)
@@ -220,8 +222,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             return call.returned(await (running if limit is None else arun_within(limit, running)))
         except GraphBubbleUp:
             raise
-        except DeadlineError:
-            return call.timed_out(limit or 0.0)
+        except DeadlineError as error:
+            return call.timed_out(limit or 0.0, error)
         except Exception as error:
             call.raised(error)
             await asyncio.to_thread(self._failed, Turn(self._rules, request.state, self._buffer), error)

@@ -20,6 +20,7 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Command
 
+from metis_agent.deadline import DeadlineError
 from metis_agent.errors import ConfigurationError
 from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, Reply
@@ -98,9 +99,9 @@ class GatedCall:
         kept: _ToolResult = without_records(result)
         return kept
 
-    def timed_out(self, limit: float) -> ToolMessage:
+    def timed_out(self, limit: float, error: DeadlineError) -> ToolMessage:
         """Note that the budget's time was up, and tell the model."""
-        message = abandoned(self._call, limit)
+        message = abandoned(self._call, limit, error)
         self._note("timeout", str(message.text))
         return message
 

@@ -100,7 +100,7 @@ class AtThreshold(BaseModel):
 
 
 class GateFigures(BaseModel):
-    """What `hdpo.gate_evaluation.evaluate_gate` measured."""
+    """What `evaluation.gates.evaluate_gate` measured."""
 
     questions: int
     frontier: list[Point]

@@ -398,9 +398,14 @@ def _texts(table: Columns, name: str) -> tuple[str, ...]:
 
 def _numbers(table: Columns, name: str) -> NDArray[np.float64]:
     try:
-        return np.array([np.nan if value in (None, "") else float(value) for value in table[name]], dtype=np.float64)
+        return np.array([_number(cell) for cell in table[name]], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"Column {name!r} holds something that is no number: {error}.") from error
+
+
+def _number(cell: Any) -> float:
+    """NaN for an empty cell; what a CSV writes of a boolean is what other tables have of it."""
+    return np.nan if cell in (None, "") else float({"true": 1, "false": 0}.get(str(cell).lower(), cell))
 
 
 def _stack(
@@ -434,12 +439,9 @@ def _draft(table: Columns, questions: Sequence[str], answers: str) -> dict[str, 
 
 
 def _is_draft_number(name: str, column: Sequence[Any]) -> bool:
-    if not name.startswith("draft_") or name == "draft_answer":
-        return False
-    try:
-        return bool([float(value) for value in column if value not in (None, "")])
-    except (TypeError, ValueError):
-        return False
+    with contextlib.suppress(TypeError, ValueError):
+        return name.startswith("draft_") and name != "draft_answer" and not np.isnan([*map(_number, column)]).all()
+    return False
 
 
 def _from_rows(rows: Sequence[Mapping[str, float] | None]) -> dict[str, NDArray[np.float64]]:

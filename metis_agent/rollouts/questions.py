@@ -69,7 +69,7 @@ def register_table_format(suffix: str, reader: Callable[[Path], Iterator[Row]]) 
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -83,6 +83,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # a picture, or a long passage
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             yield {name: value for name, value in row.items() if name is not None}

@@ -196,7 +196,7 @@ class AskedGate:
         if error is None:
             what = f"the gate failed {self._failures} times in a row and is left alone for a while"
         elif isinstance(error, DeadlineError):
-            what = f"the gate did not decide within {self.limit:g} seconds"
+            what = f"of the gate {error}" if str(error) else f"the gate did not decide within {self.limit:g} seconds"
         else:
             what = f"the gate failed with {type(error).__name__}: {error}"
         if error is not None:

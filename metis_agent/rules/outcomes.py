@@ -51,9 +51,10 @@ _OURS = frozenset({"decisions", "outcomes", "calls", "metis_turn", "metis_run"})
 _KEPT_TURNS = 10_000
 
 
-def abandoned(call: ToolCall, limit: float) -> ToolMessage:
-    """What the model reads of a call that took longer than it may."""
-    text = f"{call['name']} gave no result within {limit:.3g} seconds and was abandoned."
+def abandoned(call: ToolCall, limit: float, error: DeadlineError) -> ToolMessage:
+    """What the model reads of a call that took longer than it may, or was not made as too many such hang."""
+    said = str(error) or f"gave no result within {limit:.3g} seconds and was abandoned"
+    text = f"{call['name']}{':' if str(error) else ''} {said}."
     return ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
 
 
@@ -68,7 +69,7 @@ def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[O
         raise error
     name = call["name"]
     if isinstance(error, DeadlineError):
-        return "timeout", abandoned(call, limit or 0.0)
+        return "timeout", abandoned(call, limit or 0.0, error)
     if isinstance(error, ValidationError):
         text = str(ToolInvocationError(name, error, call["args"]))
     elif isinstance(error, ToolException | ToolError | ToolInvocationError):

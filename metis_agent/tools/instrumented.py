@@ -129,7 +129,7 @@ class InstrumentedTool(ProxyTool):
             return call()
 
         with self._accounted(tries):
-            result = retrying(attempt) if self.timeout is None else run_within(self.timeout, retrying, attempt)
+            result = retrying(attempt) if self.timeout is None else run_within(self.timeout, retrying, attempt, of=self)
         return self._redacted(result)
 
     async def _aexecute(self, call: Callable[[], Awaitable[Any]]) -> Any:
@@ -152,9 +152,9 @@ class InstrumentedTool(ProxyTool):
         try:
             yield
             end = "ok"
-        except DeadlineError:
+        except DeadlineError as error:
             end = "timeout"
-            raise self._too_late() from None
+            raise self._too_late(str(error)) from None
         except Exception as error:
             self._raise_redacted(error)
             raise
@@ -192,7 +192,9 @@ class InstrumentedTool(ProxyTool):
             raise cleaned from None
         raise ToolException(f"{type(error).__name__}: {cleaned}") from None
 
-    def _too_late(self) -> ToolException:
+    def _too_late(self, why: str) -> ToolException:
+        if why:
+            return ToolException(f"{self.name}: {why}.")
         return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
 
 

@@ -247,7 +247,7 @@ class ProxyTool(BaseTool):
         """The tool's own call; one that only knows a sync one is made in a thread of its own."""
         if self._in_thread:
             manager = run_manager.get_sync() if run_manager is not None else None
-            return await arun_in_thread(lambda: self._call(args, kwargs, config, manager))
+            return await arun_in_thread(self._call, args, kwargs, config, manager)
         return await self.tool._arun(*args, **kwargs, **self._async_wants.filled(config, run_manager))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +178,48 @@ def test_completion_is_shown_and_installed(
 def test_the_doctor_looks_at_every_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(_EXTRAS) == set(extras) - {"all", "docs", "dev"}
+
+
+NAMES = re.compile(r"[\s\"'`]--[a-z]|langgraph-metis\[|`metis |: metis ")
+"""In files that name an option, an extra or a command."""
+
+
+def said() -> Iterator[tuple[str, str]]:
+    """Where, and each text of the package that is no docstring, with `{}` for what is filled in."""
+    for path in (ROOT / "metis_agent").rglob("*.py"):
+        if not NAMES.search(source := path.read_text()):
+            continue
+        tree = ast.parse(source)
+        skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                skipped |= set(map(id, node.values))
+                parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+                yield f"{path}:{node.lineno}", "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+                yield f"{path}:{node.lineno}", node.value
+
+
+def test_what_a_remedy_names_is_there() -> None:
+    found = {
+        words: {name for it in each.params for name in it.opts + it.secondary_opts}
+        for words, each in commands().items()
+    }
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known = set().union(*found.values(), {"--help", "--version", "--num_processes"})
+    for place, text in said():
+        if "--" not in text and "metis" not in text:
+            continue
+        for named in re.findall(r"langgraph-metis\[([\w,]+)\]", text):
+            assert set(named.split(",")) <= set(extras), (place, text)
+        for words, rest in re.findall(rf"metis ({'|'.join(sorted(found, reverse=True))})\b([^`\n]*)", text):
+            assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) <= found[words] | {"--help"}, (place, text)
+        if "sandboxes" not in place:  # which speak to other programs
+            ours = re.sub(r"(pip|hf|ray) (install|uninstall|download|start) [^`]*", "", text)
+            assert set(re.findall(r"(?<![\S])--[a-z][\w-]*", ours)) <= known, (place, text)
+
+
+def commands() -> dict[str, Any]:
+    """Every command and every group of them, by its words."""
+    groups = {name: cli.command(name) for name in cli._COMMANDS}
+    return {**{name: group for name, group in groups.items() if group.params}, **leaves()}

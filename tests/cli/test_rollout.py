@@ -70,6 +70,9 @@ class Model(BaseChatModel):
 def pair():
     return Model(), TOOLS
 
+def bare():
+    return Model(), ()
+
 def make(gate):
     return create_metis_agent(Model(), TOOLS, gate=gate)
 
@@ -257,7 +260,8 @@ def test_an_agent_of_ones_own_in_each_form(folder: Path, name: str) -> None:
         ((), "give one of them"),
         (("--model", "x:y", "--agent", "a:b"), "give one of them"),
         (("--agent", "my_agent.py:make", "--tools", "my_agent.py:TOOLS"), "brings its own"),
-        (("--model", "my_agent.py:Model"), "has no tools"),
+        (("--model", "my_agent.py:Model"), r"has no tools.*name some with --tools"),
+        (("--agent", "my_agent.py:bare"), r"has no tools.*give 'my_agent.py:bare' some"),
         (("--model", "my_agent.py:Model", "--tools", "my_agent.py:STOCK"), "no tool"),
         (("--model", "my_agent.py:Model", "--tools", "my_agent.py:TOOL"), "has no 'TOOL'; it has"),
         (("--model", "my_agent.py:Model", "--tools", "no_such_tools:TOOLS"), "can't be imported"),

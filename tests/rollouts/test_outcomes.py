@@ -152,6 +152,14 @@ def test_text_columns_of_a_csv_stay_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_booleans_are_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
+    records = [{**row, "direct_correct": i % 3 == 0, "draft_sure": i % 2 == 0} for i, row in enumerate(rows())]
+    table = read(write(tmp_path, records, suffix))
+    assert table.correct[:4, 0].tolist() == [1, 0, 0, 1]
+    assert table.draft["draft_sure"][:3].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_draft_that_is_a_number_is_read_as_a_draft(tmp_path: Path, suffix: str) -> None:
     table = read(write(tmp_path, [{**row, "draft_answer": i} for i, row in enumerate(rows())], suffix))
     assert "draft_answer" not in table.draft

@@ -41,6 +41,15 @@ def test_the_three_formats_give_the_same_questions(tmp_path: Path, suffix: str) 
     assert how.answer is None
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"), [(".csv", "question,answer\nWho?,{}\n"), (".jsonl", '{{"question": "Who?", "answer": "{}"}}')]
+)
+def test_files_of_other_programs_are_read(tmp_path: Path, suffix: str, text: str) -> None:
+    path = tmp_path / f"questions{suffix}"
+    path.write_text(text.format("x" * 200_000), encoding="utf-8-sig")
+    assert [(it.text, len(it.answer or "")) for it in read_questions(path)] == [("Who?", 200_000)]
+
+
 def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     assert len(read_questions(jsonl(tmp_path, ROWS[0], ROWS[0]))) == 1
     with pytest.raises(InputError, match="same id"):

@@ -351,6 +351,28 @@ def test_a_hung_gate_is_left_alone_after_a_while(make, go, tools, caplog):
     assert "left alone" in reasons[-1]
 
 
+def test_a_hung_tool_is_not_called_for_ever(make, go, monkeypatch):
+    monkeypatch.setattr("metis_agent.deadline._MOST_LEFT", 2)
+    release, called = threading.Event(), []
+
+    @tool
+    def hang(query: str) -> str:
+        """Hang."""
+        called.append(query)
+        release.wait(60)
+        return "late"
+
+    replies = [calling(call("hang", query="x")), "ok"] * 4
+    agent = make(model(*replies), [hang], budget=Budget(seconds=0.05))
+    try:
+        outcomes = [go(agent)["outcomes"][0] for _ in range(4)]
+    finally:
+        release.set()
+    assert (len(called), {outcome.status for outcome in outcomes}) == (2, {"timeout"})
+    assert outcomes[1].content.endswith("was abandoned.")
+    assert outcomes[3].content == "hang: 2 earlier calls hang, so it was not called."
+
+
 def test_what_the_gate_does_not_know_is_the_models_to_decide(make, go, ran, tools):
     class Knowing(Gate):
         asked: list = []  # noqa: RUF012
