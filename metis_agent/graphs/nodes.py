@@ -36,6 +36,7 @@ from metis_agent.rules.outcomes import (
     failure_of,
     is_async_only,
     is_sync_only,
+    outcome_of,
 )
 from metis_agent.rules.state import check_question
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
@@ -225,29 +226,33 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
 
     def invoke(self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any) -> list[Command[Any]]:
         """Run one call."""
+        started = time.perf_counter()
         try:
             return self._runner.run(input[0], lambda: self._run(dict(input[0]), config))
         except InfrastructureError as error:
-            self._failed(input, config, error)
+            self._failed(input, config, error, started)
             raise
 
     async def ainvoke(
         self, input: Sequence[SentCall], config: RunnableConfig | None = None, **_: Any
     ) -> list[Command[Any]]:
         """Run one call without blocking the event loop."""
-        tool, call = self._tool, dict(input[0])
+        tool, call, started = self._tool, dict(input[0]), time.perf_counter()
         try:
             if self._in_thread:
                 return await self._runner.arun(input[0], lambda: arun_in_thread(tool.invoke, call, config))
             return await self._runner.arun(input[0], lambda: tool.ainvoke(call, config))
         except InfrastructureError as error:
-            await asyncio.to_thread(self._failed, input, config, error)
+            await asyncio.to_thread(self._failed, input, config, error, started)
             raise
 
-    def _failed(self, input: Sequence[SentCall], config: RunnableConfig | None, error: Exception) -> None:
+    def _failed(
+        self, input: Sequence[SentCall], config: RunnableConfig | None, error: Exception, started: float
+    ) -> None:
         if self._runner.records:
             # A node that was sent a call alone reads the state as LangGraph's own does.
-            self._runner.record_failure(self._full._extract_state(list(input), config or {}), error)  # type: ignore[arg-type]
+            state = self._full._extract_state(list(input), config or {})  # type: ignore[arg-type]
+            self._runner.record_failure(state, error, input[0], started)
 
 
 def is_plain_node(node: object) -> bool:
@@ -295,11 +300,11 @@ class _Runner:
                 asked = asked.override(tool=cast(BaseTool, InLoop(asked.tool)))
             return execute(asked)
 
-        call, hooks = cast(SentCall, request.tool_call), self.hooks
+        call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
         try:
             return self.run(call, lambda: run(request) if hooks is None else hooks.tool_call(request, run))
         except InfrastructureError as error:
-            self.record_failure(request.state, error)
+            self.record_failure(request.state, error, call, started)
             raise
 
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
@@ -310,11 +315,11 @@ class _Runner:
                 asked = asked.override(tool=cast(BaseTool, InThread(asked.tool)))
             return await execute(asked)
 
-        call, hooks = cast(SentCall, request.tool_call), self.hooks
+        call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
         try:
             return await self.arun(call, lambda: run(request) if hooks is None else hooks.atool_call(request, run))
         except InfrastructureError as error:
-            await asyncio.to_thread(self.record_failure, request.state, error)
+            await asyncio.to_thread(self.record_failure, request.state, error, call, started)
             raise
 
     def _limit(self, call: SentCall) -> float | None:
@@ -325,10 +330,14 @@ class _Runner:
         left = max(0.0, call["seconds_left"])
         return left if timeout is None else min(left, timeout)
 
-    def record_failure(self, state: Any, error: Exception) -> None:
-        """Store what there is of a turn that an error of the infrastructure ends."""
-        rules = self._setup.rules
-        rules.record_failure(Turn(rules, state).recorded(), error, offered=self._setup.offered)
+    def record_failure(self, state: Any, error: Exception, call: SentCall, started: float) -> None:
+        """Store what there is of a turn that an error of the infrastructure ends, in this call."""
+        rules, seconds = self._setup.rules, time.perf_counter() - started
+        turn, cost = Turn(rules, state), self._setup.offer.terms[call["name"]].cost
+        said = ToolMessage(f"{type(error).__name__}: {error}", tool_call_id=call["id"], status="error")
+        turn.outcomes.append(outcome_of(call, said, seconds=seconds, cost=cost)[0])
+        turn.change(seconds=turn.notes["seconds"] + seconds)
+        rules.record_failure(turn.recorded(), error, offered=self._setup.offered)
 
 
 def _is_plain(tool: BaseTool) -> bool:

@@ -13,7 +13,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite
 
-from metis_agent.errors import ConfigurationError
+from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
@@ -404,6 +404,24 @@ def test_a_failed_turn_has_its_seconds(make, go, tools, tmp_path):
         [trajectory] = store.read()
     assert (trajectory.status, trajectory.error) == ("failed", "ConnectionError: down")
     assert trajectory.seconds >= 0.05
+
+
+def test_a_turn_that_a_tool_ends_has_that_tools_seconds_and_price(make, go, tmp_path):
+    @tool
+    def look(query: str) -> str:
+        """Look."""
+        time.sleep(0.05)
+        raise InfrastructureError("the server is gone")
+
+    look.metadata = {"cost": 2.0}
+    with TrajectoryStore(tmp_path) as store:
+        with pytest.raises(InfrastructureError):
+            go(make(model(calling(call("look", query="x"))), [look], recorder=Recorder(store)))
+        [trajectory] = store.read()
+    [outcome] = trajectory.outcomes
+    assert (outcome.status, outcome.cost) == ("error", 2.0)
+    assert outcome.content == "InfrastructureError: the server is gone"
+    assert min(outcome.seconds, trajectory.seconds) >= 0.05
 
 
 def test_a_lost_call_keeps_no_thread_stuck(make, go, tools):
