@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import threading
 import time
@@ -82,6 +83,8 @@ class InstrumentedTool(ProxyTool):
         meter: UsageMeter | None = None,
     ) -> None:
         _check(tool, timeout, retries, idempotent, cache)
+        if cost is not None and not _is_price(cost):
+            raise ConfigurationError(f"InstrumentedTool(cost={cost!r}): it must be a finite number of at least 0.")
         super().__init__(
             tool,
             timeout=timeout,
@@ -159,7 +162,8 @@ class InstrumentedTool(ProxyTool):
             self._raise_redacted(error)
             raise
         finally:
-            made, cost = max(1, tries.made), float((self.metadata or {}).get("cost", 0.0))
+            made, declared = max(1, tries.made), (self.metadata or {}).get("cost")
+            cost = float(declared) if _is_price(declared) else 0.0  # a key of somebody else's counts as none
             self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * made, retries=made - 1)
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -231,6 +235,10 @@ def _check(
 def _terms(tool: BaseTool, cost: float | None, repeatable: bool | None) -> dict[str, Any]:
     declared = {"cost": cost, "repeatable": repeatable}
     return {**(tool.metadata or {}), **{name: value for name, value in declared.items() if value is not None}}
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _may_be_kept(result: Any) -> bool:

@@ -354,6 +354,12 @@ def test_terms_are_declared_for_the_budget():
     assert InstrumentedTool(priced, cost=0.0).metadata["cost"] == 0.0
 
 
+@pytest.mark.parametrize("key", ["cheap", None, -1, float("nan"), True])
+def test_a_key_of_somebody_elses_is_no_price(key):
+    tool = InstrumentedTool(double.model_copy(update={"metadata": {"cost": key}}))
+    assert (tool.invoke({"number": 1}), tool.usage.cost, tool.usage.ok) == ("2", 0.0, 1)
+
+
 def test_a_meter_may_be_shared():
     meter = UsageMeter()
     InstrumentedTool(double, meter=meter, cost=2.0).invoke({"number": 1})
@@ -366,6 +372,7 @@ def test_a_meter_may_be_shared():
     [
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),
+        ({"cost": -1}, "cost"),
         ({"retries": 1}, "idempotent=True"),
     ],
 )
