@@ -262,9 +262,7 @@ def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDAr
     if not drafted or table.runs:
         return np.arange(len(table)), table.correct
     if not traits.reads_drafts:
-        raise ConfigurationError(
-            "drafted=True with a policy that reads no drafts: leave it out, or train FeaturesPolicy()."
-        )
+        raise ConfigurationError("drafted=True with a policy that reads no drafts: train FeaturesPolicy().")
     columns = [~np.isnan(column) for column in table.draft.values()]
     has = np.logical_and.reduce(columns) if columns else np.zeros(len(table), dtype=bool)
     rows = np.flatnonzero(has)

@@ -192,9 +192,8 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
             return message
         limit = call.seconds_left
         try:
-            return call.returned(
-                handler(request) if limit is None else run_within(limit, handler, request, of=request.tool)
-            )
+            ran = handler(request) if limit is None else run_within(limit, handler, request, of=request.tool)
+            return call.returned(ran)
         except GraphBubbleUp:
             raise
         except DeadlineError as error:

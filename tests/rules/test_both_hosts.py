@@ -362,15 +362,16 @@ def test_a_hung_tool_is_not_called_for_ever(make, go, monkeypatch):
         release.wait(60)
         return "late"
 
-    replies = [calling(call("hang", query="x")), "ok"] * 4
-    agent = make(model(*replies), [hang], budget=Budget(seconds=0.05))
+    replies = [calling(call("hang", query="x")), "ok"] * 20
+    agent = make(model(*replies), [hang], budget=Budget(seconds=0.1))
     try:
-        outcomes = [go(agent)["outcomes"][0] for _ in range(4)]
+        outcomes = [go(agent)["outcomes"][0] for _ in range(6)]
     finally:
         release.set()
-    assert (len(called), {outcome.status for outcome in outcomes}) == (2, {"timeout"})
-    assert outcomes[1].content.endswith("was abandoned.")
-    assert outcomes[3].content == "hang: 2 earlier calls hang, so it was not called."
+    assert len(called) == 2
+    assert (outcomes[-1].status, outcomes[-1].content) == (
+        "timeout", "hang: 2 earlier calls hang, so it was not called."
+    )  # fmt: skip
 
 
 def test_what_the_gate_does_not_know_is_the_models_to_decide(make, go, ran, tools):
