@@ -15,15 +15,16 @@ gate, for a whole model (docs/accuracy-safe.md). A is about what is written down
 the choice of it.
 
 At later steps of a run the same holds wherever rollouts of a group stand at one prompt, token for token, and some call
-there and others answer, by themselves or forced. Where none do, a later call is content, and C carries its price. What
-a run came to says nothing of the decisions before one that was forced.
+there and others answer, by themselves or forced; there e counts what is spent from there on, so that one call too many
+weighs the same at every step. Where none do, a later call is content, and C carries its price. What a run came to says
+nothing of the decisions before one that was forced.
 
 Stands beside `advantages` and `loss`: tensors are [P, G], P questions with G rollouts each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,20 +105,25 @@ class Opening:
 
 def openings(
     trajectories: Sequence[Trajectory],
-    J: NDArray[np.float64],
+    r: NDArray[np.float64],
+    cost: NDArray[np.float64],
     included: NDArray[np.bool_],
     Delta: Sequence[float],
     apart: NDArray[np.bool_],
+    *,
+    price: float,
     forced_at: Sequence[int] = (),
 ) -> dict[tuple[int, int], Opening]:
     """Where rollouts decided to call, and what each decision is worth.
 
     Args:
         trajectories: P G rollouts, group by group.
-        J: [P, G], what each was worth.
+        r: [P, G], whether each was right.
+        cost: [P, G], what each spent on calls.
         included: [P, G].
         Delta: [P], the contrasts of the first decisions.
         apart: [P], where decision and content can be told apart.
+        price: w.
         forced_at: Of each of the G rollouts, the decision that was forced, counted from 0; -1 for a free one. By
             default none later than the first.
 
@@ -125,14 +131,18 @@ def openings(
         By (rollout, model call), both counted from 0. A decision at which no rollout called, or at a later step one at
         which none answered, is not there.
     """
-    size = J.shape[1]
+    size = r.shape[1]
     found: dict[tuple[int, int], Opening] = {}
     for group in np.flatnonzero(apart).tolist():
         first = group * size
         runs = trajectories[first : first + size]
         tokens = forced_opening(runs)
         at = forced_at or [-1] * size
-        for places, contrast in _decisions(runs, J[group], included[group], Delta[group], tokens, at):
+
+        def worth(rollout: int, spent: float, group: int = group) -> float:
+            return float(r[group, rollout] * (1 + price / (1 + max(0.0, cost[group, rollout] - spent))))
+
+        for places, contrast in _decisions(runs, worth, cost[group], included[group], Delta[group], tokens, at):
             for rollout, call in places:
                 stands = (rollout, call) == places[0]
                 found[first + rollout, call] = Opening(tokens=len(tokens), contrast=contrast if stands else 0.0)
@@ -141,7 +151,8 @@ def openings(
 
 def _decisions(
     runs: Sequence[Trajectory],
-    J: NDArray[np.float64],
+    worth: Callable[[int, float], float],
+    cost: NDArray[np.float64],
     included: NDArray[np.bool_],
     Delta: float,
     tokens: Sequence[int],
@@ -161,8 +172,10 @@ def _decisions(
         if calls and prompt == 0:
             yield calls, Delta
         elif calls and answers:
+            spent = min(cost[i] for i, _ in answers)  # those that answer here spend no more
             came_to = [
-                [J[i] for i, k in branch if not k < forced_at[i] < len(runs[i].calls)] for branch in (calls, answers)
+                [worth(i, spent) for i, k in branch if not k < forced_at[i] < len(runs[i].calls)]
+                for branch in (calls, answers)
             ]
             gain = np.mean(came_to[0]) - np.mean(came_to[1]) if all(came_to) else 0.0
             yield calls, float(gain) * (len(calls) + len(answers)) / len(runs)

@@ -200,8 +200,10 @@ class HDPOTrainer(GRPOTrainer):
         decisions: dict[tuple[int, int], Opening] = {}
         if self._objective.name == "contrast":
             weights = balance_weights(called, probability, self._groups, later)
-            J = own.r_ans + self._objective.price * own.r_tool
-            decisions = openings(trajectories, J, ~own.excluded, mine.contrast.tolist(), told, at)
+            decisions = openings(
+                trajectories, own.r_ans, own.cost, ~own.excluded, mine.contrast.tolist(), told,
+                price=self._objective.price, forced_at=at,
+            )  # fmt: skip
         else:
             both = (self._objective.w_acc * mine.acc + self._objective.w_tool * mine.tool).double().numpy()
             weights = rollout_weights(both, called, probability, self._groups, later)

@@ -141,7 +141,8 @@ def test_decisions_are_found_at_every_step_where_rollouts_share_a_prompt() -> No
         rollout((FIRST, CALL), (SECOND, CALL)),
     ]
     J = np.array([[1.0, 0.5, 2.0, 0.0, 1.0]])
-    found = openings(runs, J, np.array([[True, True, True, True, False]]), [-0.3], np.array([True]))
+    free = np.zeros((1, 5))
+    found = openings(runs, J, free, np.array([[True, True, True, True, False]]), [-0.3], np.array([True]), price=0)
     # One of its three callers stands for the first decision; at the second prompt calling (2.0) beats answering (0.5),
     # by two of the five rollouts.
     assert {place: (it.tokens, pytest.approx(it.contrast)) for place, it in found.items()} == {
@@ -156,7 +157,23 @@ def test_decisions_are_found_at_every_step_where_rollouts_share_a_prompt() -> No
     assert contrast[0].tolist() == pytest.approx([0.0, 0.6])
     assert not which[1].any()
     assert not contrast[1].any()
-    assert openings(runs, J, np.ones((1, 5), dtype=bool), [-0.3], np.array([False])) == {}
+    assert openings(runs, J, free, np.ones((1, 5), dtype=bool), [-0.3], np.array([False]), price=0) == {}
+
+
+def test_at_later_decisions_what_was_spent_before_is_not_counted_again() -> None:
+    third = (*SECOND, *CALL, 4)
+    runs = [
+        rollout((FIRST, ANSWER), choice="none"),
+        rollout((FIRST, CALL), (SECOND, ANSWER)),
+        rollout((FIRST, CALL), (SECOND, CALL), (third, ANSWER), forced=2),
+        rollout((FIRST, CALL), (SECOND, CALL), (third, CALL)),
+    ]
+    r, cost = np.array([[0.0, 1, 1, 1]]), np.array([[0.0, 1, 2, 3]])
+    found = openings(runs, r, cost, np.ones((1, 4), dtype=bool), [0.4], np.array([True]), price=0.5)
+    # Each call too many is priced as a first one would be: 1/2 for one, 1/3 for two, against 1 for none.
+    assert found[1, 0].contrast == 0.4
+    assert found[2, 1].contrast == pytest.approx(0.5 * ((1 / 2 + 1 / 3) / 2 - 1) * 3 / 4)
+    assert found[3, 2].contrast == pytest.approx(0.5 * (1 / 2 - 1) * 2 / 4)
 
 
 def test_what_a_run_came_to_says_nothing_of_the_decisions_before_a_forced_one() -> None:
@@ -171,12 +188,13 @@ def test_what_a_run_came_to_says_nothing_of_the_decisions_before_a_forced_one() 
     ]
     runs[1] = replace(runs[1], calls=(runs[1].calls[0], replace(runs[1].calls[1], sampling={"tool_choice": "none"})))
     J, included = np.array([[1.0, 0.0, 0.7, 0.5, 0.9, 0.2]]), np.ones((1, 6), dtype=bool)
-    found = openings(runs, J, included, [0.0], np.array([True]), (0, 1, 0, 2, -1, 2))
+    given = runs, J, np.zeros((1, 6)), included, [0.0], np.array([True])
+    found = openings(*given, price=0, forced_at=(0, 1, 0, 2, -1, 2))
     # At the second: calling is the mean of .7 and .9, without the one that was cut short later; answering that of 0 and
     # .2. At the third .9 against .7 and .5: three of the six stood there.
     contrasts = {place: it.contrast for place, it in found.items() if it.contrast}
     assert contrasts == {(2, 1): pytest.approx((0.8 - 0.1) * 5 / 6), (4, 2): pytest.approx((0.9 - 0.6) * 3 / 6)}
-    unforced = openings(runs, J, included, [0.0], np.array([True]))
+    unforced = openings(*given, price=0)
     assert (2, 1) in unforced
     assert unforced[2, 1].contrast == pytest.approx((0.7 - 0.2) * 4 / 6)  # the banned one is nobody's choice
 
@@ -205,8 +223,9 @@ def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> No
                 if not called:
                     break
             runs.append(rollout(*replies, forced=2 * (i == 0)))
-        J, included = rng.random((1, G)).round(1), rng.random((1, G)) < 0.9
-        found = openings(runs, J, included, [0.5], np.array([True]))
+        r, included = rng.random((1, G)).round(1), rng.random((1, G)) < 0.9
+        cost = np.array([[sum(call.completion_ids == CALL for call in run.calls) for run in runs]])
+        found = openings(runs, r, cost, included, [0.5], np.array([True]), price=0.3)
         expected: dict[tuple[int, int], float] = {}
         inside = [i for i in range(G) if included[0, i]]
         for i in inside:
@@ -217,7 +236,8 @@ def test_random_runs_of_several_steps_equal_the_transcription(groups: int) -> No
                     for n in range(len(runs[j].calls))
                     if runs[j].calls[n].prompt_ids == call.prompt_ids
                 ]
-                values = {b: [J[0, j] for j, _, it in same if it == b] for b in (True, False)}
+                values = {b: [r[0, j] + 0.3 * r[0, j] / (1 + cost[0, j] - k) for j, _, it in same if it == b]
+                          for b in (True, False)}  # fmt: skip
                 if call.completion_ids != CALL or (k and not values[False]):
                     continue
                 worth = (np.mean(values[True]) - np.mean(values[False])) * len(same) / G if k else 0.5
@@ -344,7 +364,7 @@ def test_a_policy_that_never_has_enough_learns_to_stop_where_later_decisions_are
     for _ in range(40):
         losses = []
         for needed in range(3):
-            runs, J = [], []
+            runs, right, cost = [], [], []
             odds = torch.sigmoid(l[needed]).tolist()
             for branch, at in zip(groups.branches(), groups.forced_at(), strict=True):
                 calls = next(
@@ -355,12 +375,16 @@ def test_a_policy_that_never_has_enough_learns_to_stop_where_later_decisions_are
                 run = rollout(*replies, forced=2 * (branch == "tool" and at == 0))
                 banned = {"tool_choice": "none"} if branch == "direct" and at == calls else {}
                 runs.append(replace(run, calls=(*run.calls[:-1], replace(run.calls[-1], sampling=banned))))
-                J.append((calls >= needed) * (1 + w / (1 + calls)))
+                right.append(float(calls >= needed))
+                cost.append(float(calls))
             later = later_decisions(runs, groups, np.array([True]))
             called = torch.tensor([[len(run.calls) > 1 for run in runs]])
             whole = torch.ones_like(called) if steps == 1 else ~torch.tensor(cut(later, groups))
-            Delta = contrasts(torch.tensor([J]), called, whole).tolist()
-            found = openings(runs, np.array([J]), np.ones((1, 12), bool), Delta, np.array([True]), groups.forced_at())
+            r, T = np.array([right]), np.array([cost])
+            Delta = contrasts(torch.tensor(r * (1 + w / (1 + T))), called, whole).tolist()
+            found = openings(
+                runs, r, T, np.ones((1, 12), bool), Delta, np.array([True]), price=w, forced_at=groups.forced_at()
+            )
             losses += [
                 decision_loss(torch.nn.functional.logsigmoid(l[needed, step]), torch.tensor(it.contrast), margin=6.0)
                 for (_, step), it in found.items()
