@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_agent.audit.accounting import AuditedCall, AuditedTurn
@@ -64,6 +64,7 @@ def test_asking_the_model_whether_it_is_done() -> None:
     assert (point.right.value, point.calls.value) == (pytest.approx(2 / 3), pytest.approx(2 / 7))
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text("10", min_size=1, max_size=6), min_size=1, max_size=8))
 def test_no_rule_betters_the_oracle(runs: list[str]) -> None:
     found = replayable([turn(str(number), verdicts) for number, verdicts in enumerate(runs)])
