@@ -106,11 +106,16 @@ def utf8(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+_LONGEST_NAME = 1_000
+"""Characters of a path or an address; what is longer is a picture."""
+
+
 def _reference(image: str) -> str:
     """A short name of an image: of one that is given whole its hash, which is what `ImageStore` calls it too."""
-    if image[:5].lower() != "data:":
+    is_uri = image[:5].lower() == "data:"
+    if not is_uri and len(image) <= _LONGEST_NAME and not any(map(str.isspace, image)):
         return image
-    content = image.partition(",")[2]
+    content = image.partition(",")[2] if is_uri else image
     try:
         return f"sha256:{hashlib.sha256(base64.b64decode(content, validate=True)).hexdigest()}"
     except ValueError:

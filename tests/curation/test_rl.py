@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -308,3 +309,13 @@ def test_a_picture_is_known_by_its_content_however_it_is_given(tmp_path: Path) -
     kept = fingerprint(question("b", "What is this?", metadata={"images": [ImageStore(tmp_path).put_image(content)]}))
     assert given.images == kept.images
     assert len(given.images) == len("sha256:") + 64
+
+
+def test_a_picture_in_any_form_has_a_short_name_and_a_path_one_of_its_own() -> None:
+    whole = base64.b64encode(random.Random(0).randbytes(30_000)).decode()
+    block = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{whole}"}}
+    forms = [whole, f"data:image/png;base64,{whole}", {"type": "image", "base64": whole}, block, "a/my picture.png"]
+    names = [fingerprint(question("a", "What?", metadata={"images": [form]})).images for form in forms]
+    assert names[0] == names[1]
+    assert {len(name) for name in names} == {len("sha256:") + 64}
+    assert fingerprint(question("a", "What?", metadata={"images": ["a/picture.png"]})).images == "a/picture.png"
