@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -237,7 +237,7 @@ def _terms(tool: BaseTool, cost: float | None, repeatable: bool | None) -> dict[
     return {**(tool.metadata or {}), **{name: value for name, value in declared.items() if value is not None}}
 
 
-def _is_price(value: Any) -> bool:
+def _is_price(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
