@@ -9,7 +9,7 @@ random splits. Prints JSON.
 
     python benchmarks/steps.py [--seeds 0 1 2] [--train 1000] [--test 600] [--splits 200]
     python benchmarks/steps.py --points 100000      # time and memory of training on so many decision points
-    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 24] [--cold-steps 2000] [--folder runs/two-hops]
+    python benchmarks/steps.py --whole-model [--seeds 0 1 2] [--steps 48] [--cold-steps 2000] [--folder runs/two-hops]
 
 With `--whole-model` the agent is the almanac's tiny transformer, trained first on runs of that which never has enough,
 then by the decision contrast and by HDPO, forced at three decisions of a run, and measured on the same fresh questions,
@@ -274,7 +274,7 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
 
     cold = folder / "cold-start"
     if not (cold / "tokenizer.json").exists():  # saved last
-        train_seeking_cold_start(cold, replace(SEEKING, steps=cold_steps))
+        train_seeking_cold_start(cold, replace(SEEKING, steps=cold_steps), progress=_learnt)
     figures: dict[str, Any] = {"seed": seed, "steps": steps}
 
     def noted(name: str, do: Callable[[], dict[str, Any]], key: str = "") -> None:
@@ -327,6 +327,11 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
     return figures
 
 
+def _learnt(step: int, loss: float) -> None:
+    if step % 50 == 0:
+        print(f"cold start: step {step}, loss {loss:.3f}", file=sys.stderr, flush=True)
+
+
 def _curve(metrics: Mapping[str, float]) -> dict[str, float]:
     names = ("accuracy", "calls", "redundant_rate", "necessary_recall", "excluded")
     return {"step": metrics["step"], **{name: metrics.get(f"hdpo/{name}", math.nan) for name in names}}
@@ -372,7 +377,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--points", type=int)
     parser.add_argument("--whole-model", action="store_true")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=48, help="of training the whole model")
     parser.add_argument("--cold-steps", type=int, default=2000, help="of the cold start that --whole-model begins with")
     parser.add_argument("--folder", type=Path, default=Path("runs/two-hops"))
     given = parser.parse_args()

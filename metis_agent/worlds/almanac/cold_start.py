@@ -257,7 +257,8 @@ def train_seeking_cold_start(
     Of its habit, the sister towns that it knows by heart, and answering from what it has read at any step, the habit
     comes first: after 160 steps it makes 1.34 calls too many a question and .98 of those needed, but answers .255
     rightly. The packaged weights read 12 of 12 entries as they know them, and 0 of 12 that name a sister town as well,
-    so reading is learnt anew; how many steps that takes is not known. One takes 1.7 s of a busy core.
+    so reading is learnt anew: after 1,000 steps .82 of 60 questions are right, after 2,000 .955 of 600. One step takes
+    1.4 s of a core.
     """
     torch.manual_seed(recipe.seed)
     return _train(
