@@ -2,8 +2,8 @@
 
 A sync tool that hangs can't be stopped, only left behind. So it runs in a daemon thread, which keeps neither
 the run nor the interpreter from ending, as the thread of an executor would. Callbacks, configuration and
-interrupts reach it because the thread runs in a copy of the caller's context. Of one tool or gate only so many calls
-are left behind at once: then it is not called until one of them ends.
+interrupts reach it because the thread runs in a copy of the caller's context. A tool or gate of which many calls were
+left behind, and go on, is not called until one of them ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,12 +23,18 @@ __all__ = ["DeadlineError", "arun_in_thread", "arun_within", "run_async", "run_w
 R = TypeVar("R")
 _Task = tuple[Callable[[], Any], Future[Any]]
 
+_within: ContextVar[tuple[asyncio.Timeout | None, object]] = ContextVar("metis_within", default=(None, None))
+"""The limit that a call in a thread is under, and of what it is a call."""
 _KEPT_THREADS = 32
 _MOST_LEFT = 64
 
 
 class DeadlineError(Exception):
-    """Time was up; not a `TimeoutError`, which a tool may raise by itself. With a text: it was not called at all."""
+    """The time was up; not a `TimeoutError`, which a tool may raise by itself."""
+
+
+class NotCalledError(DeadlineError):
+    """Too many earlier calls were left behind and go on, so this one was not made; the text says how many."""
 
 
 def run_within(seconds: float, call: Callable[..., R], *arguments: Any, of: object = None) -> R:
@@ -38,12 +44,12 @@ def run_within(seconds: float, call: Callable[..., R], *arguments: Any, of: obje
         seconds: that it may take.
         call: what runs.
         *arguments: of it.
-        of: what it is a call of, such as a tool; by default the object whose method it is.
+        of: the tool or gate that is called, where its calls that are left behind count.
 
     Raises:
-        DeadlineError: it did not; the call is left to itself. Or too many calls of the same were.
+        DeadlineError: it did not; the call is left to itself.
+        NotCalledError: too many calls of the same were.
     """
-    of = getattr(call, "__self__", call) if of is None else of
     _threads.check(of)
     future = _threads.submit(call, *arguments)
     try:
@@ -55,13 +61,15 @@ def run_within(seconds: float, call: Callable[..., R], *arguments: Any, of: obje
         raise DeadlineError from None
 
 
-async def arun_within(seconds: float, work: Awaitable[R]) -> R:
+async def arun_within(seconds: float, work: Awaitable[R], *, of: object = None) -> R:
     """The same for async work, which is cancelled when its time is up.
 
     Raises:
         DeadlineError: it took longer.
+        NotCalledError: it was to call in a thread, and too many calls of the same were left behind.
     """
     scope = asyncio.timeout(seconds)
+    token = _within.set((scope, of))
     try:
         async with scope:
             return await work
@@ -69,21 +77,25 @@ async def arun_within(seconds: float, work: Awaitable[R]) -> R:
         if scope.expired():
             raise DeadlineError from None
         raise
+    finally:
+        _within.reset(token)
 
 
 async def arun_in_thread(call: Callable[..., R], *arguments: Any) -> R:
     """Await a sync call in a thread that nobody has to wait for, were it cancelled.
 
     Raises:
-        DeadlineError: too many calls of the same object's were left behind.
+        NotCalledError: within `arun_within`, too many calls of the same were left behind.
     """
-    of = getattr(call, "__self__", call)
+    scope, of = _within.get()
     _threads.check(of)
     future = _threads.submit(_contained, call, *arguments)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        _threads.leave(of, future)
+        # A run that somebody broke off says nothing of the tool.
+        if scope is not None and scope.expired():
+            _threads.leave(of, future)
         raise
 
 
@@ -120,13 +132,15 @@ class _DaemonThreads:
         """Refuse a call where too many are left behind.
 
         Raises:
-            DeadlineError: they are.
+            NotCalledError: they are.
         """
         if (left := self._left[id(of)]) >= _MOST_LEFT:
-            raise DeadlineError(f"{left} earlier calls hang, so it was not called")
+            raise NotCalledError(f"{left} earlier calls took too long and go on, so it was not called")
 
     def leave(self, of: object, future: Future[Any]) -> None:
-        """Count a call that nobody waits for any more, until it ends."""
+        """Count a call that took too long, until it ends."""
+        if of is None:
+            return
         self._count(id(of), 1)
         future.add_done_callback(lambda _: self._count(id(of), -1))
 

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
+from metis_agent.deadline import DeadlineError, NotCalledError, arun_in_thread, arun_within, run_within
 
 PLACE = ContextVar("PLACE", default="nowhere")
 
@@ -50,27 +50,42 @@ def test_so_many_calls_of_one_thing_are_left_behind_and_no_more(monkeypatch, is_
     monkeypatch.setattr("metis_agent.deadline._MOST_LEFT", 3)
     one, other = Hanging(), Hanging()
 
-    def call(it):
+    def call(it, seconds=0.02):
         if is_async:
-            asyncio.run(arun_within(0.02, arun_in_thread(it.wait)))
+            asyncio.run(arun_within(seconds, arun_in_thread(it.wait), of=it))
         else:
-            run_within(0.02, it.wait)
+            run_within(seconds, it.wait, of=it)
 
-    for _ in range(5):
-        with pytest.raises(DeadlineError) as late:
+    for _ in range(3):
+        with pytest.raises(DeadlineError, match=r"^$"):
             call(one)
-    assert (one.calls, str(late.value)) == (3, "3 earlier calls hang, so it was not called")
+    for _ in range(2):
+        with pytest.raises(NotCalledError, match="3 earlier calls took too long and go on"):
+            call(one)
     with pytest.raises(DeadlineError, match=r"^$"):
         call(other)
     one.release.set(), other.release.set()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:  # they end, and it is called again
+    until = time.monotonic() + 20
+    while time.monotonic() < until:  # they end, and it is called again
         try:
-            call(one)
+            call(one, seconds=20)
             break
-        except DeadlineError:
+        except NotCalledError:
             time.sleep(0.01)
     assert one.calls == 4
+
+
+async def test_a_run_that_is_broken_off_says_nothing_of_the_tool(monkeypatch):
+    monkeypatch.setattr("metis_agent.deadline._MOST_LEFT", 1)
+    one = Hanging()
+    for _ in range(3):
+        running = asyncio.create_task(arun_within(30, arun_in_thread(one.wait), of=one))
+        await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    one.release.set()
+    await arun_within(20, arun_in_thread(one.wait), of=one)
 
 
 def test_the_callers_context_reaches_the_thread():

@@ -274,8 +274,7 @@ class _Runner:
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
         try:
-            tool = self._setup.tools[call["name"]]
-            result = execute() if limit is None else run_within(limit, execute, of=tool)
+            result = execute() if limit is None else run_within(limit, execute, of=self._setup.tools[call["name"]])
         except Exception as error:
             status, result = failure_of(call, error, limit)
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
@@ -286,7 +285,8 @@ class _Runner:
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
         try:
-            result = await (execute() if limit is None else arun_within(limit, execute()))
+            of = self._setup.tools[call["name"]]
+            result = await (execute() if limit is None else arun_within(limit, execute(), of=of))
         except Exception as error:
             status, result = failure_of(call, error, limit)
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost

@@ -212,13 +212,13 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
         call = GatedCall(request, self._rules, self._cache, self._buffer)
         if (message := call.instead()) is not None:
             return message
-        limit = call.seconds_left
-        if limit is not None and request.tool is not None and is_sync_only(request.tool):
+        limit, tool = call.seconds_left, request.tool
+        if limit is not None and tool is not None and is_sync_only(tool):
             # Not in the event loop's pool, which waits for a tool that was left behind.
-            request = request.override(tool=cast(BaseTool, InThread(request.tool)))
+            request = request.override(tool=cast(BaseTool, InThread(tool)))
         try:
             running = handler(request)
-            return call.returned(await (running if limit is None else arun_within(limit, running)))
+            return call.returned(await (running if limit is None else arun_within(limit, running, of=tool)))
         except GraphBubbleUp:
             raise
         except DeadlineError as error:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NotRequired, TypeVar
 from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
 from langgraph.errors import GraphBubbleUp
 
-from metis_agent.deadline import DeadlineError, arun_within, run_within
+from metis_agent.deadline import DeadlineError, NotCalledError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
 from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_of
 from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
@@ -157,7 +157,7 @@ class AskedGate:
             return self._fall_back(request, None)
         gate, limit = self.gate, self.limit
         try:
-            decision = gate.decide(request) if limit is None else run_within(limit, gate.decide, request)
+            decision = gate.decide(request) if limit is None else run_within(limit, gate.decide, request, of=gate)
             if not self._is_ours:
                 decision = offered_only(decision, request)
         except GraphBubbleUp:
@@ -173,7 +173,7 @@ class AskedGate:
             return self._fall_back(request, None)
         try:
             deciding = self.gate.adecide(request)
-            decision = await (deciding if self.limit is None else arun_within(self.limit, deciding))
+            decision = await (deciding if self.limit is None else arun_within(self.limit, deciding, of=self.gate))
             decision = offered_only(decision, request)
         except GraphBubbleUp:
             raise
@@ -195,8 +195,10 @@ class AskedGate:
         name = gate.name or type(gate).__name__
         if error is None:
             what = f"the gate failed {self._failures} times in a row and is left alone for a while"
+        elif isinstance(error, NotCalledError):
+            what = f"of the gate {error}"
         elif isinstance(error, DeadlineError):
-            what = f"of the gate {error}" if str(error) else f"the gate did not decide within {self.limit:g} seconds"
+            what = f"the gate did not decide within {self.limit:g} seconds"
         else:
             what = f"the gate failed with {type(error).__name__}: {error}"
         if error is not None:

@@ -21,7 +21,7 @@ from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.types import Command, Overwrite
 from pydantic import ValidationError
 
-from metis_agent.deadline import DeadlineError, arun_in_thread, run_async
+from metis_agent.deadline import DeadlineError, NotCalledError, arun_in_thread, run_async
 from metis_agent.errors import InfrastructureError, ToolError
 from metis_agent.messages import text_of, turn_of
 from metis_agent.recording.recorder import as_told, outcomes_as_told
@@ -52,9 +52,10 @@ _KEPT_TURNS = 10_000
 
 
 def abandoned(call: ToolCall, limit: float, error: DeadlineError) -> ToolMessage:
-    """What the model reads of a call that took longer than it may, or was not made as too many such hang."""
-    said = str(error) or f"gave no result within {limit:.3g} seconds and was abandoned"
-    text = f"{call['name']}{':' if str(error) else ''} {said}."
+    """What the model reads of a call that took longer than it may, or was not made as too many such go on."""
+    text = f"{call['name']} gave no result within {limit:.3g} seconds and was abandoned."
+    if isinstance(error, NotCalledError):
+        text = f"{call['name']}: {error}."
     return ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
 
 
@@ -69,7 +70,7 @@ def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[O
         raise error
     name = call["name"]
     if isinstance(error, DeadlineError):
-        return "timeout", abandoned(call, limit or 0.0, error)
+        return "blocked" if isinstance(error, NotCalledError) else "timeout", abandoned(call, limit or 0.0, error)
     if isinstance(error, ValidationError):
         text = str(ToolInvocationError(name, error, call["args"]))
     elif isinstance(error, ToolException | ToolError | ToolInvocationError):
@@ -88,7 +89,7 @@ def outcome_of(
         call: the call.
         result: what the tool returned, or what `failure_of` made of its error.
         seconds: duration.
-        cost: declared price of one call.
+        cost: declared price of one call; what was blocked costs nothing.
         status: the outcome's; by default that of the message in the result.
     """
     items: list[Any] = list(result) if isinstance(result, list) else [result]
@@ -107,7 +108,7 @@ def outcome_of(
         status=status or ("error" if message.status == "error" else "ok"),
         content=text_of(message),
         seconds=seconds,
-        cost=cost,
+        cost=0.0 if status == "blocked" else cost,
     )
     return outcome, items
 

@@ -27,7 +27,7 @@ from langgraph.types import Command
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, ValidationError
 from tenacity import AsyncRetrying, Retrying, retry_if_not_exception_type, stop_after_attempt, stop_before_delay
 
-from metis_agent.deadline import DeadlineError, arun_within, run_within
+from metis_agent.deadline import DeadlineError, NotCalledError, arun_within, run_within
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.tools.proxy import ProxyTool, ResultCache, injected
 from metis_agent.tools.redaction import Redactor
@@ -144,7 +144,7 @@ class InstrumentedTool(ProxyTool):
 
         with self._accounted(tries):
             work: Awaitable[Any] = retrying(attempt)
-            result = await (work if self.timeout is None else arun_within(self.timeout, work))
+            result = await (work if self.timeout is None else arun_within(self.timeout, work, of=self))
         return self._redacted(result)
 
     @contextmanager
@@ -152,19 +152,23 @@ class InstrumentedTool(ProxyTool):
         """A call with all its tries: counted however it ends, its errors in words and without secrets."""
         began = time.perf_counter()
         end: CallEnd = "error"
+        least = 1
         try:
             yield
             end = "ok"
-        except DeadlineError as error:
+        except NotCalledError as error:
+            least = tries.made = 0
+            raise ToolException(f"{self.name}: {error}.") from None
+        except DeadlineError:
             end = "timeout"
-            raise self._too_late(str(error)) from None
+            raise self._too_late() from None
         except Exception as error:
             self._raise_redacted(error)
             raise
         finally:
-            made, declared = max(1, tries.made), (self.metadata or {}).get("cost")
+            made, declared = max(least, tries.made), (self.metadata or {}).get("cost")
             cost = float(declared) if _is_price(declared) else 0.0  # a key of somebody else's counts as none
-            self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * made, retries=made - 1)
+            self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * made, retries=max(0, made - 1))
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
         """What the result of a pure tool depends on; `None` where an argument has no canonical form."""
@@ -196,9 +200,7 @@ class InstrumentedTool(ProxyTool):
             raise cleaned from None
         raise ToolException(f"{type(error).__name__}: {cleaned}") from None
 
-    def _too_late(self, why: str) -> ToolException:
-        if why:
-            return ToolException(f"{self.name}: {why}.")
+    def _too_late(self) -> ToolException:
         return ToolException(f"{self.name} gave no result within {self.timeout:g} seconds and was abandoned.")
 
 
