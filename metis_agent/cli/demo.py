@@ -190,13 +190,13 @@ def run_demo(
         console.print(f"The run in {folder} is finished, and stays as it is; --fresh makes it again.")
         _say_what_next(console, folder, world)
         return
+    prepare_training()
     started = time.perf_counter()
     settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
     prepare_folder(
         folder, settings if world == "almanac" else {**settings, "world": world}, console, parts=_PARTS,
         option="--folder", fresh=fresh,
     )  # fmt: skip
-    prepare_training()  # takes seconds: what can be refused is refused before
     console.print(f"{its.introduction}\n")
     experiment = its.experiment(folder, seed, steps, questions)
     try:

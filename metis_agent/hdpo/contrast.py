@@ -11,8 +11,8 @@ e its r_tool = r / (1 + cost), w the price and l the log-odds of a call where th
 
 with v_b = pi_b / (f_b + f_free pi_b), which undoes the forcing. Delta is never divided by a deviation: it is an
 unbiased estimate, so the decision settles on direct only where r_T - r_D <= w (e_D - e_T) <= w. That is the rule of a
-gate, for a whole model (docs/accuracy-safe.md). A is about what is written down a branch, and never rewards or blames
-the choice of it.
+gate, for each decision of a whole model (docs/accuracy-safe.md). A is about what is written down a branch, and never
+rewards or blames the choice of it.
 
 At later steps of a run the same holds wherever rollouts of a group stand at one prompt, token for token, and some call
 there and others answer, by themselves or forced; there e counts what is spent from there on, so that one call too many
@@ -171,10 +171,10 @@ def _decisions(
         answers = [(i, k) for i, k in places if not runs[i].calls[k].tool_calls and (i, k) not in calls]
         if calls and prompt == 0:
             yield calls, Delta
-        elif calls and answers:
-            spent = min(cost[i] for i, _ in answers)  # those that answer here spend no more
+        elif calls and (spent := [cost[i] for i, k in answers if k == len(runs[i].calls) - 1]):
+            # Those that answer here, and are not asked again, spend no more.
             came_to = [
-                [worth(i, spent) for i, k in branch if not k < forced_at[i] < len(runs[i].calls)]
+                [worth(i, min(spent)) for i, k in branch if not k < forced_at[i] < len(runs[i].calls)]
                 for branch in (calls, answers)
             ]
             gain = np.mean(came_to[0]) - np.mean(came_to[1]) if all(came_to) else 0.0

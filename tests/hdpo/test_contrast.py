@@ -174,6 +174,9 @@ def test_at_later_decisions_what_was_spent_before_is_not_counted_again() -> None
     assert found[1, 0].contrast == 0.4
     assert found[2, 1].contrast == pytest.approx(0.5 * ((1 / 2 + 1 / 3) / 2 - 1) * 3 / 4)
     assert found[3, 2].contrast == pytest.approx(0.5 * (1 / 2 - 1) * 2 / 4)
+    # A reply without a call that is asked again has not ended the run: what it comes to says nothing of what was spent.
+    slipped = [runs[0], rollout((FIRST, CALL), (SECOND, ANSWER), (third, CALL)), *runs[2:]]
+    assert (2, 1) not in openings(slipped, r, cost, np.ones((1, 4), dtype=bool), [0.4], np.array([True]), price=0.5)
 
 
 def test_what_a_run_came_to_says_nothing_of_the_decisions_before_a_forced_one() -> None:
