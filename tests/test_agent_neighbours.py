@@ -83,6 +83,16 @@ def test_the_runtime_may_stand_in_a_tools_own_schema():
     [outcome] = create_metis_agent(model(calling(call("put", id="1", item="x")), "ok"), [put]).invoke(ask())["outcomes"]
     assert outcome.content == "x for 1"
 
+    # And is the model's where the function takes it for an argument like any other.
+    @tool
+    def job(code: str, runtime: str) -> str:
+        """Run it."""
+        return f"{code} on {runtime!r}"
+
+    asked = model(calling(call("job", id="1", code="x", runtime="py3")), "ok")
+    [outcome] = create_metis_agent(asked, [job]).invoke(ask())["outcomes"]
+    assert outcome.content == "x on 'py3'"
+
 
 @pytest.mark.parametrize("given", [InjectedStore(), InjectedState("basket")])
 async def test_what_a_tool_is_to_be_given_and_the_agent_does_not_have_raises(given):

@@ -11,14 +11,14 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphBubbleUp
-from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt import ToolNode, ToolRuntime
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command, Send
 from pydantic import BaseModel
@@ -346,17 +346,25 @@ def _is_plain(tool: BaseTool) -> bool:
     if not (isinstance(shown, type) and issubclass(shown, BaseModel) and issubclass(taken, BaseModel)):
         return False
     names = set(shown.model_fields)
+    functions = [function for name in ("func", "coroutine") if (function := getattr(tool, name, None)) is not None]
+    functions = functions or [tool._run, tool._arun]
     # A schema of its own may show what the function is given: LangChain's shell does.
-    if set(taken.model_fields) != names or "runtime" in names:
+    if set(taken.model_fields) != names or ("runtime" in names and any(map(_takes_the_runtime, functions))):
         return False
     # Called with a config or callbacks by LangChain itself.
     names |= {"self", "config", "callbacks", "run_manager"}
-    functions = [getattr(tool, name, None) for name in ("func", "coroutine")]
-    if not any(functions):
-        functions = [tool._run, tool._arun]
     return all(
         parameter.name in names or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         for function in functions
-        if function is not None
         for parameter in inspect.signature(function).parameters.values()
     )
+
+
+def _takes_the_runtime(function: Callable[..., Any]) -> bool:
+    """True where its `runtime` is LangGraph's, and no argument of that name (which `ToolNode` would overwrite)."""
+    try:
+        hint = get_type_hints(function).get("runtime")
+    except (NameError, TypeError):
+        return True
+    kinds = [get_origin(each) or each for each in (hint, *get_args(hint))]
+    return any(isinstance(kind, type) and issubclass(kind, ToolRuntime) for kind in kinds)
