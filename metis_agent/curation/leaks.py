@@ -26,6 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from metis_agent.curation.pipeline import KEEP, Row, Verdict, drop
 from metis_agent.errors import ConfigurationError
+from metis_agent.formats import is_image
 from metis_agent.judging.short_answers import normalise
 from metis_agent.types import Question
 
@@ -107,19 +108,23 @@ def utf8(text: str) -> str:
 
 
 _LONGEST_NAME = 1_000
-"""Characters of a path or an address; what is longer is a picture."""
+"""Characters of a path or an address; what is longer is a picture, and what is shorter if it begins as one."""
 
 
 def _reference(image: str) -> str:
     """A short name of an image: of one that is given whole its hash, which is what `ImageStore` calls it too."""
     is_uri = image[:5].lower() == "data:"
-    if not is_uri and len(image) <= _LONGEST_NAME and not any(map(str.isspace, image)):
-        return image
-    content = image.partition(",")[2] if is_uri else image
+    encoded = image.partition(",")[2] if is_uri else image
+    may_be_name = not is_uri and len(image) <= _LONGEST_NAME
     try:
-        return f"sha256:{hashlib.sha256(base64.b64decode(content, validate=True)).hexdigest()}"
+        content = base64.b64decode("".join(encoded.split()), validate=True)
     except ValueError:
-        return f"sha256:{hashlib.sha256(image.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        content = b""
+    if not content or (may_be_name and not is_image(content)):
+        if may_be_name and not any(map(str.isspace, image)):
+            return image
+        content = image.encode("utf-8", "surrogatepass")
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def images_of(question: Question) -> tuple[str, ...]:
