@@ -231,6 +231,7 @@ class OutcomeBuffer:
         with self._lock:
             self._turns.pop(notes["id"], None)
             self._offers.pop(notes["id"], None)
+            self._failed.pop(notes["id"], None)
             self._under_way.pop(notes["id"], None)
 
     def fails_first(self, notes: Notes) -> bool:

@@ -134,8 +134,13 @@ def test_an_interrupted_run_can_be_resumed_by_another_process(tools):
 
 def test_a_turn_that_has_ended_leaves_nothing_in_the_process(tools, store):
     gate = MetisGateMiddleware(ModelGate(), recorder=Recorder(store))
-    agent = create_agent(model(calling(call("look", query="x")), "ok"), tools, middleware=[gate])
-    assert statuses(ask(agent)) == ["ok"]
+    script = [calling(call("look", query="x")), ConnectionError("down"), "ok"]
+    agent = create_agent(model(*script), tools, middleware=[gate], checkpointer=InMemorySaver())
+    thread = {"configurable": {"thread_id": "t"}}
+    with pytest.raises(ConnectionError):
+        ask(agent, config=thread)
+    assert statuses(agent.invoke(None, thread)) == ["ok"]
+    assert [run.status for run in store.read()] == ["failed", "finished"]
     kept = [value for value in vars(gate._buffer).values() if isinstance(value, dict)]
     assert kept
     assert not any(kept)
