@@ -6,8 +6,11 @@ JSON can hold. Validation happens where files are read (`metis_agent.recording.s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from numbers import Real
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
@@ -40,6 +43,17 @@ def declared_read_only(*places: object) -> bool | None:
     """
     said = (place.get(key) for place in places if isinstance(place, Mapping) for key in _READ_ONLY_KEYS)
     return next((it for it in said if isinstance(it, bool)), None)
+
+
+def amount_of(value: object) -> float | None:
+    """A price or a limit as a float, whatever kind of number it is; `None` where it is not finite or below 0."""
+    if not isinstance(value, Real | Decimal) or isinstance(value, bool):
+        return None
+    try:
+        amount = float(value)
+    except (OverflowError, ValueError):  # an int above all floats; a signalling NaN
+        return None
+    return amount if 0 <= amount < math.inf else None
 
 
 UNMET = "unmet_tool_choice"

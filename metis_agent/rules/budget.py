@@ -7,7 +7,6 @@ without tools. Sources: langchain#36919, langchain#37961 (low defaults), langcha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 
 from metis_agent.errors import ConfigurationError, UnknownToolError
-from metis_agent.types import Spending
+from metis_agent.types import Spending, amount_of
 
 __all__ = ["Budget", "ToolTerms", "terms_of"]
 
@@ -37,16 +36,17 @@ def terms_of(tool: BaseTool) -> ToolTerms:
         ConfigurationError: `cost` is no finite number of at least 0, or `repeatable` is no bool.
     """
     declared = tool.metadata or {}
-    cost, repeatable = declared.get("cost", 0.0), declared.get("repeatable", False)
-    if not _is_amount(cost):
+    cost, repeatable = amount_of(declared.get("cost", 0.0)), declared.get("repeatable", False)
+    if cost is None:
         raise ConfigurationError(
-            f"Tool {tool.name!r} declares metadata['cost'] = {cost!r}; it must be a finite number of at least 0."
+            f"Tool {tool.name!r} declares metadata['cost'] = {declared['cost']!r}; it must be a finite number of at "
+            "least 0."
         )
     if not isinstance(repeatable, bool):
         raise ConfigurationError(
             f"Tool {tool.name!r} declares metadata['repeatable'] = {repeatable!r}; it must be True or False."
         )
-    return ToolTerms(cost=float(cost), repeatable=repeatable)
+    return ToolTerms(cost=cost, repeatable=repeatable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,11 @@ class Budget:
         for name, limit in (self.calls_per_tool or {}).items():
             _check_count(f"calls_per_tool[{name!r}]", limit)
         for field, amount in (("seconds", self.seconds), ("cost", self.cost)):
-            if amount is not None and not _is_amount(amount):
+            if amount is not None and amount_of(amount) is None:
                 raise ConfigurationError(
                     f"Budget.{field} is {amount!r}; it must be a finite number of at least 0, or None for no limit."
                 )
+            object.__setattr__(self, field, amount_of(amount))
 
     def check_tools(self, names: Iterable[str]) -> None:
         """Refuse limits for tools that the agent does not have.
@@ -122,10 +123,6 @@ class Budget:
         second one in a row ends the turn); then come gate, answer and record, and the start.
         """
         return 3 * (2 * self.calls + 2) + 5
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _check_count(name: str, value: Any) -> None:

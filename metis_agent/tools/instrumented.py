@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import random
 import threading
 import time
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -31,6 +30,7 @@ from metis_agent.deadline import DeadlineError, NotCalledError, arun_within, run
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.tools.proxy import ProxyTool, ResultCache, injected
 from metis_agent.tools.redaction import Redactor
+from metis_agent.types import amount_of
 
 __all__ = ["CallEnd", "InstrumentedTool", "ToolUsage", "UsageMeter"]
 
@@ -83,7 +83,8 @@ class InstrumentedTool(ProxyTool):
         meter: UsageMeter | None = None,
     ) -> None:
         _check(tool, timeout, retries, idempotent, cache)
-        if cost is not None and not _is_price(cost):
+        price = amount_of(cost)
+        if cost is not None and price is None:
             raise ConfigurationError(f"InstrumentedTool(cost={cost!r}): it must be a finite number of at least 0.")
         super().__init__(
             tool,
@@ -92,7 +93,7 @@ class InstrumentedTool(ProxyTool):
             cache=cache,
             redactor=redactor,
             meter=meter or UsageMeter(),
-            metadata=_terms(tool, cost, repeatable),
+            metadata=_terms(tool, price, repeatable),
             handle_tool_error=tool.handle_tool_error or True,
         )
         stop = stop_after_attempt(retries + 1)
@@ -166,8 +167,8 @@ class InstrumentedTool(ProxyTool):
             self._raise_redacted(error)
             raise
         finally:
-            made, declared = max(least, tries.made), (self.metadata or {}).get("cost")
-            cost = float(declared) if _is_price(declared) else 0.0  # a key of somebody else's counts as none
+            made = max(least, tries.made)
+            cost = amount_of((self.metadata or {}).get("cost")) or 0.0  # a key of somebody else's counts as none
             self.meter.add(end, seconds=time.perf_counter() - began, cost=cost * made, retries=max(0, made - 1))
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -237,10 +238,6 @@ def _check(
 def _terms(tool: BaseTool, cost: float | None, repeatable: bool | None) -> dict[str, Any]:
     declared = {"cost": cost, "repeatable": repeatable}
     return {**(tool.metadata or {}), **{name: value for name, value in declared.items() if value is not None}}
-
-
-def _is_price(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _may_be_kept(result: Any) -> bool:

@@ -1,12 +1,14 @@
 import math
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from langchain_core.tools import tool
 
 from metis_agent.errors import ConfigurationError, UnknownToolError
 from metis_agent.rules.budget import Budget, terms_of
 from metis_agent.rules.turn import spending_of
-from metis_agent.types import Spending, ToolOutcome
+from metis_agent.types import Spending, ToolOutcome, amount_of
 
 
 def outcome(tool: str, status: str = "ok", cost: float = 0.0) -> ToolOutcome:
@@ -37,6 +39,21 @@ def test_spending_counts_executed_calls_only():
 def test_bad_limits_are_refused(limits):
     with pytest.raises(ConfigurationError, match="must be"):
         Budget(**limits)
+
+
+@pytest.mark.parametrize("amount", [0.5, np.float32(0.5), np.float64(0.5), Decimal("0.5"), 2, np.int64(2), 0])
+def test_an_amount_may_be_any_kind_of_number(amount):
+    assert amount_of(amount) == amount
+    assert type(amount_of(amount)) is float
+    assert Budget(cost=amount, seconds=amount).refuses("a", 3.0, Spending())
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [10**400, -1, math.nan, math.inf, Decimal("sNaN"), Decimal("1e400"), np.float32("nan"), True, "1", None, 1j],
+)
+def test_what_is_no_amount(amount):
+    assert amount_of(amount) is None
 
 
 def test_what_is_spent_and_why():

@@ -3,6 +3,7 @@ import random
 import threading
 import time
 from contextlib import suppress
+from decimal import Decimal
 from typing import Annotated, Any
 
 import pytest
@@ -352,9 +353,11 @@ def test_terms_are_declared_for_the_budget():
     priced = double.model_copy(update={"metadata": {"cost": 2.0, "team": "x"}})
     assert InstrumentedTool(priced).metadata == {"cost": 2.0, "team": "x"}
     assert InstrumentedTool(priced, cost=0.0).metadata["cost"] == 0.0
+    exact = InstrumentedTool(double, cost=Decimal("0.5"))
+    assert (exact.invoke({"number": 1}), exact.usage.cost, terms_of(exact).cost) == ("2", 0.5, 0.5)
 
 
-@pytest.mark.parametrize("key", ["cheap", None, -1, float("nan"), True])
+@pytest.mark.parametrize("key", ["cheap", None, -1, float("nan"), True, 10**400])
 def test_a_key_of_somebody_elses_is_no_price(key):
     tool = InstrumentedTool(double.model_copy(update={"metadata": {"cost": key}}))
     assert (tool.invoke({"number": 1}), tool.usage.cost, tool.usage.ok) == ("2", 0.0, 1)
