@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import peers
+from benchmarks import hdpo, peers
 from metis_agent.errors import ConfigurationError
 from metis_agent.hdpo.advantages import Objective, advantages, group_advantage, register_objective
 
@@ -78,3 +78,7 @@ def test_an_objective_of_ones_own() -> None:
     for taken in ("thrift", "hdpo", "contrast"):
         with pytest.raises(ConfigurationError, match=f"'{taken}' already"):
             register_objective(taken, lambda objective, scores: torch.zeros(1, 1))
+
+
+def test_a_rate_that_is_not_known_is_left_out_of_the_table() -> None:
+    assert [hdpo._short(value) for value in (None, math.nan, 0.1234, 1.0)] == ["", "", ".123", "1.00"]
