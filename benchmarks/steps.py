@@ -14,7 +14,7 @@ random splits. Prints JSON.
 With `--whole-model` the agent is the almanac's tiny transformer, trained first on runs of that which never has enough,
 then by the decision contrast and by HDPO, forced at three decisions of a run, and measured on the same fresh questions,
 greedily. Its own odds of a call at each state are one more rule beside the gate that is trained on its runs. What is
-finished in the folder is not done again.
+finished in the folder at the same counts is not done again.
 """
 
 from __future__ import annotations
@@ -272,13 +272,14 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
     from metis_agent.worlds.almanac.cold_start import SEEKING, train_seeking_cold_start
     from metis_agent.worlds.almanac.experiment import TwoHops
 
+    folder /= f"cold-{cold_steps}"  # all else depends on it
     cold = folder / "cold-start"
     if not (cold / "tokenizer.json").exists():  # saved last
         train_seeking_cold_start(cold, replace(SEEKING, steps=cold_steps), progress=_learnt)
     figures: dict[str, Any] = {"seed": seed, "steps": steps}
 
-    def noted(name: str, do: Callable[[], dict[str, Any]], key: str = "") -> None:
-        file = folder / f"{name}-{seed}{key}.json"
+    def noted(name: str, counts: str, do: Callable[[], dict[str, Any]]) -> None:
+        file = folder / f"{name}-{seed}-{counts}.json"
         if not file.exists():
             file.write_text(json.dumps(do(), default=float))
             print(f"seed {seed}: {name}, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
@@ -287,7 +288,9 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
     def measured(experiment: TwoHops, policy: Path) -> dict[str, float]:
         chat = LocalChatModel.load(policy, max_new_tokens=experiment.reply)
         asked = experiment.questions("test", test)
-        runs = experiment._rollouts(chat, "measured").collect(group_rollouts(asked, ("free",), name="free", seed=seed))
+        runs = experiment._rollouts(chat, f"measured-{test}").collect(
+            group_rollouts(asked, ("free",), name="free", seed=seed)
+        )
         rows = [(run.question, run.tool_calls, bool(verify(run.question, run.answer))) for run in runs]
         kinds = {kind: figures_of([row for row in rows if row[0].kind == kind]) for kind in CALLS_NEEDED}
         return {**figures_of(rows), "kinds": kinds}
@@ -305,12 +308,13 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
         chat = LocalChatModel.load(cold, max_new_tokens=world.reply)
         both = {"train": world.questions("train", train), "test": world.questions("test", test)}
         tables = {
-            name: record(asked, folder / f"{name}-{seed}", seed, lambda gate: world.agent(chat, gate))
+            name: record(asked, folder / f"{name}-{seed}-{len(asked)}", seed, lambda gate: world.agent(chat, gate))
             for name, asked in both.items()
         }
-        write_artefact(train_gate(tables["train"]), folder / f"gate-{seed}", table=tables["train"], metrics={})
-        need = score_table(PolicyGate(folder / f"gate-{seed}", unfamiliar="gate"), tables["test"]).need
-        runs = list(TrajectoryStore(folder / f"test-{seed}", read_only=True).read())
+        gate = folder / f"gate-{seed}-{train}"
+        write_artefact(train_gate(tables["train"]), gate, table=tables["train"], metrics={})
+        need = score_table(PolicyGate(gate, unfamiliar="gate"), tables["test"]).need
+        runs = list(TrajectoryStore(folder / f"test-{seed}-{test}", read_only=True).read())
         points = tables["test"]
         rules = {
             "gate": at_thresholds(need),
@@ -320,10 +324,11 @@ def whole_model(seed: int, steps: int, cold_steps: int, train: int, test: int, f
         }
         return {"decision_points": len(points), **areas(rules, points)}
 
-    noted("cold start", lambda: measured(TwoHops(folder=folder / f"cold-{seed}", cold_start=cold, seed=seed), cold))
+    before = TwoHops(folder=folder / f"cold-{seed}", cold_start=cold, seed=seed)
+    noted("cold start", f"{test}", lambda: measured(before, cold))
     for name in ("contrast", "hdpo"):
-        noted(name, partial(trained, name), f"-{steps}")
-    noted("curves", gates)
+        noted(name, f"{steps}-{test}", partial(trained, name))
+    noted("curves", f"{train}-{test}", gates)
     return figures
 
 

@@ -86,7 +86,7 @@ def test_a_cold_start_is_trained_from_the_packaged_one(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 def test_the_benchmark_of_the_whole_model_runs_from_end_to_end(tmp_path: Path) -> None:
     """From the packaged cold start, in place of the one that takes minutes: whether all of it fits together."""
-    shutil.copytree(COLD_START, tmp_path / "cold-start")
+    shutil.copytree(COLD_START, tmp_path / "cold-2000" / "cold-start")
     benchmark = Path(__file__).parents[3] / "benchmarks" / "steps.py"
     sizes = ("--seeds", "0", "--steps", "2", "--train", "120", "--test", "24", "--folder", str(tmp_path))
     said = subprocess.run(
@@ -97,3 +97,6 @@ def test_the_benchmark_of_the_whole_model_runs_from_end_to_end(tmp_path: Path) -
         assert set(figures[name]["kinds"]) == set(CALLS_NEEDED)
         assert 0 <= figures[name]["accuracy"] <= 1
     assert set(figures["curves"]) >= {"gate", "self-report", "value regression", "caps", "oracle"}
+    # Figures at other counts are others.
+    kept = {"cold start-0-24.json", "contrast-0-2-24.json", "hdpo-0-2-24.json", "curves-0-120-24.json"}
+    assert {file.name for file in (tmp_path / "cold-2000").glob("*.json")} == kept
