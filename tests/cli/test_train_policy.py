@@ -91,7 +91,7 @@ def test_the_papers_figures_stand_in_the_papers_file() -> None:
         ("groups.seize=4", r"groups\.seize is no key of a run; did you mean 'size'"),
         ("trainng.steps=3", "trainng is no key of a run; did you mean 'training'"),
         ("training.learning_rat=1", "did you mean 'learning_rate'"),
-        ("objective.name=ppo", r"objective\.name is 'ppo': input should be 'hdpo', 'contrast', 'grpo'"),
+        ("objective.name=ppo", "objective: name='ppo': choose one of hdpo, contrast, grpo"),
         ("output", "write KEY=VALUE"),
         ("output.x=1", "no mapping"),
         ("model={}", r"model\.path is missing"),
