@@ -246,7 +246,7 @@ def evaluate_stopping(need: Float, points: OutcomeTable, threshold: float, *, re
 
     done = replay(points, need > threshold)
     steps, runs = points.steps, np.array(points.runs)
-    winnable = np.isin(runs, runs[points.correct[:, 0] > 0.5]) | np.isin(runs, runs[points.correct[:, 1] > 0.5])
+    winnable = np.isin(runs, runs[(points.correct[:, :2] > 0.5).any(axis=1)])
     return {
         "threshold": threshold,
         **done.figures(Resamples(done.homes, resamples, 0)),

@@ -24,7 +24,7 @@ Stands beside `advantages` and `loss`: tensors are [P, G], P questions with G ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,11 +138,9 @@ def openings(
         runs = trajectories[first : first + size]
         tokens = forced_opening(runs)
         at = forced_at or [-1] * size
-
-        def worth(rollout: int, spent: float, group: int = group) -> float:
-            return float(r[group, rollout] * (1 + price / (1 + max(0.0, cost[group, rollout] - spent))))
-
-        for places, contrast in _decisions(runs, worth, cost[group], included[group], Delta[group], tokens, at):
+        for places, contrast in _decisions(
+            runs, r[group], cost[group], included[group], Delta[group], tokens, at, price
+        ):
             for rollout, call in places:
                 stands = (rollout, call) == places[0]
                 found[first + rollout, call] = Opening(tokens=len(tokens), contrast=contrast if stands else 0.0)
@@ -151,12 +149,13 @@ def openings(
 
 def _decisions(
     runs: Sequence[Trajectory],
-    worth: Callable[[int, float], float],
+    r: NDArray[np.float64],
     cost: NDArray[np.float64],
     included: NDArray[np.bool_],
     Delta: float,
     tokens: Sequence[int],
     forced_at: Sequence[int],
+    price: float,
 ) -> Iterator[tuple[list[tuple[int, int]], float]]:
     """Each decision of a group: who called in it, by (rollout, model call), and its contrast."""
     at: dict[Any, list[tuple[int, int]]] = {}
@@ -173,9 +172,9 @@ def _decisions(
             yield calls, Delta
         elif calls and (spent := [cost[i] for i, k in answers if k == len(runs[i].calls) - 1]):
             # Those that answer here, and are not asked again, spend no more.
+            J = r * (1 + price / (1 + np.maximum(0.0, cost - min(spent))))
             came_to = [
-                [worth(i, min(spent)) for i, k in branch if not k < forced_at[i] < len(runs[i].calls)]
-                for branch in (calls, answers)
+                [J[i] for i, k in branch if not k < forced_at[i] < len(runs[i].calls)] for branch in (calls, answers)
             ]
             gain = np.mean(came_to[0]) - np.mean(came_to[1]) if all(came_to) else 0.0
             yield calls, float(gain) * (len(calls) + len(answers)) / len(runs)

@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Command
 
-from metis_agent.deadline import DeadlineError, NotCalledError
+from metis_agent.deadline import DeadlineError
 from metis_agent.errors import ConfigurationError
 from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, Reply
@@ -101,8 +101,8 @@ class GatedCall:
 
     def timed_out(self, limit: float, error: DeadlineError) -> ToolMessage:
         """Note that the budget's time was up, or that the call was not made, and tell the model."""
-        message = abandoned(self._call, limit, error)
-        self._note("blocked" if isinstance(error, NotCalledError) else "timeout", str(message.text))
+        status, message = abandoned(self._call, limit, error)
+        self._note(status, str(message.text))
         return message
 
     def raised(self, error: Exception) -> None:

@@ -51,12 +51,13 @@ _OURS = frozenset({"decisions", "outcomes", "calls", "metis_turn", "metis_run"})
 _KEPT_TURNS = 10_000
 
 
-def abandoned(call: ToolCall, limit: float, error: DeadlineError) -> ToolMessage:
+def abandoned(call: ToolCall, limit: float, error: DeadlineError) -> tuple[OutcomeStatus, ToolMessage]:
     """What the model reads of a call that took longer than it may, or was not made as too many such go on."""
+    status: OutcomeStatus = "timeout"
     text = f"{call['name']} gave no result within {limit:.3g} seconds and was abandoned."
     if isinstance(error, NotCalledError):
-        text = f"{call['name']}: {error}."
-    return ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
+        status, text = "blocked", f"{call['name']}: {error}."
+    return status, ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
 
 
 def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[OutcomeStatus, ToolMessage]:
@@ -70,7 +71,7 @@ def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[O
         raise error
     name = call["name"]
     if isinstance(error, DeadlineError):
-        return "blocked" if isinstance(error, NotCalledError) else "timeout", abandoned(call, limit or 0.0, error)
+        return abandoned(call, limit or 0.0, error)
     if isinstance(error, ValidationError):
         text = str(ToolInvocationError(name, error, call["args"]))
     elif isinstance(error, ToolException | ToolError | ToolInvocationError):
