@@ -197,7 +197,8 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # By comparison: `math.isfinite` raises on an int above all floats.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def description_hash(description: Mapping[str, Any]) -> str:

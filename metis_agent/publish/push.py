@@ -11,9 +11,9 @@ link or a table's end.
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +218,7 @@ def inert(text: object, longest: int = _LONGEST) -> str:
 
 def number(value: object, interval: object = None) -> str:
     """A figure with its interval; empty for what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return ""
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
     if isinstance(interval, Sequence) and len(interval) == 2 and all(isinstance(end, int | float) for end in interval):

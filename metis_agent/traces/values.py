@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from metis_agent.errors import InputError
+from metis_agent.types import amount_of
 
 __all__ = ["PAGES", "as_json", "elements_of", "ids_above", "parse_json", "text_of", "time_of", "usage_of"]
 
@@ -105,13 +105,10 @@ def time_of(value: Any) -> float | None:
             except ValueError:
                 return None
         value = float(digits)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
-        # A time of this century in a finer unit is beyond any in a coarser one.
-        for unit in (1e9, 1e6, 1e3):
-            if value > 1e8 * unit:
-                return value / unit
-        return float(value)
-    return None
+    if not (time := amount_of(value)):
+        return None
+    # A time of this century in a finer unit is beyond any in a coarser one.
+    return next((time / unit for unit in (1e9, 1e6, 1e3) if time > 1e8 * unit), time)
 
 
 def usage_of(value: Any) -> dict[str, int]:
@@ -125,18 +122,18 @@ def usage_of(value: Any) -> dict[str, int]:
     usage: dict[str, int] = {}
     for name, aliases in _ALIASES.items():
         for alias in aliases:
-            if _is_count(value.get(alias)):
+            if amount_of(value.get(alias)) is not None:
                 usage[name] = int(value[alias])
                 break
     beside = {"input": 0, "output": 0}
     for side, keys in _DETAILS.items():
         for key in keys:
             for name, count in (value.get(key) or {}).items() if isinstance(value.get(key), Mapping) else ():
-                if _is_count(count) and count:
+                if amount_of(count):
                     usage[_WITHIN.get(name, f"{side}_{name}")] = int(count)
     for name, count in value.items():
         flat = _FLAT.get(name) or (name if name.startswith(("input_cache", "output_reasoning")) else None)
-        if flat and _is_count(count) and count and flat not in usage:
+        if flat and amount_of(count) and flat not in usage:
             usage[flat] = int(count)
             beside[flat.partition("_")[0]] += int(count)
     within = usage.get("total_tokens") == usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
@@ -146,7 +143,3 @@ def usage_of(value: Any) -> dict[str, int]:
     if "input_tokens" in usage or "output_tokens" in usage:
         usage["total_tokens"] = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
     return usage
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -88,7 +88,7 @@ def test_what_comes_out_can_be_read(said, output):
         ("2026-01-02T03:04:05.5Z", 1767323045.5), ("2026-01-02 03:04:05.500000", 1767323045.5),
         ("2026-01-02T04:04:05.5+01:00", 1767323045.5), (1767323045.5, 1767323045.5), (1767323045500, 1767323045.5),
         ("1767323045500000000", 1767323045.5), (1767323045500000, 1767323045.5), ("soon", None), (None, None),
-        (-1, None), (float("inf"), None), (True, None),
+        (-1, None), (float("inf"), None), (10**400, None), (True, None),
     ],
 )  # fmt: skip
 def test_times_in_any_unit(given, seconds):
@@ -105,7 +105,7 @@ def test_tokens_as_everybody_counts_them():
     assert [usage_of(each) for each in (openai, langchain, anthropic, langfuse)] == [whole] * 4
     within = {"input": 10, "output": 4, "total": 14, "input_cached_tokens": 6}  # as Langfuse has OpenAI's
     assert usage_of(within) == {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14, "input_cache_read": 6}
-    assert usage_of("nothing") == usage_of(None) == usage_of({"input": -1}) == {}
+    assert usage_of("nothing") == usage_of(None) == usage_of({"input": -1}) == usage_of({"input": 10**400}) == {}
 
 
 def test_the_clients_that_are_installed_are_of_versions_that_importers_were_written_for():
