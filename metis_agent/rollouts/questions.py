@@ -86,7 +86,7 @@ def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # a picture, or a long passage
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
-            yield {name: value for name, value in row.items() if name is not None}
+            yield {name: value or None for name, value in row.items() if name is not None}  # an empty cell says nothing
 
 
 def _parquet(path: Path) -> Iterator[Row]:
