@@ -190,10 +190,18 @@ def new_answer(text: str, message: AIMessage, **keywords: Any) -> AIMessage:
 
 
 def joined(first: AIMessage, second: AIMessage) -> AIMessage:
-    """A reply that its provider has paused, and what has come after, as one."""
+    """A reply that its provider has paused, and what has come after, as one.
+
+    A refusal that ended it stays, but clients do not send it: a thought before it would be last, which providers refuse.
+    """
     if not isinstance(first.content, list) or not isinstance(second.content, list):
         return second
-    return second.model_copy(update={"content": [*first.content, *second.content]})
+    whole = second.model_copy(update={"content": [*first.content, *second.content]})
+    refused = [block for block in blocks_of(second) if block.get("type") == "refusal"]
+    if not refused:
+        return whole
+    said = whole.model_copy(update={"content": [block for block in whole.content if block not in refused]})
+    return whole.model_copy(update={"content": [*without_last_thoughts(said).content, *refused]})
 
 
 def without_last_thoughts(message: AIMessage) -> AIMessage:

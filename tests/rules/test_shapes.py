@@ -290,6 +290,8 @@ def test_a_new_answer_has_nothing_of_the_reply_but_why_it_ended():
 def test_a_paused_reply_and_its_end_are_one():
     assert joined(AIMessage([{"type": "web_search_call"}]), AIMessage([THOUGHT], id="2")).content[1] == THOUGHT
     assert joined(AIMessage([THOUGHT]), AIMessage("well")).content == "well"
+    refused = {"type": "refusal", "refusal": ""}
+    assert joined(AIMessage(["hm"]), AIMessage([THOUGHT, refused])).content == ["hm", refused]
 
 
 def test_results_of_free_form_tools():
