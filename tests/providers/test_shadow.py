@@ -54,7 +54,8 @@ def check(bench, folder, name, shape, way):
     store = TrajectoryStore(folder)
     watching = MetisGateMiddleware(ShadowGate(NeverGate()), recorder=Recorder(store))
     assert asked(bench, scenario, shape, way, [watching]) == plain
-    assert json.loads(plain[0][0])
+    # Bedrock's client itself refuses to send a call without an id.
+    assert json.loads(plain[0][0]) if plain[0] else plain[1][0].startswith("ParamValidationError")
     # At the recursion limit LangGraph ends a run between its nodes, where no middleware is asked: it leaves no record.
     assert len(list(store.read())) == sum(not end.startswith("GraphRecursionError") for end in plain[1])
 
