@@ -192,7 +192,7 @@ def new_answer(text: str, message: AIMessage, **keywords: Any) -> AIMessage:
 def joined(first: AIMessage, second: AIMessage) -> AIMessage:
     """A reply that its provider has paused, and what has come after, as one.
 
-    A refusal that ended it stays, but clients do not send it: a thought before it would be last, which providers refuse.
+    A refusal that ended it stays, but clients do not send it: a thought before it would be last, and be refused.
     """
     if not isinstance(first.content, list) or not isinstance(second.content, list):
         return second
