@@ -138,8 +138,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any]) -
 
 
 HOSTILE = (
-    None, True, -1, 0, 2**70, 10**400, 1e308, float("nan"), float("-inf"), "", "\ud83d", "x" * 70_000, "../../etc/passwd",
-    [], {}, [[]], [None, "a"], {"a": {}}, [10**9] * 2,
+    None, True, -1, 0, 2**70, 10**400, 1e308, float("nan"), float("-inf"), "", "\ud83d", "x" * 70_000,
+    "../../etc/passwd", [], {}, [[]], [None, "a"], {"a": {}}, [10**9] * 2,
 )  # fmt: skip
 
 
