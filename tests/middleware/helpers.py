@@ -68,3 +68,7 @@ def answered(state):
 
 def statuses(state):
     return sorted(outcome.status for outcome in state["outcomes"])
+
+
+def results(state):
+    return [str(message.text) for message in state["messages"] if isinstance(message, ToolMessage)]

@@ -1,9 +1,7 @@
 """Every rule of a turn holds in both hosts, sync and async: in our own graph, and behind `create_agent`."""
 
-import logging
 import threading
 import time
-from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -13,14 +11,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite
 
-from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, statuses
+from tests.middleware.helpers import Only, answered, results, statuses
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -42,10 +39,6 @@ def files():
         return "written"
 
     return [read, write]
-
-
-def results(state):
-    return [str(message.text) for message in state["messages"] if isinstance(message, ToolMessage)]
 
 
 # Enforcement.
@@ -303,54 +296,6 @@ def test_a_turn_of_a_thread_begins_anew(make, go, ran, tools):
     assert (len(ran), statuses(state), len(state["decisions"])) == (2, ["ok"], 2)
 
 
-# Gates.
-
-
-def test_a_gate_that_fails_leaves_it_to_the_model(make, go, ran, tools):
-    class Broken(Gate):
-        def estimate(self, request):
-            raise RuntimeError("no weights")
-
-    state = go(make(model(calling(call("look", query="x")), "ok"), tools, Broken()))
-    assert ran == [("look", "x")]
-    assert "no weights; the model decides" in state["decisions"][0].reason
-
-
-def test_any_object_that_decides_is_told_of_turns(make, go, tools):
-    class Theirs:
-        told = ()
-
-        def decide(self, request):
-            return GateDecision(allowed=("look",))
-
-        def after_turn(self, messages, decisions, outcomes):
-            self.told = (messages[-1].text, len(decisions), [outcome.status for outcome in outcomes])
-
-    gate = Theirs()
-    go(make(model(calling(call("look", query="x")), "ok"), tools, gate))
-    assert gate.told == ("ok", 2, ["ok"])
-
-
-def test_a_hung_gate_is_left_alone_after_a_while(make, go, tools, caplog):
-    release = threading.Event()
-
-    class Hanging(Gate):
-        def estimate(self, request):
-            release.wait(60)
-            return {}
-
-    agent = make(model("ok"), tools, Hanging(), gate_timeout=0.02)
-    before = threading.active_count()
-    try:
-        with caplog.at_level(logging.CRITICAL):
-            reasons = [go(agent)["decisions"][0].reason for _ in range(12)]
-        assert threading.active_count() - before < 9
-    finally:
-        release.set()
-    assert "within 0.02 seconds" in reasons[0]
-    assert "left alone" in reasons[-1]
-
-
 def test_a_hung_tool_is_not_called_for_ever(make, go, monkeypatch):
     monkeypatch.setattr("metis_agent.deadline._MOST_LEFT", 2)
     release, called = threading.Event(), []
@@ -373,141 +318,3 @@ def test_a_hung_tool_is_not_called_for_ever(make, go, monkeypatch):
     said = {outcome.content: (outcome.status, outcome.cost) for outcome in outcomes}
     refused = "hang: 2 earlier calls took too long and go on, so it was not called."
     assert said[refused] == ("blocked", 0.0)
-
-
-def test_what_the_gate_does_not_know_is_the_models_to_decide(make, go, ran, tools):
-    class Knowing(Gate):
-        asked: list = []  # noqa: RUF012
-
-        def knows(self, tool):
-            return tool.name == "look"
-
-        def decide(self, request):
-            self.asked = [spec.name for spec in request.tools]
-            return GateDecision(allowed=())
-
-    gate = Knowing()
-    state = go(make(model(calling(call("pay", amount=5)), "paid"), tools, gate))
-    assert (gate.asked, ran) == (["look"], [("pay", 5)])
-    assert state["decisions"][0].allowed == ("pay",)
-
-
-# Records.
-
-
-def test_a_failed_turn_has_its_seconds(make, go, tools, tmp_path):
-    def fail(messages):
-        time.sleep(0.05)
-        raise ConnectionError("down")
-
-    with TrajectoryStore(tmp_path) as store:
-        with pytest.raises(ConnectionError):
-            go(make(model(fail), tools, recorder=Recorder(store)))
-        [trajectory] = store.read()
-    assert (trajectory.status, trajectory.error) == ("failed", "ConnectionError: down")
-    assert trajectory.seconds >= 0.05
-
-
-def test_a_turn_that_a_tool_ends_has_that_tools_seconds_and_price(make, go, tmp_path):
-    @tool
-    def look(query: str) -> str:
-        """Look."""
-        time.sleep(0.05)
-        raise InfrastructureError("the server is gone")
-
-    look.metadata = {"cost": 2.0}
-    with TrajectoryStore(tmp_path) as store:
-        with pytest.raises(InfrastructureError):
-            go(make(model(calling(call("look", query="x"))), [look], recorder=Recorder(store)))
-        [trajectory] = store.read()
-    [outcome] = trajectory.outcomes
-    assert (outcome.status, outcome.cost) == ("error", 2.0)
-    assert outcome.content == "InfrastructureError: the server is gone"
-    assert min(outcome.seconds, trajectory.seconds) >= 0.05
-
-
-def test_a_lost_call_keeps_no_thread_stuck(make, go, tools):
-    lost = [HumanMessage("a"), calling(call("look", id="l:0", query="x")), HumanMessage("b")]
-    chat = model("ok")
-    go(make(chat, tools), {"messages": lost})
-    assert [message.type for message in chat.asked[0].messages] == ["human", "ai", "tool", "human"]
-
-
-def test_an_agent_that_a_tool_asks_keeps_its_records_to_itself(make, go, ran, tools):
-    inner = make(model(calling(call("look", id="s1", query="inner")), "inner says x"), tools[:1])
-
-    @tool
-    def task(description: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Command:
-        """Hand a task over, and all of the state that comes back."""
-        state = inner.invoke({"messages": [HumanMessage(description)]})
-        answer = ToolMessage(state.pop("messages")[-1].text, tool_call_id=tool_call_id)
-        return Command(update={**state, "messages": [answer]})
-
-    chat = model(calling(call("task", id="m1", description="x")), calling(call("look", id="m2", query="y")), "done")
-    state = go(make(chat, [task, *tools], budget=Budget(calls=2)))
-    assert [outcome.call_id for outcome in state["outcomes"]] == ["m1", "m2"]
-    assert [decision.gate for decision in state["decisions"]][-1] == "budget"
-    assert (len(state["decisions"]), ran) == (3, [("look", "inner"), ("look", "y")])
-
-
-def test_a_recorder_changes_nothing_that_the_model_reads(make, go, tmp_path):
-    @tool
-    def add(a: int, b: int) -> int:
-        """Add."""
-        return a + b
-
-    read = []
-    with TrajectoryStore(tmp_path) as store:
-        for options in ({}, {"recorder": Recorder(store)}):
-            chat = model(calling(call("add", a="x", b=1)), "done")
-            read.append(results(go(make(chat, [add], **options))))
-    assert read[0] == read[1]
-
-
-def test_a_recorder_that_cannot_write_takes_no_answer(make, go, tools):
-    class Full:
-        def append(self, trajectory):
-            raise OSError("full")
-
-    recorder = Recorder(Full())
-    assert go(make(model("the answer"), tools, recorder=recorder))["messages"][-1].text == "the answer"
-    assert recorder.report.lost == 1
-
-
-def test_a_gate_that_fails_again_and_again_is_left_alone_and_then_tried_once(make, go, tools, monkeypatch):
-    from metis_agent.rules import asking
-
-    asked, now = [], [0.0]
-
-    class Broken(Gate):
-        def estimate(self, request):
-            asked.append(now[0])
-            if now[0] < 100:
-                raise RuntimeError("no weights")
-            return {}
-
-    monkeypatch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    agent = make(model("ok"), tools, Broken())
-    for moment in (*range(7), 20, 35, 50, 100, 101):
-        now[0] = float(moment)
-        reason = go(agent)["decisions"][0].reason
-    assert asked == [0, 1, 2, 3, 4, 35, 100, 101]
-    assert reason == ""
-
-
-def test_lists_by_tool(make, go, ran, tools):
-    chat = model(calling(call("look", query="x"), call("pay", id="2", amount=5)), "ok")
-    state = go(make(chat, tools, NeverGate(), always=["look"], never=["pay"]))
-    assert ran == [("look", "x")]
-    assert [asked.tools for asked in chat.asked] == [("look",)] * 2
-    assert "never to be called" in answered(state)["2"]
-    gate = Only()
-    chat = model(calling(call("pay", id="2", amount=5)), "ok")
-    go(make(chat, tools, gate, ungated=["pay"]))
-    assert [spec.name for spec in gate.requests[0].tools] == ["look"]
-    assert ran[-1] == ("pay", 5)
-
-
-def test_a_tool_is_in_one_list_only(make, tools):
-    with pytest.raises(ConfigurationError, match="ungated and never both name"):
-        make(model(), tools, NeverGate(), ungated=["look"], never=["look"])

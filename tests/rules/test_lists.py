@@ -5,11 +5,11 @@ import pytest
 
 from metis_agent import PolicyGate, create_metis_agent
 from metis_agent.errors import ConfigurationError
-from metis_agent.gates import BranchGate, ShadowGate
+from metis_agent.gates import BranchGate, NeverGate, ShadowGate
 from metis_agent.gates.features import BUCKETS
 from tests.fakes import call, calling, model
 from tests.gates.test_artefact import DECISION, write
-from tests.middleware.helpers import make_tools
+from tests.middleware.helpers import Only, answered, make_tools
 
 SHAPES = {
     "idf": [BUCKETS], "text_weights": [3, BUCKETS], "number_weights": [3, 11], "number_mean": [11],
@@ -67,3 +67,21 @@ def test_a_tool_that_is_missing_is_still_refused(trained):
     look, _ = make_tools([])
     with pytest.raises(ConfigurationError, match="the sets must be the same"):
         create_metis_agent(model(), [look], gate=trained)
+
+
+def test_lists_by_tool(make, go, ran, tools):
+    chat = model(calling(call("look", query="x"), call("pay", id="2", amount=5)), "ok")
+    state = go(make(chat, tools, NeverGate(), always=["look"], never=["pay"]))
+    assert ran == [("look", "x")]
+    assert [asked.tools for asked in chat.asked] == [("look",)] * 2
+    assert "never to be called" in answered(state)["2"]
+    gate = Only()
+    chat = model(calling(call("pay", id="2", amount=5)), "ok")
+    go(make(chat, tools, gate, ungated=["pay"]))
+    assert [spec.name for spec in gate.requests[0].tools] == ["look"]
+    assert ran[-1] == ("pay", 5)
+
+
+def test_a_tool_is_in_one_list_only(make, tools):
+    with pytest.raises(ConfigurationError, match="ungated and never both name"):
+        make(model(), tools, NeverGate(), ungated=["look"], never=["look"])
