@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt import ToolNode, ToolRuntime
-from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.prebuilt.tool_node import ToolCallRequest, msg_content_output
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
@@ -228,7 +228,7 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
         """Run one call."""
         started = time.perf_counter()
         try:
-            return self._runner.run(input[0], lambda: self._run(dict(input[0]), config))
+            return self._runner.run(input[0], lambda: _sendable(self._run(dict(input[0]), config)))
         except InfrastructureError as error:
             self._failed(input, config, error, started)
             raise
@@ -238,10 +238,13 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
     ) -> list[Command[Any]]:
         """Run one call without blocking the event loop."""
         tool, call, started = self._tool, dict(input[0]), time.perf_counter()
+
+        async def run() -> ToolResult:
+            running = arun_in_thread(tool.invoke, call, config) if self._in_thread else tool.ainvoke(call, config)
+            return _sendable(await running)
+
         try:
-            if self._in_thread:
-                return await self._runner.arun(input[0], lambda: arun_in_thread(tool.invoke, call, config))
-            return await self._runner.arun(input[0], lambda: tool.ainvoke(call, config))
+            return await self._runner.arun(input[0], run)
         except InfrastructureError as error:
             await asyncio.to_thread(self._failed, input, config, error, started)
             raise
@@ -253,6 +256,13 @@ class _PlainToolNode(Runnable[Sequence[SentCall], list[Command[Any]]]):
             # A node that was sent a call alone reads the state as LangGraph's own does.
             state = self._full._extract_state(list(input), config or {})  # type: ignore[arg-type]
             self._runner.record_failure(state, error, input[0], started)
+
+
+def _sendable(result: ToolResult) -> ToolResult:
+    """A tool's result with content that providers take, as `ToolNode` makes it: a list of bare strings is JSON."""
+    if isinstance(result, ToolMessage) and isinstance(result.content, list):
+        result.content = cast("str | list[Any]", msg_content_output(result.content))
+    return result
 
 
 def is_plain_node(node: object) -> bool:

@@ -270,8 +270,8 @@ def _read_calls(
 ) -> tuple[AIMessage, list[_Call]]:
     """All open calls of a reply, the unreadable ones too, and the reply with one id of its own for each of them.
 
-    Some models number their calls anew in every reply, so an id of an earlier reply is only replaced; within
-    one reply, a second call with the same id is a fault.
+    Some models number their calls anew in every reply, and some servers give no ids, so an id of an earlier reply, or
+    none, is only replaced; within one reply, a second call with the same id is a fault.
     """
     ids: set[str] = set(answered)
     calls: list[_Call] = []
@@ -325,7 +325,8 @@ def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str], as_give
         ids.add("")
         return _Call(id=cast(str, id_), tool=name, arguments=arguments)
     if not isinstance(id_, str) or not id_:
-        fault, id_ = fault or "it has no id", None
+        # Some servers give none: it needs one of its own, which its result then names.
+        id_ = None
     elif id_ in ids:
         fault, id_ = fault or f"its id {id_!r} belongs to another call of the same message", None
     if name not in offer.terms and not _NAME.fullmatch(name):

@@ -106,8 +106,6 @@ def test_the_block_message_is_yours_to_choose(ran, tools):
         ({"name": "look", "args": None, "id": "1"}, "not an object"),
         ({"name": "", "args": {"query": "x"}, "id": "1"}, "names no tool"),
         ({"name": None, "args": {}, "id": "1"}, "names no tool"),
-        ({"name": "look", "args": {"query": "x"}, "id": None}, "no id"),
-        ({"name": "look", "args": {"query": "x"}, "id": ""}, "no id"),
         ("look", "names no tool"),
     ],
 )
@@ -120,6 +118,21 @@ def test_malformed_calls_never_run(ran, tools, broken, word, gate):
     assert word in next(iter(answered(state).values()))
     assert statuses(state) == ["blocked"]
     assert all(isinstance(item["args"], dict) and item["name"] for item in state["messages"][1].tool_calls)
+
+
+@pytest.mark.parametrize("id_", [None, ""])
+def test_calls_to_which_the_server_gave_no_id_get_one_and_run(ran, tools, id_):
+    message = calling(call("look", query="x"), call("look", query="y"))
+    message.tool_calls = [{**it, "id": id_} for it in message.tool_calls]
+    # As some clients keep them beside.
+    raw = [{"id": id_, "type": "function", "function": {"name": "look", "arguments": "{}"}}] * 2
+    message.additional_kwargs = {"tool_calls": raw}
+    state = run(model(message, "ok"), tools)
+    assert sorted(ran) == [("look", "x"), ("look", "y")]
+    ids = [it["id"] for it in state["messages"][1].tool_calls]
+    assert sorted(answered(state)) == sorted(set(ids))
+    assert len(ids) == 2
+    assert [it["id"] for it in state["messages"][1].additional_kwargs["tool_calls"]] == ids
 
 
 def test_calls_that_could_not_be_parsed_never_run(ran, tools):

@@ -51,6 +51,17 @@ def test_an_allowed_call_runs(make, go, ran, tools):
     assert [d.allowed for d in state["decisions"]] == [("look", "pay")] * 2
 
 
+def test_a_list_of_texts_is_a_result_that_providers_take(make, go):
+    @tool
+    def names(of: str) -> list[str]:
+        """Name them."""
+        return [f"{of} 1", f"{of} 2"]
+
+    state = go(make(model(calling(call("names", of="x")), "ok"), [names]))
+    assert [m.content for m in state["messages"] if m.type == "tool"] == ['["x 1", "x 2"]']
+    assert [o.content for o in state["outcomes"]] == ['["x 1", "x 2"]']
+
+
 def test_a_tool_that_the_gate_withheld_never_runs(make, go, ran, tools):
     state = go(make(model(calling(call("pay", amount=5)), "sorry"), tools, Only("look")))
     assert ran == []
