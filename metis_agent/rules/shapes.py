@@ -33,8 +33,10 @@ _CALLS = {
 }  # fmt: skip
 """Types of content blocks that are calls, and where each has its id."""
 _THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
+_DRAWN = "image_generation_call"
+"""Holds its picture, unless drawing it has failed."""
 _MEDIA = frozenset({
-    "image", "image_url", "audio", "input_audio", "video", "file", "document", "media", "image_generation_call",
+    "image", "image_url", "audio", "input_audio", "video", "file", "document", "media", _DRAWN,
     "text-plain", "container_upload",
 })  # fmt: skip
 _FOR_THE_CALLER = frozenset({
@@ -44,10 +46,14 @@ _FOR_THE_CALLER = frozenset({
 _ENDINGS: Mapping[str, Ending] = {
     "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
     "model_context_window_exceeded": "length", "pause_turn": "paused",
-    **dict.fromkeys(("malformed_function_call", "malformed_tool_use", "unexpected_tool_call"), "slipped"),
+    **dict.fromkeys((
+        "malformed_function_call", "malformed_tool_use", "unexpected_tool_call", "malformed_response",
+        "malformed_model_output",
+    ), "slipped"),
     **dict.fromkeys((
         "refusal", "content_filter", "content_filtered", "guardrail_intervened", "safety", "recitation", "blocklist",
         "prohibited_content", "spii", "language", "image_safety", "image_prohibited_content", "image_recitation",
+        "model_armor",
     ), "stopped"),
 }  # fmt: skip
 _REPEATED = re.compile(r"(.+?)\1+")
@@ -79,7 +85,11 @@ class ProviderCall:
 
 def ending_of(message: AIMessage) -> Ending:
     """How a reply ended, where its provider says so."""
-    return _ENDINGS.get(_reason_of(message).lower(), "")
+    reason = _reason_of(message)
+    if reason and reason == _blocked_for(message):
+        # Whatever is given as the reason: the question has not gone to the model.
+        return "stopped"
+    return _ENDINGS.get(reason.lower(), "")
 
 
 def from_provider(message: AIMessage) -> bool:
@@ -102,10 +112,14 @@ def refusal_in(message: AIMessage) -> str | None:
 
 def has_answer(message: AIMessage) -> bool:
     """True where a reply holds text, an image, sound or file, or what is for the caller to do."""
-    if isinstance(message.content, str):
-        return bool(message.content.strip()) or "audio" in message.additional_kwargs
-    return bool(message.text.strip()) or any(
-        block.get("type") in _MEDIA or block.get("type") in _FOR_THE_CALLER for block in blocks_of(message)
+    if isinstance(message.content, str) and message.content.strip():
+        return True
+    if message.text.strip() or "audio" in message.additional_kwargs:
+        return True
+    return any(
+        block.get("type") in _FOR_THE_CALLER
+        or (block.get("type") in _MEDIA and not (block.get("type") == _DRAWN and not block.get("result")))
+        for block in _items_of(message)
     )
 
 
@@ -219,10 +233,7 @@ def provider_calls(message: AIMessage) -> list[ProviderCall]:
     beside = "tool_outputs" in message.additional_kwargs or "grounding_metadata" in message.response_metadata
     if isinstance(message.content, str) and not beside:
         return []
-    blocks = blocks_of(message)
-    # The old form of OpenAI's Responses has them beside the content.
-    outputs = message.additional_kwargs.get("tool_outputs")
-    blocks += [output for output in outputs or () if isinstance(output, Mapping)] if isinstance(outputs, list) else []
+    blocks = _items_of(message)
     failed = {
         block.get("tool_use_id") or block.get("tool_call_id")
         for block in blocks
@@ -336,9 +347,13 @@ def _keywords(keywords: Mapping[str, Any], changes: Sequence[_Change]) -> dict[s
     kept = {key: value for key, value in keywords.items() if key not in ("tool_calls", "function_call")}
     now = {_get(change.was, "id"): change.now for change in changes}
     if isinstance(keywords.get("tool_calls"), list):
-        calls = []
+        calls, left = [], list(changes)
         for raw in keywords["tool_calls"]:
-            if (new := now.get(_get(raw, "id"))) is not None:
+            change = next((it for it in left if (_get(it.was, "id") or "") == (_get(raw, "id") or "")), None)
+            if change is not None:
+                # Two may have the same id.
+                left.remove(change)
+            if change is not None and (new := change.now) is not None:
                 arguments = new["args"] if _is_invalid(new) else _json(new["args"])
                 calls.append({**raw, "id": new["id"], "function": {"name": new["name"], "arguments": arguments}})
         if calls:
@@ -347,6 +362,13 @@ def _keywords(keywords: Mapping[str, Any], changes: Sequence[_Change]) -> dict[s
         if isinstance(keywords.get(key), Mapping):
             kept[key] = {new["id"]: value for id_, value in keywords[key].items() if (new := now.get(id_)) is not None}
     return kept
+
+
+def _items_of(message: AIMessage) -> list[Mapping[str, Any]]:
+    """The content blocks of a reply, and what the old form of OpenAI's Responses has beside them."""
+    outputs = message.additional_kwargs.get("tool_outputs")
+    beside = [output for output in outputs if isinstance(output, Mapping)] if isinstance(outputs, list) else []
+    return [*blocks_of(message), *beside]
 
 
 def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderCall | None:
@@ -375,13 +397,17 @@ def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderC
     )  # fmt: skip
 
 
+def _blocked_for(message: AIMessage) -> str:
+    """Why Gemini has not let a question through to the model."""
+    reason = _get(message.response_metadata.get("prompt_feedback"), "block_reason") or ""
+    text = str(getattr(reason, "name", reason))
+    return "" if text.endswith("UNSPECIFIED") else text
+
+
 def _reason_of(message: AIMessage) -> str:
     """What the provider says of a reply's end, in its own words."""
     metadata = message.response_metadata
-    reasons = [
-        _get(metadata.get("incomplete_details"), "reason"),
-        _get(metadata.get("prompt_feedback"), "block_reason"),
-    ]
+    reasons = [_get(metadata.get("incomplete_details"), "reason"), _blocked_for(message)]
     reasons += [metadata.get(key) for key in _ENDED_BY]
     reason = next((reason for reason in reasons if reason), "")
     text = str(getattr(reason, "name", reason))

@@ -156,6 +156,9 @@ def test_list_content_is_a_list_of_blocks():
         ({"stopReason": "guardrail_intervened"}, "stopped"), ({"finish_reason": "SAFETY"}, "stopped"),
         ({"incomplete_details": {"reason": "content_filter"}}, "stopped"), ({"stop_reason": "pause_turn"}, "paused"),
         ({"prompt_feedback": {"block_reason": "SAFETY"}}, "stopped"), ({"finish_reason": "stop"}, ""), ({}, ""),
+        ({"prompt_feedback": {"block_reason": "OTHER"}}, "stopped"), ({"finish_reason": "OTHER"}, ""),
+        ({"prompt_feedback": {"block_reason": "BLOCKED_REASON_UNSPECIFIED"}, "finish_reason": "STOP"}, ""),
+        ({"finish_reason": "MODEL_ARMOR"}, "stopped"), ({"stopReason": "malformed_model_output"}, "slipped"),
         # Said in two chunks of a stream.
         ({"finish_reason": "lengthlength"}, "length"), ({"finish_reason": "stopstop"}, ""),
         ({"finish_reason": "MALFORMED_FUNCTION_CALL"}, "slipped"), ({"stopReason": "malformed_tool_use"}, "slipped"),
@@ -218,6 +221,22 @@ def test_what_is_no_answer():
         " ", [], [THOUGHT], SHAPES["Bedrock"], [{"type": "refusal", "refusal": "no"}], [{"type": "web_search_call"}],
     ):  # fmt: skip
         assert not has_answer(AIMessage(silent))
+
+
+def test_a_picture_is_an_answer_only_if_it_was_drawn():
+    drawn = {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "iVBO"}
+    failed = {**drawn, "status": "failed", "result": None}
+    assert has_answer(AIMessage([drawn]))
+    assert not has_answer(AIMessage([failed]))
+    assert not has_answer(AIMessage([{"type": "non_standard", "value": failed}]))
+
+
+@pytest.mark.parametrize("kind", ["image_generation_call", "mcp_approval_request", "computer_call"])
+def test_an_answer_beside_the_content_is_one(kind):
+    # Where the old form of OpenAI's Responses has it; Gemini's client has sound there, too.
+    assert has_answer(AIMessage([], additional_kwargs={"tool_outputs": [{"type": kind, "result": "iVBO"}]}))
+    assert has_answer(AIMessage([], additional_kwargs={"audio": b"RIFF"}))
+    assert not has_answer(AIMessage([], additional_kwargs={"tool_outputs": [{"type": "web_search_call"}]}))
 
 
 @pytest.mark.parametrize(
