@@ -85,11 +85,8 @@ class ProviderCall:
 
 def ending_of(message: AIMessage) -> Ending:
     """How a reply ended, where its provider says so."""
-    reason = _reason_of(message)
-    if reason and reason == _blocked_for(message):
-        # Whatever is given as the reason: the question has not gone to the model.
-        return "stopped"
-    return _ENDINGS.get(reason.lower(), "")
+    # A question that was not let through to the model may have been blocked for any reason.
+    return "stopped" if _blocked_for(message) else _ENDINGS.get(_reason_of(message).lower(), "")
 
 
 def from_provider(message: AIMessage) -> bool:
@@ -112,15 +109,10 @@ def refusal_in(message: AIMessage) -> str | None:
 
 def has_answer(message: AIMessage) -> bool:
     """True where a reply holds text, an image, sound or file, or what is for the caller to do."""
-    if isinstance(message.content, str) and message.content.strip():
-        return True
     if message.text.strip() or "audio" in message.additional_kwargs:
         return True
-    return any(
-        block.get("type") in _FOR_THE_CALLER
-        or (block.get("type") in _MEDIA and not (block.get("type") == _DRAWN and not block.get("result")))
-        for block in _items_of(message)
-    )
+    kinds = [block.get("type") for block in _items_of(message) if block.get("type") != _DRAWN or block.get("result")]
+    return any(kind in _MEDIA or kind in _FOR_THE_CALLER for kind in kinds)
 
 
 def open_calls(message: AIMessage, answered: Collection[str] = ()) -> list[Any]:
