@@ -64,9 +64,10 @@ class ServedChatModel(BaseChatOpenAI):
     `base_url` ends in `/v1`; `model` is the name that the server was started with. A graph run passes its seed as
     `config["configurable"]["seed"]`. Replies are not streamed.
 
-    Where a call is required and the model writes none, the server's own `tool_choice` is tried; not every server has
-    one, and none can be kept from writing a call: the graph runs no call that was not allowed, and where a call is
-    required, the model may still answer.
+    Where a call is required and the model writes none, the server's own `tool_choice` is tried, and where that does
+    nothing, the call is begun for the model: llama.cpp's server goes on with what the assistant has begun. Others may
+    do neither, and none can be kept from writing a call: the graph runs no call that was not allowed, and where a call
+    is required, the model may still answer.
 
     A server that can't be reached, or that fails, raises `InfrastructureError`: a rollout is then left out and counted.
     """
@@ -87,7 +88,9 @@ class ServedChatModel(BaseChatOpenAI):
     _own_tool_choice: str | None = PrivateAttr(default=None)
     """What the server is told where calls are ours to parse; most need not be told."""
     _requires: bool = PrivateAttr(default=True)
-    """False once the server has refused to require a call."""
+    """False once the server has refused to require a call, or has required none where one that was begun was made."""
+    _begins: bool = PrivateAttr(default=True)
+    """False once the server has refused a call that was begun, and where a subclass begins its calls itself."""
 
     def model_post_init(self, context: Any, /) -> None:
         """Settle what depends on another setting."""
@@ -192,6 +195,14 @@ class ServedChatModel(BaseChatOpenAI):
                     return second
             except InputError:
                 self._requires = False
+        if self._begins and self.wire == "template":
+            try:
+                begun = self._finished((yield from self._begun(messages, options)), options)
+                if _called(begun, names_of(options["tools"])):
+                    self._requires = False
+                    return begun
+            except InputError:
+                self._begins = False
         for generation in result.generations:
             generation.message.response_metadata[UNMET] = choice
         return result
@@ -211,6 +222,19 @@ class ServedChatModel(BaseChatOpenAI):
     def _required(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Steps:
         """The reply that the server makes a call."""
         result: ChatResult = yield Ask(options=options)
+        return result
+
+    def _begun(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Steps:
+        """The reply that goes on from a call's opening, where the server goes on with the assistant's own words."""
+        choice, names = options["tool_choice"], names_of(options["tools"])
+        named = names if choice == "any" else {choice}
+        opening = '{"name": "' + (f'{next(iter(named))}", "arguments":' if len(named) == 1 else "")
+        result: ChatResult = yield Ask(options=options, messages=[*messages, AIMessage(opening)])
+        for message in [generation.message for generation in result.generations]:
+            assert isinstance(message, AIMessage)
+            # Some servers repeat what was begun.
+            if not message.tool_calls and not str(message.text).startswith(opening):
+                message.content = opening + str(message.text)
         return result
 
     def _finished(self, result: ChatResult, options: Mapping[str, Any]) -> ChatResult:
