@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--questions", type=int, default=300, help="held-out questions (default %(default)s)")
+    parser.add_argument("--questions", type=int, default=500, help="held-out questions (default %(default)s)")
     parser.add_argument("--rate", type=float, nargs="+", help="learning rates (default: 1.6e-3)")
     parser.add_argument("--quiet", action="store_true", help="tools that never fail")
     parser.add_argument("--processes", type=int, default=2)

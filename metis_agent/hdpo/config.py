@@ -67,7 +67,7 @@ class HDPOConfig(GRPOConfig):
     alpha: float = _option(0.15, "Weight of r_tool in the scalar reward of 'coupled'.")
     price: float = _option(0.5, "w of 'contrast': the accuracy that a call may cost.")
     odds: float = _option(6.0, "m of 'contrast': log-odds at which a decision counts as made.")
-    w_decision: float = _option(1.0, "Weight of the decision's loss in 'contrast'.")
+    w_decision: float = _option(0.1, "Weight of the decision's loss in 'contrast'.")
     branch_weight: bool = _option(False, "Weight A_tool by how sure it is that answering directly does.")
     eps: float = _option(1e-4, "Added to the deviation of a group's rewards.")
     ddof: int = _option(1, "1 for the sample deviation, TRL's; 0 for the population's.")

@@ -316,7 +316,8 @@ def test_the_trainers_loss_is_that_of_the_formulas(tmp_path: Path) -> None:
     worth = step.channels.contrast.abs().tolist()
     decision = np.mean([abs(Delta) * np.mean(hinge) for Delta, hinge in zip(worth, hinges, strict=True)])
     assert decision > 0
-    assert losses[0].item() == pytest.approx(content / int(mask.sum()) + decision, abs=1e-4)
+    weighed = content / int(mask.sum()) + Objective().w_decision * decision
+    assert losses[0].item() == pytest.approx(weighed, abs=1e-4)
     assert len(set(inputs["openings"].flatten().tolist())) >= 2
 
 
