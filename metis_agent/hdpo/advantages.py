@@ -71,8 +71,8 @@ class Objective:
     odds: float = 6.0
     """m of "contrast": log-odds at which a decision counts as made."""
     w_decision: float = 0.1
-    """Weight of the decision's loss in "contrast". Its gradient is tens of times that of the content, which learns next to
-    nothing where the two are added as they are: gradients are clipped, and scaled by their own size."""
+    """Weight of the decision's loss in "contrast". Its gradient is tens of times that of the content, which learns next
+    to nothing where the two are added as they are: gradients are clipped, and scaled by their own size."""
     branch_weight: bool = False
     """Multiply A_tool by `branch_weight(...)`, so that a call is only discouraged where direct answers do."""
     margin: float = 0.1
