@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,15 +61,20 @@ def open_tools(named: Sequence[str], *, python: bool, corpus: Path | None, sessi
 
 
 def _named_tools(name: str) -> list[BaseTool]:
-    from langchain_core.tools import BaseTool
+    from langchain_core.tools import BaseTool, tool
 
     found: Any = load_attribute(name)
-    if callable(found) and not isinstance(found, BaseTool):
-        found = found()
-    tools = list(found) if isinstance(found, list | tuple) else [found]
+    if callable(found) and not isinstance(found, BaseTool) and not _needs_arguments(found):
+        found = found()  # it makes the tools
+    parts = list(found) if isinstance(found, list | tuple) else [found]
+    tools = [tool(part) if callable(part) and not isinstance(part, BaseTool) else part for part in parts]
     if not tools or not all(isinstance(tool, BaseTool) for tool in tools):
         raise ConfigurationError(f"--tools {name!r} gives {found!r}; it must be a LangChain tool, or a list of them.")
     return tools
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    return any(each.default is each.empty for each in inspect.signature(function).parameters.values())
 
 
 def open_model(name: str, **options: Any) -> BaseChatModel:
