@@ -24,11 +24,29 @@ if TYPE_CHECKING:
     from metis_agent.agent import MetisAgent
     from metis_agent.gates.base import Gate
     from metis_agent.hdpo.policy_trainer import HDPOTrainer
+    from metis_agent.types import Question
 
-__all__ = ["PolicyRun", "build_trainer", "check_reporters", "model_folder", "processes", "read_questions_of"]
+__all__ = [
+    "PolicyRun",
+    "agent_of_run",
+    "build_trainer",
+    "check_reporters",
+    "model_folder",
+    "processes",
+    "read_questions_of",
+    "tools_of_run",
+    "verify_of_run",
+]
 
 
-def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence[Any]) -> HDPOTrainer:
+def build_trainer(
+    run: PolicyRun,
+    loaded: Any,
+    out: Path,
+    *,
+    callbacks: Sequence[Any],
+    questions: Sequence[Question] | None = None,
+) -> HDPOTrainer:
     """The trainer of a run.
 
     Args:
@@ -36,6 +54,7 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
         loaded: The model, its tokenizer, and the processor of one that sees.
         out: Where everything goes.
         callbacks: What shows the progress.
+        questions: To learn from, instead of the file's.
 
     Raises:
         ConfigurationError: A setting does not fit.
@@ -48,10 +67,7 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
     from metis_agent.recording.store import TrajectoryStore
     from metis_agent.rollouts.runner import Rollouts
 
-    tools, _ = open_tools(
-        run.agent.tools, python=run.agent.python, corpus=Path(run.agent.corpus) if run.agent.corpus else None,
-        sessions=min(run.sampling.concurrency, 32),
-    )  # fmt: skip
+    tools = tools_of_run(run)
     # FSDP 2 leaves no process a whole model: the agent then samples from a second copy.
     sampler = _second_copy(run) if _spread_by_fsdp() and run.sampling.backend == "local" else None
     # The direct branch is trained with the tools in its prompt, and so it is to be asked.
@@ -66,7 +82,7 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
         validation = Validation(
             questions=read_questions_of(run.questions.validation),
             rollouts=Rollouts(
-                _agent(run, measured, tools), TrajectoryStore(out / "trajectories" / "validation"), **options
+                agent_of_run(run, measured, tools), TrajectoryStore(out / "trajectories" / "validation"), **options
             ),
             every=run.validation.every * run.training.updates_per_step,
             probes=Probes(direct=run.validation.direct, tool=run.validation.tool),
@@ -75,9 +91,9 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
         loaded.model,
         loaded.tokenizer,
         _arguments(run, out),
-        questions=read_questions_of(run.questions.train),
-        rollouts=Rollouts(_agent(run, chat, tools), TrajectoryStore(out / "trajectories" / "train"), **options),
-        verify=_verify(run, out),
+        questions=read_questions_of(run.questions.train) if questions is None else questions,
+        rollouts=Rollouts(agent_of_run(run, chat, tools), TrajectoryStore(out / "trajectories" / "train"), **options),
+        verify=verify_of_run(run, out),
         validation=validation,
         images=_reader(loaded),
         sampler=sampler,
@@ -86,6 +102,19 @@ def build_trainer(run: PolicyRun, loaded: Any, out: Path, *, callbacks: Sequence
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def tools_of_run(run: PolicyRun) -> list[Any]:
+    """The tools of a run's agent.
+
+    Raises:
+        ConfigurationError, SandboxUnavailableError: As `open_tools`.
+    """
+    agent = run.agent
+    sessions = min(run.sampling.concurrency, 32)
+    return open_tools(
+        agent.tools, python=agent.python, corpus=Path(agent.corpus) if agent.corpus else None, sessions=sessions
+    )[0]
 
 
 def _arguments(run: PolicyRun, out: Path) -> Any:
@@ -161,7 +190,8 @@ def _reader(loaded: Any) -> Any:
     return ImageReader(loaded.processor)
 
 
-def _agent(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], MetisAgent]:
+def agent_of_run(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], MetisAgent]:
+    """The agent of a run, around a gate."""
     from metis_agent.agent import create_metis_agent
     from metis_agent.rules.budget import Budget
 
@@ -173,7 +203,8 @@ def _agent(run: PolicyRun, chat: Any, tools: list[Any]) -> Callable[[Gate], Meti
     )  # fmt: skip
 
 
-def _verify(run: PolicyRun, out: Path) -> Any:
+def verify_of_run(run: PolicyRun, out: Path) -> Any:
+    """What judges the answers of a run."""
     from metis_agent.judging.judge import Agreeing, AgreementJudge, AnswerJudge, own_answers
     from metis_agent.judging.verifiers import VERIFIERS, Verify, verify
     from metis_agent.sqlite import DiskCache

@@ -35,8 +35,9 @@ from metis_agent.formats import RUN_FILE
 
 if TYPE_CHECKING:
     from metis_agent.cli.policy_run import PolicyRun
+    from metis_agent.types import Question
 
-__all__ = ["CONFIGS", "locate", "read_run", "train_policy_command"]
+__all__ = ["CONFIGS", "locate", "parse_value", "read_run", "train_policy_command", "train_run"]
 
 _PARTS = ("checkpoints", "trajectories", "policy", "metrics.jsonl", "policy.json")
 """What a run makes in its folder."""
@@ -58,7 +59,10 @@ _VALIDATED = (
 
 def train_policy_command(
     config: Annotated[
-        str, typer.Option("--config", help="A YAML file, or a packaged one: laptop, qwen3-vl-8b, qwen3-vl-8b-nodes.")
+        str,
+        typer.Option(
+            "--config", help="A YAML file, or a packaged one: laptop, pretrained, qwen3-vl-8b, qwen3-vl-8b-nodes."
+        ),
     ],
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE: change one key, such as training.steps=5; repeat.")
@@ -115,8 +119,7 @@ def train_policy_command(
 
 
 def _train(run: PolicyRun, console: Console, *, fresh: bool) -> dict[str, Any]:
-    from metis_agent.cli.policy_run import build_trainer, model_folder, processes
-    from metis_agent.hdpo.config import last_checkpoint
+    from metis_agent.cli.policy_run import model_folder, processes
     from metis_agent.models.checkpoint import load_checkpoint
 
     out = Path(run.output)
@@ -129,22 +132,46 @@ def _train(run: PolicyRun, console: Console, *, fresh: bool) -> dict[str, Any]:
         prepare_folder(out, run.model_dump(mode="json"), console, parts=_PARTS, option="output", fresh=fresh)
     else:
         _wait_for(out / RUN_FILE)
-    loaded = load_checkpoint(model_folder(run), dtype=run.model.dtype)
-    with progress_bars(console) as bars:
-        shown = [step_bar(bars, "train"), _step_lines(console, out)]
-        trainer = build_trainer(run, loaded, out, callbacks=shown)
-        found = last_checkpoint(out / "checkpoints")
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
-    trainer.save_model(str(out / "policy"))
-    if _is_main():
-        # A model that sees is loaded with its processor, which holds the tokenizer.
-        (loaded.processor or loaded.tokenizer).save_pretrained(out / "policy")
-    history = [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
-    figures = {"policy": str(out / "policy"), "steps": trainer.state.global_step, "last": history[-1]}
+    history = train_run(run, load_checkpoint(model_folder(run), dtype=run.model.dtype), out, console)
+    figures = {
+        "policy": str(out / "policy"),
+        "steps": run.training.steps * run.training.updates_per_step,
+        "last": history[-1],
+    }
     if _is_main():
         write_json(out / "policy.json", figures)
     console.print(f"Policy: {out / 'policy'}   Metrics: {out / 'metrics.jsonl'}")
     return figures
+
+
+def train_run(
+    run: PolicyRun, loaded: Any, out: Path, console: Console, *, questions: Sequence[Question] | None = None
+) -> list[dict[str, Any]]:
+    """Train, or go on from the last checkpoint; the policy is left in `out/policy`, adapters merged into it.
+
+    Args:
+        run: The file.
+        loaded: The model, its tokenizer, and the processor of one that sees.
+        out: Where everything goes.
+        console: What shows the steps.
+        questions: To learn from, instead of the file's.
+
+    Returns:
+        The metrics of each step.
+    """
+    from metis_agent.cli.policy_run import build_trainer
+    from metis_agent.hdpo.config import last_checkpoint, save_whole
+
+    with progress_bars(console) as bars:
+        shown = [step_bar(bars, "train"), _step_lines(console, out)]
+        trainer = build_trainer(run, loaded, out, callbacks=shown, questions=questions)
+        found = last_checkpoint(out / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    save_whole(trainer, out / "policy")
+    if _is_main():
+        # A model that sees is loaded with its processor, which holds the tokenizer.
+        (loaded.processor or loaded.tokenizer).save_pretrained(out / "policy")
+    return [entry for entry in trainer.state.log_history if "hdpo/rho" in entry]
 
 
 def _step_lines(console: Console, out: Path) -> Any:
@@ -201,7 +228,7 @@ def read_run(path: str | Path, changes: Sequence[str] = ()) -> PolicyRun:
     from metis_agent.cli.policy_run import PolicyRun
 
     place = locate(str(path))
-    found = _parse(place.read_text(encoding="utf-8"), str(place))
+    found = parse_value(place.read_text(encoding="utf-8"), str(place))
     if not isinstance(found, dict):
         raise ConfigurationError(f"{str(place)!r} holds {found!r}; it must be a mapping of keys, such as 'model:'.")
     for change in changes:
@@ -229,7 +256,12 @@ def locate(path: str) -> Path:
     raise ConfigurationError(f"there is no file {path!r}; name a YAML file, or a packaged one of {names!r}.")
 
 
-def _parse(text: str, place: str) -> Any:
+def parse_value(text: str, place: str) -> Any:
+    """What a text of YAML says.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         import yaml
     except ImportError as missing:
@@ -252,7 +284,7 @@ def _change(found: dict[str, Any], change: str) -> None:
         part = part.setdefault(name, {}) if isinstance(part, dict) else None
     if not isinstance(part, dict):
         raise ConfigurationError(f"--set {change!r}: {key!r} leads into something that is no mapping.")
-    part[last] = _parse(value, f"--set {change}")
+    part[last] = parse_value(value, f"--set {change}")
 
 
 def _explained(error: Mapping[str, Any], run: type[PolicyRun]) -> str:

@@ -23,7 +23,7 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages, mes
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from metis_agent.errors import InputError
-from metis_agent.hdpo.config import last_checkpoint
+from metis_agent.hdpo.config import last_checkpoint, save_whole
 from metis_agent.hdpo.settings import SftSettings
 from metis_agent.hdpo.token_sequences import segments
 from metis_agent.types import Trajectory
@@ -254,7 +254,7 @@ def train_sft(
     callbacks: Sequence[Any] = (),
     optimizers: tuple[Any, Any] = (None, None),
 ) -> list[Mapping[str, float]]:
-    """Fine-tune, or go on from the last checkpoint; model and tokenizer are saved to `out`.
+    """Fine-tune, or go on from the last checkpoint; model and tokenizer are saved to `out`, adapters merged.
 
     Args:
         model: a causal language model; trained in place.
@@ -283,7 +283,7 @@ def train_sft(
         # Attention layers of some models are not deterministic on some devices, which torch says at each step.
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.checkpoint")
         trainer.train(resume_from_checkpoint=str(stopped) if stopped else None)
-    trainer.save_model(str(out))
+    save_whole(trainer, out)
     tokenizer.save_pretrained(out)
     return [dict(entry) for entry in trainer.state.log_history]
 

@@ -34,6 +34,7 @@ __all__ = [
     "check_arguments",
     "check_sampler",
     "last_checkpoint",
+    "save_whole",
     "step_metrics",
     "validation_metrics",
     "without_tokens",
@@ -167,6 +168,18 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and "global_step" in state
+
+
+def save_whole(trainer: Any, folder: Path) -> None:
+    """Save what was trained as a model that loads by itself: adapters are merged into it.
+
+    Where FSDP or DeepSpeed has spread the model over processes, the adapters are saved alone.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "merge_and_unload") or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(str(folder))
+    elif trainer.accelerator.is_main_process:
+        model.merge_and_unload().save_pretrained(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

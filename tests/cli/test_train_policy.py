@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.policy_run import _arguments, _verify, check_reporters
+from metis_agent.cli.policy_run import _arguments, check_reporters, verify_of_run
 from metis_agent.cli.train_policy import CONFIGS, read_run
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 from metis_agent.recording.recorder import question_of
@@ -64,9 +64,11 @@ def test_the_laptop_run_trains_measures_and_can_be_loaded_and_is_not_run_again(t
     assert "--fresh" in str(other.exception)
 
 
-@pytest.mark.parametrize("name", ["laptop", "qwen3-vl-8b", "qwen3-vl-8b-nodes"])
+@pytest.mark.parametrize("name", ["laptop", "pretrained", "qwen3-vl-8b", "qwen3-vl-8b-nodes"])
 def test_the_packaged_files_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", {"laptop": "1", "qwen3-vl-8b": "6", "qwen3-vl-8b-nodes": "24"}[name])
+    monkeypatch.setenv(
+        "WORLD_SIZE", {"laptop": "1", "pretrained": "1", "qwen3-vl-8b": "6", "qwen3-vl-8b-nodes": "24"}[name]
+    )
     checked = CliRunner().invoke(app, ["train", "policy", "--config", name, "--check"])
     assert checked.exit_code == 0, checked.output
     assert "sound" in checked.output
@@ -113,7 +115,7 @@ def test_agreement_with_recorded_runs_rules_where_a_question_has_no_answer(tmp_p
         store.append(Trajectory(id="r", question=question_of([HumanMessage("How many?")]), answer="42"))
     (tmp_path / "asked.jsonl").write_text('{"question": "How many?"}\n{"question": "Why?", "answer": "So."}\n')
     unanswered, answered = read_questions(tmp_path / "asked.jsonl")
-    verify = _verify(read_run("laptop", [f"agreement={tmp_path / 'runs'}"]), tmp_path)
+    verify = verify_of_run(read_run("laptop", [f"agreement={tmp_path / 'runs'}"]), tmp_path)
     assert (verify(unanswered, "42.0"), verify(unanswered, "43")) == (True, False)
     assert (verify(unanswered, "About forty."), verify(answered, "So.")) == (None, True)  # no judge is named
 
