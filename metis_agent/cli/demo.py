@@ -1,22 +1,21 @@
 """`metis demo`: the whole loop in one sitting, in one of two worlds, with what it did shown as it does it.
 
+With `--model` it is a pretrained model's own loop, on questions and tools of the user's own (`cli.demo_model`).
+
 A world says what it is about, how its runs are set up, and what it leaves behind; of the gallery there is a page
 besides: the picture, what the model sees of it, the call, the crop, the answer.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -32,15 +31,23 @@ from metis_agent.cli.output import (
     training_libraries,
     write_json,
 )
-from metis_agent.messages import image_source
-from metis_agent.tools.images import load_image
 from metis_agent.types import Question, Trajectory
 
 if TYPE_CHECKING:
     from metis_agent.evaluation.agents import Estimate, Measurement
     from metis_agent.worlds.experiment import WorldExperiment
 
-__all__ = ["DEMO_WORLDS", "DemoWorld", "WorldName", "demo_command", "prepare_training", "run_demo", "write_sheet"]
+__all__ = [
+    "DEMO_WORLDS",
+    "DemoWorld",
+    "WorldName",
+    "demo_command",
+    "prepare_training",
+    "run_demo",
+    "show_examples",
+    "show_metrics",
+    "write_curve",
+]
 
 WorldName = Literal["almanac", "gallery"]
 
@@ -98,7 +105,7 @@ def _gallery(folder: Path, seed: int, steps: int, questions: int) -> WorldExperi
 
 
 def _keep_pictures(folder: Path, before: Measurement, after: Measurement) -> str:
-    from metis_agent.cli.demo import write_sheet
+    from metis_agent.worlds.gallery.pictures import write_sheet
 
     return f"pictures: {write_sheet(folder / 'pictures.html', before, after)}"
 
@@ -129,6 +136,7 @@ DEMO_WORLDS: Mapping[WorldName, DemoWorld] = {
 
 _PARTS = ("trajectories", "checkpoints", "policy", "metrics.json", "curve.png", "pictures.html")
 """What a run makes in its folder."""
+_PRETRAINED = "A pretrained model"
 _SHOWN = ("accuracy", "tool_rate", "redundant_rate", "necessary_recall", "calls_per_question")
 
 
@@ -158,9 +166,56 @@ def demo_command(
         ),
     ] = None,
     questions: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=5, help="Held-out questions to measure on.", show_default=_by_world(lambda world: world.questions)
+            metavar="INTEGER|FILE",
+            help="Held-out questions to measure on; with --model, a file of questions with answers.",
+            show_default=_by_world(lambda world: world.questions),
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Train this chat model instead: a folder, a GGUF file, or a name on the Hub. SFT on its own curated "
+            "runs, then HDPO.",
+            rich_help_panel=_PRETRAINED,
+        ),
+    ] = None,
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(help="MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE, its tools; repeat.", rich_help_panel=_PRETRAINED),
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="A file, or 'chatml' for the packaged one, where the model's own has no place for tools.",
+            rich_help_panel=_PRETRAINED,
+        ),
+    ] = None,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(help="For the model; one that shows a call helps a small one.", rich_help_panel=_PRETRAINED),
+    ] = None,
+    hold_out: Annotated[
+        float, typer.Option(help="Share of the questions to measure on.", rich_help_panel=_PRETRAINED)
+    ] = 0.4,
+    samples: Annotated[
+        int,
+        typer.Option(min=1, help="Runs down each branch to choose the cold start's from.", rich_help_panel=_PRETRAINED),
+    ] = 4,
+    ends_only: Annotated[
+        bool,
+        typer.Option(
+            "--ends-only", help="Measure before and after, and not between SFT and HDPO.", rich_help_panel=_PRETRAINED
+        ),
+    ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="KEY=VALUE: a key of `metis train policy --config pretrained --show`, or sft.KEY of "
+            "`metis train sft`; repeat.",
+            rich_help_panel=_PRETRAINED,
         ),
     ] = None,
     fresh: FreshOption = False,
@@ -168,8 +223,35 @@ def demo_command(
     """Train the tiny agent by HDPO on its own trajectories, and show before and after.
 
     Offline, on the CPU, in a few minutes. A run that was stopped, by Ctrl-C or worse, goes on where it was.
+
+    Example: metis demo
+
+    Example: metis demo --model ./Qwen2.5-0.5B-Instruct --questions questions.jsonl --tools my_tools.py:TOOLS
     """
-    run_demo(screen(None), folder, world=world, seed=seed, steps=steps, questions=questions, fresh=fresh)
+    console = screen(None)
+    if model is not None:
+        from metis_agent.cli.demo_model import Pretrained, run_pretrained
+
+        own = Pretrained(
+            model=model, questions=questions, tools=tuple(tools or ()), chat_template=chat_template,
+            system_prompt=system_prompt, hold_out=hold_out, samples=samples, ends_only=ends_only,
+            changes=tuple(changes or ()), folder=folder or Pretrained.folder, seed=seed, steps=steps,
+        )  # fmt: skip
+        run_pretrained(console, own, fresh=fresh)
+        return
+    count = None if questions is None else _count(questions)
+    if tools or chat_template or system_prompt or changes:
+        raise typer.BadParameter("--tools, --chat-template, --system-prompt and --set go with --model.")
+    run_demo(console, folder, world=world, seed=seed, steps=steps, questions=count, fresh=fresh)
+
+
+def _count(questions: str) -> int:
+    if not questions.isdecimal() or int(questions) < 5:
+        raise typer.BadParameter(
+            f"{questions!r}: at least 5 held-out questions; a file of questions goes with --model.",
+            param_hint="--questions",
+        )
+    return int(questions)
 
 
 def run_demo(
@@ -206,8 +288,9 @@ def run_demo(
             after = _measure(experiment, experiment.policy, "hdpo", progress)
     finally:
         experiment.close()
-    _show_examples(console, its, before, after)
-    _show_metrics(console, before, after)
+    runs = {"cold start": before, "after HDPO": after}
+    show_examples(console, runs, its.asked)
+    show_metrics(console, runs)
     metrics = {
         "cold_start": before.to_dict(),
         "hdpo": after.to_dict(),
@@ -218,7 +301,7 @@ def run_demo(
         "tool_noise": dict(its.tool_noise),
         "seconds": time.perf_counter() - started,
     }
-    _write_curve(folder / "curve.png", history)
+    write_curve(folder / "curve.png", history)
     further = its.keep(folder, before, after)
     write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
     places = [f"Figures: {folder / 'metrics.json'}", f"curve: {folder / 'curve.png'}", further]
@@ -260,17 +343,17 @@ def _train(experiment: WorldExperiment, progress: Progress) -> list[Mapping[str,
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _show_examples(console: Console, world: DemoWorld, before: Measurement, after: Measurement) -> None:
-    """One question of each kind, as each policy handled it."""
+def show_examples(console: Console, runs: Mapping[str, Measurement], asked: Callable[[Question], str]) -> None:
+    """One question of each kind, as the model handled it at each time."""
     table = Table(title="The same questions, before and after", title_justify="left")
-    for heading in ("question", "cold start", "after HDPO"):
+    for heading in ("question", *runs):
         table.add_column(heading)
-    later = {run.question.id: run for run in after.trajectories}
+    first, *later = ({run.question.id: run for run in it.trajectories} for it in runs.values())
     shown: set[str] = set()
-    for run in before.trajectories:
+    for run in first.values():
         if run.question.kind not in shown:
             shown.add(run.question.kind)
-            table.add_row(world.asked(run.question), _told(run), _told(later[run.question.id]))
+            table.add_row(asked(run.question), _told(run), *(_told(found[run.question.id]) for found in later))
     console.print(table)
 
 
@@ -279,35 +362,37 @@ def _told(run: Trajectory) -> str:
     return " → ".join([*calls, run.answer])
 
 
-def _show_metrics(console: Console, before: Measurement, after: Measurement) -> None:
-    table = Table(title=f"{before.evaluation.questions} held-out questions, 95% intervals", title_justify="left")
+def show_metrics(console: Console, runs: Mapping[str, Measurement]) -> None:
+    """The figures at each time."""
+    first, *_ = measurements = list(runs.values())
+    table = Table(title=f"{first.evaluation.questions} held-out questions, 95% intervals", title_justify="left")
     table.add_column("")
-    table.add_column("cold start", justify="right")
-    table.add_column("after HDPO", justify="right")
+    for heading in runs:
+        table.add_column(heading, justify="right")
     for name in _SHOWN:
-        row = (getattr(measurement.evaluation.overall, name) for measurement in (before, after))
+        row = (getattr(measurement.evaluation.overall, name) for measurement in measurements)
         table.add_row(name.replace("_", " "), *map(_interval, row))
-    if before.classes:
-        _add_classes(table, before, after)
+    if first.classes:
+        _add_classes(table, measurements)
     table.add_row(
         "seconds per question",
-        *(f"{measurement.seconds_per_question:.4f}" for measurement in (before, after)),
+        *(f"{measurement.seconds_per_question:.4f}" for measurement in measurements),
     )
     console.print(table)
 
 
-def _add_classes(table: Table, before: Measurement, after: Measurement) -> None:
+def _add_classes(table: Table, measurements: Sequence[Measurement]) -> None:
     """Rows for each class of questions, and for each kind when its branch is forced."""
-    for name in before.classes:
-        pair = [measurement.classes.get(name) for measurement in (before, after)]
+    first = measurements[0]
+    for name in first.classes:
+        metrics = [it.classes.get(name) for it in measurements]
         for metric in ("accuracy", "tool_rate"):
-            estimates = [getattr(metrics, metric) if metrics else None for metrics in pair]
+            estimates = [getattr(each, metric) if each else None for each in metrics]
             table.add_row(f"{metric.replace('_', ' ')}, {name}", *map(_interval, estimates))
-    for branch, probes in before.forced.items():
-        later = after.forced.get(branch)
+    for branch, probes in first.forced.items():
         for kind in probes.kinds:
-            both = (probes.kinds[kind], later.kinds.get(kind) if later else None)
-            cells = [_interval(metrics.accuracy) if metrics else "-" for metrics in both]
+            found = [it.forced[branch].kinds.get(kind) if branch in it.forced else None for it in measurements]
+            cells = [_interval(each.accuracy) if each else "-" for each in found]
             table.add_row(f"accuracy, forced {branch}: {kind}", *cells)
 
 
@@ -315,7 +400,7 @@ def _interval(it: Estimate | None) -> str:
     return "-" if it is None or it.value is None else f"{it.value:.3f}  [{it.low:.3f}, {it.high:.3f}]"
 
 
-def _write_curve(path: Path, history: list[Mapping[str, float]]) -> None:
+def write_curve(path: Path, history: list[Mapping[str, float]]) -> None:
     """The training curve: accuracy, tool rate, redundant, necessary and rho by step."""
     from matplotlib.figure import Figure
 
@@ -333,86 +418,3 @@ def _write_curve(path: Path, history: list[Mapping[str, float]]) -> None:
 def _number(value: float | None) -> float:
     """NaN, which a plot leaves out, where a step could not tell."""
     return math.nan if value is None else value
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #222; }
-section { display: grid; grid-template-columns: 16rem 1fr 1fr; gap: 1.5rem; padding: 1.5rem 0; }
-section + section { border-top: 1px solid #ccc; }
-h2, h3 { font-size: 1rem; margin: 0 0 .5rem; }
-img { display: block; width: 128px; height: 128px; } figure { margin: 0 .5rem .5rem 0; display: inline-block; }
-figcaption, code { font-size: .8rem; } .seen img { image-rendering: pixelated; }
-code { display: block; overflow-wrap: anywhere; margin-bottom: .5rem; }
-.right { color: #17622f; } .wrong { color: #9c1c1c; }
-"""
-
-
-def write_sheet(path: Path, before: Measurement, after: Measurement, *, of_each: int = 2) -> Path:
-    """Write a page that needs nothing beside itself, with the first questions of each kind.
-
-    Args:
-        path: Of the page.
-        before: The cold start.
-        after: The trained policy, on the same questions.
-        of_each: Questions of each kind.
-    """
-    later = {run.question.id: run for run in after.trajectories}
-    shown: dict[str, list[str]] = {}
-    for run in before.trajectories:
-        parts = shown.setdefault(run.question.kind, [])
-        if len(parts) < of_each:
-            parts.append(_section(run, later[run.question.id]))
-    body = "".join(part for parts in shown.values() for part in parts)
-    title = "The same pictures, before and after HDPO"
-    path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1>{body}</html>\n",
-        encoding="utf-8",
-    )
-    return path
-
-
-def _section(before: Trajectory, after: Trajectory) -> str:
-    question = before.question
-    return (
-        f"<section><div><h2>{escape(question.text)}</h2><p>{escape(question.kind)}</p>{_picture(question)}</div>"
-        f"{_run('Cold start', before)}{_run('After HDPO', after)}</section>"
-    )
-
-
-def _picture(question: Question) -> str:
-    source = question.metadata["images"][0]
-    return (
-        _figure(source, "the picture") + f'<span class="seen">{_figure(_seen(source), "as the model sees it")}</span>'
-    )
-
-
-def _run(title: str, run: Trajectory) -> str:
-    calls = "".join(f"<code>{escape(_call(outcome.tool, outcome.arguments))}</code>" for outcome in run.outcomes)
-    crops = "".join(_figure(_seen(source), "what it got to see") for source in _tool_images(run))
-    right = run.answer == run.question.answer
-    verdict = f'<p class="{"right" if right else "wrong"}">{escape(run.answer)} {"✓" if right else "✗"}</p>'
-    return f'<div class="seen"><h3>{title}</h3>{calls or "<p>At a glance:</p>"}{crops}{verdict}</div>'
-
-
-def _call(tool: str, arguments: Mapping[str, Any]) -> str:
-    return f"{tool}({', '.join(map(str, arguments.values()))})"
-
-
-def _tool_images(run: Trajectory) -> list[str | bytes]:
-    contents = [message["data"]["content"] for message in run.messages if message["type"] == "tool"]
-    blocks = [block for content in contents if isinstance(content, list) for block in content]
-    return [source for block in blocks if isinstance(block, dict) and (source := image_source(block)) is not None]
-
-
-def _seen(source: str | bytes) -> str:
-    """An image at the size at which the model sees it, as a data URI."""
-    from metis_agent.worlds.gallery.pictures import VIEW
-
-    file = io.BytesIO()
-    load_image(source).convert("RGB").resize((VIEW, VIEW), 3).save(file, "PNG")  # 3: BICUBIC, as the processor does
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _figure(uri: str, caption: str) -> str:
-    return f'<figure><img src="{escape(uri)}" alt=""><figcaption>{caption}</figcaption></figure>'

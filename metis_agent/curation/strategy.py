@@ -9,11 +9,14 @@ runs they have.
 by a rubric that is a file to edit. A run holds text by strangers (search results), which may address the judge. So what
 is kept is ruled on once more under a question that it has nothing to do with: a run that is "relevant" there too steers
 the judge, and is dropped.
+
+`choose_runs` is the same choice where a model's own runs down each branch are at hand, as in `metis demo --model`.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,14 +30,24 @@ from metis_agent.curation.pipeline import KEEP, Row, Verdict, drop, keep, undeci
 from metis_agent.errors import ConfigurationError, InfrastructureError
 from metis_agent.gates.base import Gate
 from metis_agent.judging.rubric import Asking, RubricJudge, Ruling
-from metis_agent.judging.verifiers import UnknownVerifierError
+from metis_agent.judging.verifiers import UnknownVerifierError, judged
 from metis_agent.judging.verifiers import verify as default_verify
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.rollouts.branches import branch_of
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.sqlite import DiskCache, content_key
 from metis_agent.types import Branch, Question, Trajectory
 
-__all__ = ["DirectEvidence", "DirectProbe", "DirectStage", "GraphProbe", "StrategyStage", "StrategyVerdict"]
+__all__ = [
+    "DirectEvidence",
+    "DirectProbe",
+    "DirectStage",
+    "GraphProbe",
+    "Lessons",
+    "StrategyStage",
+    "StrategyVerdict",
+    "choose_runs",
+]
 
 
 class StrategyVerdict(BaseModel):
@@ -280,3 +293,64 @@ class DirectStage:
 def _asked(question: Question) -> tuple[Any, ...]:
     """What makes two questions the same to the base model and to who judges its answers."""
     return question.text, question.answer, question.verifier, dict(question.metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """The runs that a cold start is to learn from."""
+
+    runs: tuple[Trajectory, ...]
+    figures: Mapping[str, Mapping[str, int]]
+    """By the branch taken: runs that were judged, `right` and `kept` ones, and `questions` whose lesson it is."""
+
+    @property
+    def questions(self) -> int:
+        """Questions with a run to learn from."""
+        return sum(self.figures["questions"].values())
+
+
+def choose_runs(
+    runs: Sequence[Trajectory], verify: Callable[[Question, str], bool | None], *, longest: int, each: int = 2
+) -> Lessons:
+    """Of a model's own runs down each branch those to start it from: right ones, of the branch that suits the question.
+
+    Direct suits where it is right half the time, or as often as with a tool: there a call is redundant. A direct run is
+    learnt under the prompt that a free run of its question had, with the tools in it, which is what the policy sees.
+
+    Args:
+        runs: Of each question some down each branch, with their tokens.
+        verify: Judges the answers.
+        longest: Tokens at which replies were cut off; such a run teaches to ramble, and is not kept.
+        each: Different runs of one question, at most.
+    """
+    by_question: dict[str, dict[str, list[tuple[Trajectory, bool]]]] = defaultdict(lambda: defaultdict(list))
+    prompts: dict[str, tuple[int, ...]] = {}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("runs", "right", "kept", "questions")}
+    for run, right, _ in judged(runs, verify):
+        if run.branch == "free" and run.calls and run.calls[0].prompt_ids:
+            prompts[run.question.id] = run.calls[0].prompt_ids
+        if right is not None:
+            by_question[run.question.id][branch_of(run)].append((run, right))
+            counts["runs"][branch_of(run)] += 1
+            counts["right"][branch_of(run)] += right
+    kept: list[Trajectory] = []
+    for question_id, found in by_question.items():
+        share = {branch: sum(right for _, right in tried) / len(tried) for branch, tried in found.items()}
+        direct, tool = share.get("direct", 0.0), share.get("tool", 0.0)
+        suits = "direct" if direct and direct >= min(0.5, tool) else "tool"
+        different: dict[Any, Trajectory] = {}
+        for run, right in found.get(suits, ()):
+            written = tuple(call.completion_ids or () for call in run.calls)
+            if right and all(0 < len(ids) < longest for ids in written):
+                different.setdefault(written, run)
+        chosen = list(different.values())[:each]
+        asked = prompts.get(question_id) if suits == "direct" else None
+        kept += [
+            replace(run, calls=(replace(run.calls[0], prompt_ids=asked), *run.calls[1:])) if asked else run
+            for run in chosen
+        ]
+        counts["kept"][suits] += len(chosen)
+        counts["questions"][suits] += bool(chosen)
+    return Lessons(
+        runs=tuple(kept), figures={name: {"direct": it["direct"], "tool": it["tool"]} for name, it in counts.items()}
+    )

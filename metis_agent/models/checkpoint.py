@@ -44,9 +44,15 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: str | PathLike[str], *, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
+    path: str | PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = "auto",
+    chat_template: str | None = None,
 ) -> LoadedCheckpoint:
     """Load a causal language model, also one that reads images, from a local folder; only safetensors, never pickle.
+
+    A `chat_template` takes the place of the folder's.
 
     Raises:
         CheckpointError: The folder or a part of it is missing, truncated, or of another kind of model.
@@ -82,6 +88,8 @@ def load_checkpoint(
             f"The weights in {str(folder)!r} do not fit its config.json: {len(wrong)} tensors are missing or "
             f"have another shape, such as {wrong[0]!r}. Loading would make them random numbers. {_REMEDY}"
         )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     if not getattr(tokenizer, "chat_template", None):
         raise CheckpointError(
             f"The tokenizer in {str(folder)!r} has no chat template (chat_template.jinja), so messages can't "

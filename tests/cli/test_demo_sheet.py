@@ -8,8 +8,8 @@ from typing import Any
 
 from langchain_core.messages import HumanMessage, ToolMessage, message_to_dict
 
-from metis_agent.cli.demo import write_sheet
 from metis_agent.types import Question, ToolOutcome, Trajectory
+from metis_agent.worlds.gallery.pictures import write_sheet
 from metis_agent.worlds.gallery.questions import questions
 
 
