@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import pytest
+from langchain.agents.middleware import ToolRetryMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import StructuredTool, ToolException, tool
+from langchain_core.tools import BaseTool, StructuredTool, ToolException, tool
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InfrastructureError, InputError, SandboxGoneError
@@ -405,3 +406,26 @@ async def test_a_tool_that_is_async_only_runs_in_sync_runs_too(ask):
     only_async = StructuredTool.from_function(coroutine=find, name="find", description="Find it.")
     state = await ask(model(calling(call("find", query="x")), "ok"), [only_async])
     assert [(o.status, o.content) for o in state["outcomes"]] == [("ok", "found x")]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_tool_class_that_is_async_only_runs_in_sync_runs_too(ask, wrapped):
+    class Find(BaseTool):
+        name: str = "find"
+        description: str = "Find it."
+
+        def _run(self, query: str) -> str:
+            raise NotImplementedError("find is async only")
+
+        async def _arun(self, query: str) -> str:
+            await asyncio.sleep(0)
+            if query == "y":
+                raise NotImplementedError("no such search")
+            return f"found {query}"
+
+    chat = model(calling(call("find", id="1", query="x"), call("find", id="2", query="y")), "ok")
+    middleware = [ToolRetryMiddleware(max_retries=0)] if wrapped else ()
+    state = await ask(chat, [Find()], middleware=middleware)
+    assert (state["outcomes"][0].status, state["outcomes"][0].content) == ("ok", "found x")
+    assert state["outcomes"][1].status == "error"
+    assert "no such search" in state["outcomes"][1].content
