@@ -13,7 +13,8 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from metis_agent.cli.output import prepare_folder, progress_bars, step_bar, trai
 from metis_agent.cli.train_policy import CONFIGS, parse_value, read_run, train_run
 from metis_agent.errors import CheckpointError, ConfigurationError, InputError, MissingDependencyError
 from metis_agent.hdpo.settings import SftSettings
-from metis_agent.types import Branch, Question
+from metis_agent.types import Branch, Question, Trajectory
 
 if TYPE_CHECKING:
     from metis_agent.cli.policy_run import PolicyRun
@@ -319,13 +320,10 @@ class _Stages:
         chat = self._chat(model, self.run.validation.temperature, template)
         probes = Probes(direct=self.run.validation.direct, tool=self.run.validation.tool)
         sampled = self._sampling(chat.model, chat.tokenizer, chat.processor, self.run.sampling.temperature)
-        with progress_bars(self.console, width=34) as bars:
-            total = len(questions) * (1 + len(probes.branches))
-            task = bars.add_task(f"measure {name.replace('_', ' ')}", total=total)
+        with self._counted(f"measure {_TITLES[name]}", len(questions) * (1 + len(probes.branches))) as count:
             return measure(
                 self._rollouts(chat, name), questions, name=name, seed=self.run.training.seed, probes=probes,
-                probe_rollouts=self._rollouts(sampled, name), verify=self.verify,
-                progress=lambda _: bars.advance(task),
+                probe_rollouts=self._rollouts(sampled, name), verify=self.verify, progress=count,
             )  # fmt: skip
 
     def collect(self, model: Path, questions: Sequence[Question], samples: int, template: str | None) -> Lessons:
@@ -345,9 +343,8 @@ class _Stages:
                 "[bold yellow]The model's chat template shows no tools[/], so only the system prompt can tell it of "
                 "them; see --chat-template.", highlight=False,
             )  # fmt: skip
-        with progress_bars(self.console, width=34) as bars:
-            task = bars.add_task("run down each branch", total=len(plan))
-            runs = self._rollouts(chat, "curated").collect(plan, progress=lambda _: bars.advance(task))
+        with self._counted("run down each branch", len(plan)) as count:
+            runs = self._rollouts(chat, "curated").collect(plan, progress=count)
         kept = choose_runs(runs, self.verify, longest=self.run.sampling.max_new_tokens)
         _show_kept(self.console, kept)
         if kept.questions < _LEAST:
@@ -386,6 +383,25 @@ class _Stages:
             write_json(note, {"history": history})
         found: list[Mapping[str, float]] = json.loads(note.read_text(encoding="utf-8"))["history"]
         return found
+
+    @contextmanager
+    def _counted(self, title: str, total: int) -> Iterator[Callable[[Trajectory], None]]:
+        """A bar that finished runs move; those that failed are told of at the end."""
+        failures: list[str] = []
+        with progress_bars(self.console, width=34) as bars:
+            task = bars.add_task(title, total=total)
+
+            def count(run: Trajectory) -> None:
+                bars.advance(task)
+                if run.status == "failed":
+                    failures.append(run.error)
+
+            yield count
+        if failures:
+            self.console.print(
+                f"[bold yellow]{len(failures)} of {total} runs failed[/] and are left out, the first with "
+                f"{failures[0]!r:.300}.", highlight=False,
+            )  # fmt: skip
 
     def _load(self, model: Path, template: str | None, *, device: str) -> Any:
         import torch

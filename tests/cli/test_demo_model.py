@@ -195,9 +195,13 @@ def test_questions_without_answers_are_named(tmp_path: Path) -> None:
 
 def test_where_too_few_runs_are_right_it_says_how_many_and_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
-    file.write_text("".join(json.dumps({"question": f"Say {n}?", "answer": "zebra"}) + "\n" for n in range(16)))
+    said = [*(f"Say {n}?" for n in range(16)), "Say " + "so " * 5_000]  # of which the last is too long for the model
+    file.write_text("".join(json.dumps({"question": text, "answer": "zebra"}) + "\n" for text in said))
+    done = CliRunner().invoke(app, arguments(tmp_path / "run", file=file))
     with pytest.raises(InputError, match=r"0 of \d+ questions have a right run.*--system-prompt.*larger model"):
-        raise refused(arguments(tmp_path / "run", file=file))
+        raise done.exception or AssertionError(done.output)
+    assert "3 of " in done.output
+    assert "runs failed and are left out, the first with 'InputError: The prompt has" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("words", [["--questions", "file.jsonl"], ["--questions", "4"], ["--tools", TOOLS]])
