@@ -162,6 +162,13 @@ def _show_kept(console: Console, kept: Lessons) -> None:
     for branch in ("direct", "tool"):
         table.add_row(branch, *(str(counts[branch]) for counts in kept.figures.values()))
     console.print(table)
+    cut = sum(kept.figures["cut off"].values())
+    if cut:
+        console.print(
+            f"[bold yellow]{cut} right runs went on until they were cut off[/] and teach to ramble: they are not kept. "
+            "Raise sampling.max_new_tokens by --set, lower sampling.temperature, or ask for short replies.",
+            highlight=False,
+        )  # fmt: skip
     if not kept.figures["kept"]["tool"]:
         console.print("[bold yellow]No call is among them[/]: the cold start teaches none.")
 

@@ -301,7 +301,8 @@ class Lessons:
 
     runs: tuple[Trajectory, ...]
     figures: Mapping[str, Mapping[str, int]]
-    """By the branch taken: runs that were judged, `right` and `kept` ones, and `questions` whose lesson it is."""
+    """By the branch taken: `runs` that were judged, the `right` ones, those of them that were `cut off` at the
+    limit, the `kept` ones, and `questions` whose lesson it is."""
 
     @property
     def questions(self) -> int:
@@ -325,7 +326,7 @@ def choose_runs(
     """
     by_question: dict[str, dict[str, list[tuple[Trajectory, bool]]]] = defaultdict(lambda: defaultdict(list))
     prompts: dict[str, tuple[int, ...]] = {}
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("runs", "right", "kept", "questions")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("runs", "right", "cut off", "kept", "questions")}
     for run, right, _ in judged(runs, verify):
         if run.branch == "free" and run.calls and run.calls[0].prompt_ids:
             prompts[run.question.id] = run.calls[0].prompt_ids
@@ -343,6 +344,8 @@ def choose_runs(
             written = tuple(call.completion_ids or () for call in run.calls)
             if right and all(0 < len(ids) < longest for ids in written):
                 different.setdefault(written, run)
+            elif right:
+                counts["cut off"][suits] += 1
         chosen = list(different.values())[:each]
         asked = prompts.get(question_id) if suits == "direct" else None
         kept += [

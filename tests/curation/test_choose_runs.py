@@ -31,7 +31,8 @@ def test_where_the_direct_answer_does_a_call_is_redundant_and_not_learnt() -> No
     assert kept.runs[0].calls[0].prompt_ids == PROMPT  # as the policy will be asked, and not as the run was
     assert kept.runs[0].calls[0].completion_ids == (7,)
     assert kept.figures == {
-        "runs": {"direct": 2, "tool": 2}, "right": {"direct": 1, "tool": 2}, "kept": {"direct": 1, "tool": 0},
+        "runs": {"direct": 2, "tool": 2}, "right": {"direct": 1, "tool": 2}, "cut off": {"direct": 0, "tool": 0},
+        "kept": {"direct": 1, "tool": 0},
         "questions": {"direct": 1, "tool": 0},
     }  # fmt: skip
     assert kept.questions == 1
@@ -49,6 +50,8 @@ def test_a_forced_run_without_a_call_is_one_of_the_direct_branch() -> None:
 
 def test_the_wrong_the_cut_off_and_the_same_again_are_left_out() -> None:
     assert chosen(run(1, "direct", "41"), run(2, "tool", "0", called=True)) == []
-    assert chosen(run(1, "direct", "42", ids=(7, 7, 7, 7)), run(2, "direct", "42")) == ["2"]
+    both = (run(1, "direct", "42", ids=(7, 7, 7, 7)), run(2, "direct", "42"))
+    assert chosen(*both) == ["2"]
+    assert choose_runs(both, verify, longest=4).figures["cut off"] == {"direct": 1, "tool": 0}
     same = [run(number, "direct", "42", ids=ids) for number, ids in enumerate([(7,), (7,), (8,), (9,)])]
     assert chosen(*same) == ["0", "2"]  # two of a question at most
