@@ -322,7 +322,7 @@ _ONCE = ("before_agent", "after_agent")
 
 
 def _compiled(setup: Setup, graph: StateGraph[Any, Any, Any, Any], **options: Any) -> MetisAgent:
-    compiled = graph.compile(**options)
+    compiled = graph.compile(transformers=setup.transformers, **options)
     parts = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
     looped, once = len(setup.hook_nodes("before_model", "after_model")), len(setup.hook_nodes(*_ONCE))
     parts["config"] = {"recursion_limit": setup.rules.budget.max_steps * (1 + looped) + once}

@@ -17,8 +17,10 @@ from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase, 
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.prebuilt import ToolCallTransformer
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.rules.outcomes import RecordsAsTold
 from metis_agent.rules.rules import Offer, Offered, Rules, spec_of
 from metis_agent.rules.shapes import no_tools_choice
 
@@ -53,6 +55,11 @@ class Setup:
     def structured(self) -> bool:
         """Whether the answer has a format of its own."""
         return self.hooks is not None and bool(self.hooks.structured)
+
+    @property
+    def transformers(self) -> tuple[Any, ...]:
+        """What LangGraph's event streams pass through, as in an agent of LangChain's with the same middleware."""
+        return (*(self.hooks.transformers if self.hooks is not None else [ToolCallTransformer]), RecordsAsTold)
 
     @cached_property
     def entry(self) -> str:

@@ -88,12 +88,15 @@ class _Node(Runnable[Mapping[str, Any], Any]):
         setup, plan, reply = self._setup, settled.plan, settled.reply
         goto: Any = setup.replied or setup.finish
         if plan is not None:
+            message = settled.message
             if plan.run and reply.structured is not None:
                 turn.change(answered=True)
-            update = turn.update(settled.message, *plan.replies, *reply.beside)
+            elif not plan.run and message is not None and setup.replied:
+                message = turn.unsaid(message)
+            update = turn.update(message, *plan.replies, *reply.beside)
             goto = (setup.replied or list(map(Send, plan.tools, plan.run))) if plan.run else setup.entry
         elif settled.fails_format:
-            update, goto = turn.update(settled.message, *reply.beside), setup.entry
+            update, goto = turn.update(settled.message, *reply.beside), setup.replied or setup.entry
         else:
             update = turn.end(settled.message, *reply.beside)
         return Command(update={**update, **reply.also}, goto=goto)

@@ -45,7 +45,7 @@ from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
-from metis_agent.rules.outcomes import InThread, OutcomeBuffer, is_sync_only
+from metis_agent.rules.outcomes import InThread, OutcomeBuffer, RecordsAsTold, is_sync_only
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
 from metis_agent.rules.state import Notes, PendingCall, Records
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
@@ -107,6 +107,7 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
     """
 
     state_schema = GateState
+    transformers = (RecordsAsTold,)
 
     def __init__(
         self,
@@ -288,7 +289,7 @@ class _ModelCall:
             if plan.run:
                 return self._conclude(self._sent(settled))
             if settled.message is not None:
-                self._said += [settled.message, *plan.replies]
+                self._said += [self.turn.unsaid(settled.message), *plan.replies]
 
     def _sent(self, settled: Settled) -> ModelResponse[Any]:
         """The response with its calls on their way: those that may run to their tools, the others to their messages.
@@ -301,10 +302,8 @@ class _ModelCall:
         replies = {message.tool_call_id: message for message in plan.replies}
         # LangChain sends no call that it could not parse: these are answered at once.
         unparsed = [replies.pop(call["id"] or "") for call in plan.message.invalid_tool_calls]
-        pending, arguments = (
-            list(self.turn.notes["pending"]),
-            {outcome.call_id: dict(outcome.arguments) for outcome in plan.outcomes},
-        )
+        pending = list(self.turn.notes["pending"])
+        arguments = {outcome.call_id: dict(outcome.arguments) for outcome in plan.outcomes}
         for id_, message in replies.items():
             name, content, status = message.name or "", message.content, message.status
             pending.append(PendingCall(id=id_, name=name, args=arguments[id_], settled=content, status=status))
@@ -385,6 +384,7 @@ class Hooks:
         self._ask = inner.nodes["model"].bound
         self.state_schema: type[Any] = inner.builder.state_schema
         """The user's with what the hooks keep in state."""
+        self.transformers: tuple[Any, ...] = inner.stream_transformers
         self.structured = response_format is not None
         self.wraps = tuple([one for one in middleware if _overrides(one, "wrap_tool_call")])
         self.nodes: dict[str, dict[str, Runnable[Any, Any]]] = {}

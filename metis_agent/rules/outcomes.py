@@ -18,6 +18,7 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolInvocationError
+from langgraph.stream import ProtocolEvent, StreamTransformer
 from langgraph.types import Command, Overwrite
 from pydantic import ValidationError
 
@@ -33,6 +34,7 @@ __all__ = [
     "InLoop",
     "InThread",
     "OutcomeBuffer",
+    "RecordsAsTold",
     "ToolResult",
     "abandoned",
     "as_left",
@@ -126,13 +128,33 @@ def commands_of(
 
 def as_left(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, Any]:
     """The turn's records, where other code has changed the messages that they are of."""
+    told = _as_told(state, messages)
+    return {key: Overwrite([dict(vars(record)) for record in records]) for key, records in told.items()}
+
+
+class RecordsAsTold(StreamTransformer):
+    """Keeps out of a snapshot's records what other transformers have taken out of the messages beside them."""
+
+    required_stream_modes = ("values",)
+
+    def init(self) -> dict[str, Any]:
+        """It adds nothing to a stream."""
+        return {}
+
+    def process(self, event: ProtocolEvent) -> bool:
+        """Change the snapshot in its place: wherever this stands among the transformers, the last one counts."""
+        snapshot = event["params"]["data"]
+        # Other graphs within this one, or around it, have states of their own.
+        if event["method"] == "values" and isinstance(snapshot, dict) and snapshot.get("metis_turn"):
+            snapshot.update(_as_told(snapshot, snapshot["messages"]))
+        return True
+
+
+def _as_told(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, list[Any]]:
+    """Those of the turn's records that the messages do not bear out, as they do."""
     outcomes, calls = state.get("outcomes", ()), state.get("calls", ())
-    update: dict[str, Any] = {}
-    if (told := outcomes_as_told(messages, outcomes)) != list(outcomes):
-        update["outcomes"] = Overwrite([dict(vars(outcome)) for outcome in told])
-    if (said := as_told(turn_of(messages), calls)) != list(calls):
-        update["calls"] = Overwrite([dict(vars(call)) for call in said])
-    return update
+    told = {"outcomes": outcomes_as_told(messages, outcomes), "calls": as_told(turn_of(messages), calls)}
+    return {key: records for key, records in told.items() if records != list(state.get(key, ()))}
 
 
 def without_records(result: ToolResult) -> ToolResult:

@@ -19,7 +19,7 @@ from metis_agent.messages import blocks_of, inner_block
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
     "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shows_others", "with_free_results",
-    "without_calls", "without_last_thoughts",
+    "without_calls", "without_last_thoughts", "without_words",
 ]  # fmt: skip
 
 AnyCall = ToolCall | InvalidToolCall
@@ -218,6 +218,16 @@ def without_last_thoughts(message: AIMessage) -> AIMessage:
     while kept and _says_nothing(kept[-1]):
         kept.pop()
     return message if len(kept) == len(message.content) else message.model_copy(update={"content": kept})
+
+
+def without_words(message: AIMessage) -> AIMessage:
+    """The reply with its calls alone, and with the thoughts that led to them."""
+    calls = open_calls(message)
+    content: Any = ""
+    if isinstance(message.content, list):
+        blocks = [{"type": "text", "text": ""} if _is_text(block) else block for block in message.content]
+        content = _content(blocks, [_Change(call, call) for call in calls])
+    return message.model_copy(update={"content": content})
 
 
 def provider_calls(message: AIMessage) -> list[ProviderCall]:
@@ -421,6 +431,10 @@ def _is_amiss(message: AIMessage) -> bool:
 def _shown(message: AIMessage) -> list[Any]:
     """The ids of the calls among its content blocks."""
     return [block.get(_CALLS[block["type"]]) for block in blocks_of(message) if block.get("type") in _CALLS]
+
+
+def _is_text(block: Any) -> bool:
+    return isinstance(block, str) or inner_block(block).get("type") == "text"
 
 
 def _says_nothing(block: Any) -> bool:

@@ -17,7 +17,17 @@ from typing_extensions import TypedDict
 from metis_agent.errors import InputError
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
-__all__ = ["Notes", "PendingCall", "Records", "RunMarker", "as_dict", "begins_anew", "check_question", "new_notes"]
+__all__ = [
+    "Notes",
+    "PendingCall",
+    "Records",
+    "RunMarker",
+    "as_dict",
+    "begins_anew",
+    "check_question",
+    "new_notes",
+    "with_question",
+]
 
 
 RecordT = TypeVar("RecordT", bound=GateDecision | ToolOutcome | ModelCall)
@@ -187,6 +197,27 @@ def begins_anew(notes: Notes, messages: Sequence[AnyMessage]) -> bool:
         return False
     answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
     return not notes["pending"] or any(call["id"] not in answered for call in notes["pending"])
+
+
+def with_question(messages: Sequence[AnyMessage], question: AnyMessage | None) -> Sequence[AnyMessage]:
+    """The conversation with the turn's question as its last human message, whatever has been added or summarised since.
+
+    Other human messages after the question are left out, or all where it had gone.
+    """
+    if question is None:
+        return messages
+    place = last = None
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].type == "human":
+            last = index if last is None else last
+            if messages[index].id == question.id:
+                # As other code has left it.
+                place, question = index, messages[index]
+                break
+    if place is not None and place == last:
+        return messages
+    before, after = (messages[:place], messages[place + 1 :]) if place is not None else ([], messages)
+    return [*before, question, *(message for message in after if message.type != "human")]
 
 
 def check_question(question: BaseMessage | None, messages: Sequence[BaseMessage]) -> None:

@@ -43,8 +43,9 @@ from metis_agent.rules.shapes import (
     rewritten,
     without_calls,
     without_last_thoughts,
+    without_words,
 )  # fmt: skip
-from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes
+from metis_agent.rules.state import Notes, PendingCall, begins_anew, new_notes, with_question
 from metis_agent.types import (
     TOKEN_RECORD,
     Draft,
@@ -56,7 +57,7 @@ from metis_agent.types import (
     ToolOutcome,
 )  # fmt: skip
 
-__all__ = ["Turn", "adrive", "decide", "drive", "respond", "spending_of", "with_question"]
+__all__ = ["Turn", "adrive", "decide", "drive", "respond", "spending_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +167,15 @@ class Turn:
         maker = self._buffer.wait_for(self.notes) if self._buffer else ""
         self.change(fruitless=0, pending=calls, polls=polls, maker=maker)
 
+    def unsaid(self, reply: AIMessage) -> AIMessage:
+        """A reply whose calls were answered at once, without its words, where other code does not get to see it.
+
+        That code may be there to take names and addresses out of what the model says.
+        """
+        if self.calls and self.calls[-1].completion_ids is None:
+            self.calls[-1] = replace(self.calls[-1], text="")
+        return without_words(reply)
+
     def end(self, *said: AnyMessage | None) -> dict[str, Any]:
         """The turn has been answered: tell a gate that keeps count, and give what the step writes to state."""
         self.change(open=False)
@@ -217,26 +227,6 @@ def spending_of(outcomes: Iterable[ToolOutcome], seconds: float = 0.0) -> Spendi
             per_tool[outcome.tool] = per_tool.get(outcome.tool, 0) + 1
             cost += outcome.cost
     return Spending(calls=sum(per_tool.values()), calls_per_tool=per_tool, seconds=seconds, cost=cost)
-
-
-def with_question(messages: Sequence[AnyMessage], question: AnyMessage | None) -> Sequence[AnyMessage]:
-    """The conversation with the turn's question as its last human message, whatever has been added or summarised since.
-
-    Other human messages after the question are left out, or all where it had gone.
-    """
-    if question is None:
-        return messages
-    place = last = None
-    for index in range(len(messages) - 1, -1, -1):
-        if messages[index].type == "human":
-            last = index if last is None else last
-            if messages[index].id == question.id:
-                place = index
-                break
-    if place is not None and place == last:
-        return messages
-    before, after = (messages[:place], messages[place + 1 :]) if place is not None else ([], messages)
-    return [*before, question, *(message for message in after if message.type != "human")]
 
 
 def drive(turn: Turn, step: Step[_T], ask: Callable[[Turn, Ask], Reply]) -> _T:

@@ -2,11 +2,12 @@ import logging
 
 import orjson
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import Overwrite
 
-from metis_agent.rules.state import Records, as_dict
+from metis_agent.rules.state import Records, as_dict, with_question
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 DECISION = GateDecision(allowed=("a", "b"), required=True, probabilities={"a": 0.7, "b": 0.6}, threshold=0.5)
@@ -71,3 +72,10 @@ def test_channels_are_equal_by_record_and_behaviour():
 def test_other_writes_are_refused(wrong):
     with pytest.raises(InvalidUpdateError, match="ToolOutcome"):
         Records(ToolOutcome).update([wrong])
+
+
+def test_the_question_is_as_other_code_has_left_it():
+    question, shown = HumanMessage("Who is bob@example.com?", id="q"), HumanMessage("[the page]", id="p")
+    messages = [HumanMessage("Who is [REDACTED]?", id="q"), AIMessage("I look."), shown]
+    assert [message.text for message in with_question(messages, question)] == ["Who is [REDACTED]?", "I look."]
+    assert with_question([shown, AIMessage("I look.")], question)[0] is question
