@@ -23,7 +23,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest, msg_content_output
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
-from metis_agent.deadline import arun_in_thread, arun_within, run_within
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import BoundModel, Setup
 from metis_agent.rules.answers import sendable
@@ -282,18 +282,25 @@ class _Runner:
         self.hooks = setup.hooks if setup.hooks is not None and setup.hooks.wraps else None
         self._in_thread = {name for name, tool in setup.tools.items() if is_sync_only(tool)}
 
-    def run(self, call: SentCall, execute: _Sync) -> list[Command[Any]]:
-        """Run a call, in a thread of its own where its time is limited."""
+    def run(self, call: SentCall, execute: _Sync, failed: Sequence[Exception] | None = None) -> list[Command[Any]]:
+        """Run a call, in a thread of its own where its time is limited.
+
+        Within hooks, `failed` has the errors of the tool: one of theirs is not for the model.
+        """
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
         try:
             result = execute() if limit is None else run_within(limit, execute, of=self._setup.tools[call["name"]])
         except Exception as error:
             status, result = failure_of(call, error, limit)
+            if _is_a_hooks(error, failed):
+                raise
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
         return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
-    async def arun(self, call: SentCall, execute: _Async) -> list[Command[Any]]:
+    async def arun(
+        self, call: SentCall, execute: _Async, failed: Sequence[Exception] | None = None
+    ) -> list[Command[Any]]:
         """Run a call on the event loop."""
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
@@ -302,6 +309,8 @@ class _Runner:
             result = await (execute() if limit is None else arun_within(limit, execute(), of=of))
         except Exception as error:
             status, result = failure_of(call, error, limit)
+            if _is_a_hooks(error, failed):
+                raise
         seconds, cost = time.perf_counter() - started, self._setup.offer.terms[call["name"]].cost
         return commands_of(call, result, status=status, seconds=seconds, cost=cost)
 
@@ -311,13 +320,21 @@ class _Runner:
         def run(asked: ToolCallRequest) -> ToolResult:
             if asked.tool is not None and is_async_only(asked.tool):
                 asked = asked.override(tool=cast(BaseTool, InLoop(asked.tool)))
-            return execute(asked)
+            try:
+                return execute(asked)
+            except Exception as error:
+                failed.append(error)
+                raise
 
         call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
+        failed: list[Exception] = []
         try:
-            return self.run(call, lambda: run(request) if hooks is None else hooks.tool_call(request, run))
-        except InfrastructureError as error:
-            self.record_failure(request.state, error, call, started)
+            if hooks is None:
+                return self.run(call, lambda: run(request))
+            return self.run(call, lambda: hooks.tool_call(request, run), failed)
+        except Exception as error:
+            if isinstance(error, InfrastructureError) or (hooks is not None and _is_a_hooks(error, failed)):
+                self.record_failure(request.state, error, call, started)
             raise
 
     async def awrap(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[ToolResult]]) -> Any:
@@ -326,13 +343,21 @@ class _Runner:
         async def run(asked: ToolCallRequest) -> ToolResult:
             if asked.tool is not None and asked.tool.name in self._in_thread:
                 asked = asked.override(tool=cast(BaseTool, InThread(asked.tool)))
-            return await execute(asked)
+            try:
+                return await execute(asked)
+            except Exception as error:
+                failed.append(error)
+                raise
 
         call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
+        failed: list[Exception] = []
         try:
-            return await self.arun(call, lambda: run(request) if hooks is None else hooks.atool_call(request, run))
-        except InfrastructureError as error:
-            await asyncio.to_thread(self.record_failure, request.state, error, call, started)
+            if hooks is None:
+                return await self.arun(call, lambda: run(request))
+            return await self.arun(call, lambda: hooks.atool_call(request, run), failed)
+        except Exception as error:
+            if isinstance(error, InfrastructureError) or (hooks is not None and _is_a_hooks(error, failed)):
+                await asyncio.to_thread(self.record_failure, request.state, error, call, started)
             raise
 
     def _limit(self, call: SentCall) -> float | None:
@@ -344,13 +369,18 @@ class _Runner:
         return left if timeout is None else min(left, timeout)
 
     def record_failure(self, state: Any, error: Exception, call: SentCall, started: float) -> None:
-        """Store what there is of a turn that an error of the infrastructure ends, in this call."""
+        """Store what there is of a turn that an error which is not for the model ends, in this call."""
         rules, seconds = self._setup.rules, time.perf_counter() - started
         turn, cost = Turn(rules, state), self._setup.offer.terms[call["name"]].cost
         said = ToolMessage(f"{type(error).__name__}: {error}", tool_call_id=call["id"], status="error")
         turn.outcomes.append(outcome_of(call, said, seconds=seconds, cost=cost)[0])
         turn.change(seconds=turn.notes["seconds"] + seconds)
         rules.record_failure(turn.recorded(), error, offered=self._setup.offered)
+
+
+def _is_a_hooks(error: Exception, failed: Sequence[Exception] | None) -> bool:
+    """Whether an error of a call came from the hooks around its tool, which itself has not failed."""
+    return failed is not None and not failed and not isinstance(error, DeadlineError | GraphBubbleUp)
 
 
 def _is_plain(tool: BaseTool) -> bool:

@@ -317,3 +317,40 @@ def test_what_is_redacted_in_messages_is_redacted_in_all_records():
     assert [outcome.status for outcome in state["outcomes"]] == ["ok", "repeated"]
     assert "[REDACTED_EMAIL]" in state["messages"][-1].text
     assert "@example" not in str(state)
+
+
+class Unlucky(AgentMiddleware):
+    """Fails around a tool, before or after it has run."""
+
+    def __init__(self, late):
+        self.late = late
+
+    def wrap_tool_call(self, request, handler):
+        if self.late:
+            handler(request)
+        raise PermissionError("not for you")
+
+    async def awrap_tool_call(self, request, handler):
+        if self.late:
+            await handler(request)
+        raise PermissionError("not for you")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_of_a_hook_ends_the_run_as_in_a_plain_agent(go, late, tmp_path):
+    chat = model(calling(call("look", query="x")), "done")
+    with pytest.raises(PermissionError):
+        go(create_agent(chat, [look], middleware=[Unlucky(late)]), ASK)
+    with TrajectoryStore(tmp_path) as store:
+        agent = create_metis_agent(model(*chat.script), [look], middleware=[Unlucky(late)], recorder=Recorder(store))
+        with pytest.raises(PermissionError):
+            go(agent, ASK)
+        [trajectory] = store.read()
+    assert (trajectory.status, trajectory.error) == ("failed", "PermissionError: not for you")
+
+
+def test_an_error_of_a_tool_that_a_hook_passes_on_is_the_models_to_read(go):
+    FAILED.clear()
+    retry = ToolRetryMiddleware(max_retries=0, on_failure="error")
+    state = go(create_metis_agent(model(calling(call("fails", query="x")), "done"), [fails], middleware=[retry]), ASK)
+    assert state["messages"][-2].text == "fails failed with ValueError: down"
