@@ -43,6 +43,7 @@ __all__ = [
     "is_async_only",
     "is_sync_only",
     "outcome_of",
+    "records_as_told",
     "without_records",
 ]
 
@@ -128,7 +129,7 @@ def commands_of(
 
 def as_left(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, Any]:
     """The turn's records, where other code has changed the messages that they are of."""
-    told = _as_told(state, messages)
+    told = records_as_told(state, messages)
     return {key: Overwrite([dict(vars(record)) for record in records]) for key, records in told.items()}
 
 
@@ -146,11 +147,11 @@ class RecordsAsTold(StreamTransformer):
         snapshot = event["params"]["data"]
         # Other graphs within this one, or around it, have states of their own.
         if event["method"] == "values" and isinstance(snapshot, dict) and snapshot.get("metis_turn"):
-            snapshot.update(_as_told(snapshot, snapshot["messages"]))
+            snapshot.update(records_as_told(snapshot, snapshot["messages"]))
         return True
 
 
-def _as_told(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, list[Any]]:
+def records_as_told(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, list[Any]]:
     """Those of the turn's records that the messages do not bear out, as they do."""
     outcomes, calls = state.get("outcomes", ()), state.get("calls", ())
     told = {"outcomes": outcomes_as_told(messages, outcomes), "calls": as_told(turn_of(messages), calls)}

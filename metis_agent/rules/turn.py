@@ -28,7 +28,7 @@ from metis_agent.rules.enforcement import (
     progress_of,
     stripped,
 )
-from metis_agent.rules.outcomes import OutcomeBuffer
+from metis_agent.rules.outcomes import OutcomeBuffer, records_as_told
 from metis_agent.rules.rules import Offer, Rules
 from metis_agent.rules.shapes import (
     Ending,
@@ -87,6 +87,8 @@ class Turn:
         """Of this step, where they are kept."""
         self.ending: Ending = ""
         """How the model's latest reply ended."""
+        self._left: Mapping[str, list[Any]] = {}
+        """Of the turn's records, those that a person has made out of date since the last run, as they are now."""
         notes: Notes | None = state.get("metis_turn")
         self._run_begins = not state.get("metis_run")
         self.new = notes is None or (self._run_begins and begins_anew(notes, self.messages))
@@ -98,7 +100,9 @@ class Turn:
             self._known_outcomes = self._known_decisions = 0
             return
         self.notes = notes
-        self.decisions, self.outcomes = list(state["decisions"]), list(state["outcomes"])
+        if self._run_begins:
+            self._left = records_as_told(state, self.messages)
+        self.decisions, self.outcomes = list(state["decisions"]), list(self._left.get("outcomes", state["outcomes"]))
         self._known_outcomes, self._known_decisions = len(self.outcomes), len(self.decisions)
         if notes["pending"] or buffer is not None:
             self._take_results()
@@ -202,6 +206,8 @@ class Turn:
         for key, records in (("outcomes", self.outcomes[self._known_outcomes :]), ("calls", self.calls)):
             if self.new and state.get(key):
                 update[key] = Overwrite([dict(vars(record)) for record in records])
+            elif key in self._left:
+                update[key] = Overwrite([dict(vars(record)) for record in [*self._left[key], *records]])
             elif records:
                 update[key] = [dict(vars(record)) for record in records]
         return update

@@ -6,6 +6,7 @@ from typing import Annotated
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from metis_agent.errors import InfrastructureError
@@ -14,6 +15,8 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rules.budget import Budget
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import results
+
+THREAD = {"configurable": {"thread_id": "t"}}
 
 
 def test_a_failed_turn_has_its_seconds(make, go, tools, tmp_path):
@@ -93,3 +96,17 @@ def test_a_recorder_that_cannot_write_takes_no_answer(make, go, tools):
     recorder = Recorder(Full())
     assert go(make(model("the answer"), tools, recorder=recorder))["messages"][-1].text == "the answer"
     assert recorder.report.lost == 1
+
+
+def test_a_result_that_a_person_has_changed_is_in_no_record_as_it_was(make, go, ran, tools, tmp_path):
+    chat = model(calling(call("look", id="1", query="x")), "ok", calling(call("look", id="2", query="x")), "nothing")
+    with TrajectoryStore(tmp_path) as store:
+        agent = make(chat, tools, checkpointer=InMemorySaver(), recorder=Recorder(store))
+        go(agent, config=THREAD)
+        past = next(one for one in agent.get_state_history(THREAD) if one.values["messages"][-1].type == "tool")
+        changed = past.values["messages"][-1].model_copy(update={"content": "nothing there"})
+        state = go(agent, None, agent.update_state(past.config, {"messages": [changed]}))
+        trajectory = list(store.read())[-1]
+    assert len(ran) == 1
+    assert "found" not in f"{state} {trajectory} {chat.asked[-1].messages}"
+    assert [outcome.content.splitlines()[-1] for outcome in state["outcomes"]] == ["nothing there"] * 2
