@@ -140,11 +140,14 @@ class GateNode(_Node):
 
 
 class AskingNode(_Node):
-    """Asks the model as the gate decided, and sends each call that may run to its tool."""
+    """Asks the model as the gate decided, and sends each call that may run to its tool.
+
+    No turn begins here, nor where it is recorded, also where a run was stopped and goes on.
+    """
 
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model and settle its reply."""
-        turn, setup = Turn(self._setup.rules, input), self._setup
+        turn, setup = Turn(self._setup.rules, input, begins=False), self._setup
         try:
             settled = drive(turn, self._reply(turn, turn.decisions[-1]), self._ask)
         except GraphBubbleUp:
@@ -156,7 +159,7 @@ class AskingNode(_Node):
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> Command[Any]:
         """Ask the model without blocking the event loop, and settle its reply."""
-        turn, setup = Turn(self._setup.rules, input), self._setup
+        turn, setup = Turn(self._setup.rules, input, begins=False), self._setup
         try:
             settled = await adrive(turn, self._reply(turn, turn.decisions[-1]), self._aask)
         except GraphBubbleUp:
@@ -176,9 +179,7 @@ class RecordNode(_Node):
     def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> None:
         """Record the turn."""
         rules = self._setup.rules
-        # No turn begins here, also where a run was stopped and goes on.
-        turn = Turn(rules, {**input, "metis_run": True})
-        rules.record(turn.recorded(), offered=self._setup.offered)
+        rules.record(Turn(rules, input, begins=False).recorded(), offered=self._setup.offered)
 
     async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **_: Any) -> None:
         """Record the turn in a thread: stores may be slow."""

@@ -74,9 +74,12 @@ class Turn:
         rules: the agent's.
         state: the agent's state.
         buffer: where the outcomes of the calls that ran are waiting, in a host whose tools do not write them to state.
+        begins: a turn may begin here, where the run does.
     """
 
-    def __init__(self, rules: Rules, state: Mapping[str, Any], buffer: OutcomeBuffer | None = None) -> None:
+    def __init__(
+        self, rules: Rules, state: Mapping[str, Any], buffer: OutcomeBuffer | None = None, *, begins: bool = True
+    ) -> None:
         self.started = time.perf_counter()
         self.rules = rules
         self.state = state
@@ -91,7 +94,7 @@ class Turn:
         """Of the turn's records, those that a person has made out of date since the last run, as they are now."""
         notes: Notes | None = state.get("metis_turn")
         self._run_begins = not state.get("metis_run")
-        self.new = notes is None or (self._run_begins and begins_anew(notes, self.messages))
+        self.new = notes is None or (begins and self._run_begins and begins_anew(notes, self.messages))
         if notes is None or self.new:
             info = get_runtime().execution_info
             self.notes = new_notes(self.messages, None if info is None else info.task_id)

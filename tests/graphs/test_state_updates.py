@@ -1,14 +1,16 @@
 """A person changes the state of a thread that stands still, or goes back in time: the run goes on as at LangChain."""
 
 import asyncio
+import contextlib
+from typing import Annotated
 
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, ToolMessage
-from langchain_core.tools import tool
+from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.types import StateUpdate, interrupt
+from langgraph.types import Command, StateUpdate, interrupt
 
 from metis_agent import Budget, MetisAgent, MetisGateMiddleware, Recorder, TrajectoryStore, create_metis_agent
 from metis_agent.gates import ModelGate, NeverGate
@@ -253,3 +255,24 @@ def test_going_back_behind_a_gate_in_create_agent(tools):
     place = next(p for p in agent.get_state_history(THREAD) if p.values["messages"][-1].type == "tool")
     state = agent.invoke(None, place.config)
     assert [(outcome.tool, outcome.status) for outcome in state["outcomes"]] == [("mail", "ok")]
+
+
+@pytest.mark.parametrize("why", ["a pause", "an error"])
+def test_a_message_that_a_tool_has_brought_begins_no_turn_where_the_run_goes_on(why):
+    @tool
+    def show(page: int, tool_call_id: Annotated[str, InjectedToolCallId]) -> Command:
+        """Show a page."""
+        said = ToolMessage("see below", tool_call_id=tool_call_id)
+        return Command(update={"messages": [said, HumanMessage("[the page]")]})
+
+    shows = [calling(call("show", id=str(page), page=page)) for page in range(9)]
+    chat = model(shows[0], ConnectionError("down"), *shows[1:]) if why == "an error" else model(*shows)
+    agent = create_metis_agent(
+        chat, [show], budget=Budget(calls=2), checkpointer=InMemorySaver(),
+        interrupt_before=["act"] if why == "a pause" else None,
+    )  # fmt: skip
+    with contextlib.suppress(ConnectionError):
+        agent.invoke({"messages": [HumanMessage("q")]}, THREAD)
+    while agent.get_state(THREAD).next:
+        agent.invoke(None, THREAD)
+    assert [outcome.status for outcome in agent.get_state(THREAD).values["outcomes"]][:3] == ["ok", "ok", "blocked"]
