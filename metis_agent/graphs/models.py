@@ -20,9 +20,9 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.prebuilt import ToolCallTransformer
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.rules.asking import no_tools_choice
 from metis_agent.rules.outcomes import RecordsAsTold
 from metis_agent.rules.rules import Offer, Offered, Rules, spec_of
-from metis_agent.rules.shapes import no_tools_choice
 
 __all__ = ["Bindings", "BoundModel", "Setup", "taken_apart"]
 

@@ -23,11 +23,10 @@ from langgraph.types import Command
 from metis_agent.deadline import DeadlineError
 from metis_agent.errors import ConfigurationError
 from metis_agent.rules.answers import sendable
-from metis_agent.rules.asking import Ask, Reply
+from metis_agent.rules.asking import Ask, Reply, no_tools_choice
 from metis_agent.rules.budget import ToolTerms, terms_of
 from metis_agent.rules.outcomes import OutcomeBuffer, abandoned, outcome_of, without_records
 from metis_agent.rules.rules import Offer, Rules, spec_of
-from metis_agent.rules.shapes import no_tools_choice
 from metis_agent.rules.state import Notes
 from metis_agent.rules.turn import Turn
 from metis_agent.types import OutcomeStatus, ToolOutcome

@@ -22,7 +22,7 @@ from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_
 from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
-__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step"]
+__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step", "no_tools_choice"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,11 @@ _MODEL = ModelGate()
 _FAILURES = 5
 _PAUSE = 30.0
 _LONGEST_PAUSE = 3600.0
+_NO_TOOLS: Mapping[str, Any] = {
+    "ChatAnthropic": {"type": "none"},
+    **dict.fromkeys(("BaseChatOpenAI", "ChatGoogleGenerativeAI", "ChatMistralAI", "ChatGroq", "ChatFireworks"), "none"),
+}
+"""What forbids calls of the tools on offer, by the name of the client's class or of one that it derives from."""
 
 
 _T = TypeVar("_T")
@@ -130,6 +135,11 @@ class Settled:
 
 Step = Generator["Ask | GateRequest", Any, _T]
 """Yields a `GateRequest` and is sent a `GateDecision`, or an `Ask` and is sent a `Reply`."""
+
+
+def no_tools_choice(model: Any) -> Any:
+    """The `tool_choice` that forbids all calls of the tools on offer; `None` where the client has none."""
+    return next((_NO_TOOLS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _NO_TOOLS), None)
 
 
 class AskedGate:

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, Tool
 from metis_agent.messages import blocks_of, inner_block
 
 __all__ = [
-    "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer", "no_tools_choice",
+    "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer",
     "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shows_others", "with_free_results",
     "without_calls", "without_last_thoughts", "without_words",
 ]  # fmt: skip
@@ -61,13 +61,6 @@ _ENDED_BY = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _KEPT_METADATA = frozenset({*_ENDED_BY, "incomplete_details", "prompt_feedback", "model_name", "model_provider"})
 _ID_MAPS = ("__gemini_function_call_thought_signatures__", "__openai_function_call_ids__")
 """Keywords in which clients keep something of each call, by its id."""
-
-
-_NO_TOOLS: Mapping[str, Any] = {
-    "ChatAnthropic": {"type": "none"},
-    **dict.fromkeys(("BaseChatOpenAI", "ChatGoogleGenerativeAI", "ChatMistralAI", "ChatGroq", "ChatFireworks"), "none"),
-}
-"""What forbids calls of the tools on offer, by the name of the client's class or of one that it derives from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +241,6 @@ def provider_calls(message: AIMessage) -> list[ProviderCall]:
     for query in _get(grounding, "web_search_queries") or ():
         calls.append(ProviderCall(id=f"google_search_{len(calls)}", tool="google_search", arguments={"query": query}))
     return calls
-
-
-def no_tools_choice(model: Any) -> Any:
-    """The `tool_choice` that forbids all calls of the tools on offer; `None` where the client has none."""
-    return next((_NO_TOOLS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _NO_TOOLS), None)
 
 
 def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:

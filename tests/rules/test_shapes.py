@@ -6,14 +6,13 @@ from langchain_core.tools import tool
 
 from metis_agent import Budget, ModelGate, create_metis_agent
 from metis_agent.messages import text_of
-from metis_agent.rules.asking import AskedGate
+from metis_agent.rules.asking import AskedGate, no_tools_choice
 from metis_agent.rules.rules import Offer, Rules, spec_of
 from metis_agent.rules.shapes import (
     ending_of,
     has_answer,
     joined,
     new_answer,
-    no_tools_choice,
     provider_calls,
     refusal_in,
     rewritten,
