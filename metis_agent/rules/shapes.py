@@ -45,7 +45,8 @@ _FOR_THE_CALLER = frozenset({
 """What a provider asks of the program that called it: to approve a call, or to act and send the result back."""
 _ENDINGS: Mapping[str, Ending] = {
     "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
-    "model_context_window_exceeded": "length", "pause_turn": "paused",
+    "model_context_window_exceeded": "length", "insufficient_system_resource": "length", "abort": "length",
+    "pause_turn": "paused",
     **dict.fromkeys((
         "malformed_function_call", "malformed_tool_use", "unexpected_tool_call", "malformed_response",
         "malformed_model_output",

@@ -157,6 +157,7 @@ def test_list_content_is_a_list_of_blocks():
         ({"prompt_feedback": {"block_reason": "SAFETY"}}, "stopped"), ({"finish_reason": "stop"}, ""), ({}, ""),
         ({"prompt_feedback": {"block_reason": "OTHER"}}, "stopped"), ({"finish_reason": "OTHER"}, ""),
         ({"prompt_feedback": {"block_reason": "BLOCKED_REASON_UNSPECIFIED"}, "finish_reason": "STOP"}, ""),
+        ({"finish_reason": "insufficient_system_resource"}, "length"), ({"finish_reason": "abort"}, "length"),
         ({"finish_reason": "MODEL_ARMOR"}, "stopped"), ({"stopReason": "malformed_model_output"}, "slipped"),
         # Said in two chunks of a stream.
         ({"finish_reason": "lengthlength"}, "length"), ({"finish_reason": "stopstop"}, ""),
