@@ -154,7 +154,10 @@ class RecordsAsTold(StreamTransformer):
 def records_as_told(state: Mapping[str, Any], messages: Sequence[AnyMessage]) -> dict[str, list[Any]]:
     """Those of the turn's records that the messages do not bear out, as they do."""
     outcomes, calls = state.get("outcomes", ()), state.get("calls", ())
-    told = {"outcomes": outcomes_as_told(messages, outcomes), "calls": as_told(turn_of(messages), calls)}
+    told: dict[str, list[Any]] = {
+        "outcomes": outcomes_as_told(messages, outcomes),
+        "calls": as_told(turn_of(messages), calls),
+    }
     return {key: records for key, records in told.items() if records != list(state.get(key, ()))}
 
 
