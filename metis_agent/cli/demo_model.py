@@ -352,7 +352,8 @@ class _Stages:
             )  # fmt: skip
         with self._counted("run down each branch", len(plan)) as count:
             runs = self._rollouts(chat, "curated").collect(plan, progress=count)
-        kept = choose_runs(runs, self.verify, longest=self.run.sampling.max_new_tokens)
+        longest = self.run.sampling.max_new_tokens
+        kept = choose_runs(runs, self.verify, longest=longest, tokenizer=chat.tokenizer)
         _show_kept(self.console, kept)
         if kept.questions < _LEAST:
             raise InputError(

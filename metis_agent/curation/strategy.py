@@ -36,7 +36,7 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.rollouts.branches import branch_of
 from metis_agent.rollouts.runner import Rollouts, group_rollouts, groups_of
 from metis_agent.sqlite import DiskCache, content_key
-from metis_agent.types import Branch, Question, Trajectory
+from metis_agent.types import Branch, ModelCall, Question, Trajectory
 
 __all__ = [
     "DirectEvidence",
@@ -311,7 +311,12 @@ class Lessons:
 
 
 def choose_runs(
-    runs: Sequence[Trajectory], verify: Callable[[Question, str], bool | None], *, longest: int, each: int = 2
+    runs: Sequence[Trajectory],
+    verify: Callable[[Question, str], bool | None],
+    *,
+    longest: int,
+    each: int = 2,
+    tokenizer: Any = None,
 ) -> Lessons:
     """Of a model's own runs down each branch those to start it from: right ones, of the branch that suits the question.
 
@@ -323,6 +328,8 @@ def choose_runs(
         verify: Judges the answers.
         longest: Tokens at which replies were cut off; such a run teaches to ramble, and is not kept.
         each: Different runs of one question, at most.
+        tokenizer: The model's. With it a reply that has made its call and then rambled to the limit is kept up to the
+            end of that call, and teaches to stop there.
     """
     by_question: dict[str, dict[str, list[tuple[Trajectory, bool]]]] = defaultdict(lambda: defaultdict(list))
     prompts: dict[str, tuple[int, ...]] = {}
@@ -341,6 +348,8 @@ def choose_runs(
         suits = "direct" if direct and direct >= min(0.5, tool) else "tool"
         different: dict[Any, Trajectory] = {}
         for run, right in found.get(suits, ()):
+            if right:
+                run = replace(run, calls=tuple(_ended(call, longest, tokenizer) for call in run.calls))
             written = tuple(call.completion_ids or () for call in run.calls)
             if right and all(0 < len(ids) < longest for ids in written):
                 different.setdefault(written, run)
@@ -357,3 +366,15 @@ def choose_runs(
     return Lessons(
         runs=tuple(kept), figures={name: {"direct": it["direct"], "tool": it["tool"]} for name, it in counts.items()}
     )
+
+
+def _ended(call: ModelCall, longest: int, tokenizer: Any) -> ModelCall:
+    """A model call whose reply was cut off after a tool's call, as if it had ended there."""
+    ids = call.completion_ids or ()
+    if tokenizer is None or len(ids) < longest or not call.tool_calls:
+        return call
+    for length in range(1, len(ids)):
+        if "</tool_call>" in tokenizer.decode(ids[:length]):
+            ended = (*ids[:length], tokenizer.eos_token_id)
+            return replace(call, completion_ids=ended, log_probs=None, allowed_log_probs=None)
+    return call

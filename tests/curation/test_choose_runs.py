@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from metis_agent.curation.strategy import choose_runs
 from metis_agent.judging.verifiers import verify
 from metis_agent.types import Branch, ModelCall, Question, ToolOutcome, Trajectory
+from metis_agent.worlds.almanac.cold_start import build_tokenizer
 
 PROMPT, BARE = (1, 2, 3), (1, 3)
 """A prompt with the tools in it, and one without."""
@@ -55,3 +58,19 @@ def test_the_wrong_the_cut_off_and_the_same_again_are_left_out() -> None:
     assert choose_runs(both, verify, longest=4).figures["cut off"] == {"direct": 1, "tool": 0}
     same = [run(number, "direct", "42", ids=ids) for number, ids in enumerate([(7,), (7,), (8,), (9,)])]
     assert chosen(*same) == ["0", "2"]  # two of a question at most
+
+
+def test_a_reply_that_rambled_on_after_its_call_is_learnt_up_to_the_call() -> None:
+    tokenizer = build_tokenizer()
+    called = tuple(tokenizer.encode('<tool_call>{"name": "python", "arguments": {"code": "6*7"}}</tool_call>'))
+    rambled = (*called, *tokenizer.encode(" and the river is"))
+    asked = ModelCall(
+        node="m", step=0, prompt_ids=PROMPT, completion_ids=rambled, log_probs=(-0.1,) * len(rambled),
+        tool_calls=({"name": "python", "args": {"code": "6*7"}, "id": "c"},),
+    )  # fmt: skip
+    answer = ModelCall(node="m", step=1, prompt_ids=(*PROMPT, *rambled, 5), completion_ids=(6,))
+    it = replace(run(1, "tool", "42", called=True), calls=(asked, answer))
+    assert choose_runs([it], verify, longest=len(rambled)).runs == ()
+    (kept,) = choose_runs([it], verify, longest=len(rambled), tokenizer=tokenizer).runs
+    assert [call.completion_ids for call in kept.calls] == [(*called, tokenizer.eos_token_id), (6,)]
+    assert kept.calls[0].log_probs is None
