@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from metis_agent.errors import CheckpointError, ConfigurationError, InfrastructureError, MissingDependencyError
 from metis_agent.gates.artefact import GATE_FILE, file_hash, load_artefact
@@ -216,12 +216,17 @@ def inert(text: object, longest: int = _LONGEST) -> str:
     return _MEANS_SOMETHING.sub(r"\\\1", cut)
 
 
+def _is_finite(value: object) -> TypeGuard[float]:
+    # By comparison: `math.isfinite` raises on an int above all floats.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def number(value: object, interval: object = None) -> str:
     """A figure with its interval; empty for what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    if not _is_finite(value):
         return ""
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-    if isinstance(interval, Sequence) and len(interval) == 2 and all(isinstance(end, int | float) for end in interval):
+    if isinstance(interval, Sequence) and len(interval) == 2 and all(map(_is_finite, interval)):
         shown += f" ({interval[0]:.3f} to {interval[1]:.3f})"
     return shown
 

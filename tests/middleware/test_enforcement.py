@@ -112,14 +112,14 @@ def test_where_the_model_decides_what_code_has_made_is_taken_as_the_agent_takes_
     assert "found x" in state["messages"][-1].text
 
 
-def test_where_the_model_decides_an_empty_id_is_no_fault_once(ran, tools):
+def test_where_the_model_decides_an_empty_id_is_no_fault(ran, tools):
     once = calling(call("look", id="", query="x"), call("pay", id="2", amount=5))
     state = ask(gated(model(once, "ok"), tools, ModelGate()))
     assert answered(state) == {"": "found x", "2": "paid 5"}
     twice = calling(call("look", id="", query="y"), call("pay", id="", amount=6))
     state = ask(gated(model(twice, "ok"), tools, ModelGate()))
-    assert statuses(state) == ["blocked", "ok"]
-    assert sorted(ran) == [("look", "x"), ("look", "y"), ("pay", 5)]
+    assert statuses(state) == ["ok", "ok"]
+    assert sorted(ran) == [("look", "x"), ("look", "y"), ("pay", 5), ("pay", 6)]
 
 
 def test_an_identical_call_gets_the_earlier_result(ran, tools):

@@ -113,5 +113,6 @@ def test_inert_text_is_one_line_in_which_nothing_means_anything(text: str) -> No
 
 def test_figures_and_tables() -> None:
     assert (number(True), number("x"), number(float("inf")), number(None), number(10**400)) == ("",) * 5
+    assert number(0.5, [0, 10**400]) == number(0.5, [float("nan"), 1]) == "0.500"
     assert (number(1234), number(0.5), number(0.5, [0.25, 0.75])) == ("1,234", "0.500", "0.500 (0.250 to 0.750)")
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
