@@ -286,7 +286,7 @@ class _Runner:
     def run(self, call: SentCall, execute: _Sync, failed: Sequence[Exception] | None = None) -> list[Command[Any]]:
         """Run a call, in a thread of its own where its time is limited.
 
-        Within hooks, `failed` has the errors of the tool: one of theirs is not for the model.
+        Within hooks, `failed` has the tool's errors since it last succeeded: where it is empty, an error is a hook's.
         """
         started, limit = time.perf_counter(), self._limit(call)
         status: OutcomeStatus | None = None
@@ -322,10 +322,12 @@ class _Runner:
             if asked.tool is not None and is_async_only(asked.tool):
                 asked = asked.override(tool=cast(BaseTool, InLoop(asked.tool)))
             try:
-                return execute(asked)
+                result = execute(asked)
             except Exception as error:
                 failed.append(error)
                 raise
+            failed.clear()
+            return result
 
         call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
         failed: list[Exception] = []
@@ -345,10 +347,12 @@ class _Runner:
             if asked.tool is not None and asked.tool.name in self._in_thread:
                 asked = asked.override(tool=cast(BaseTool, InThread(asked.tool)))
             try:
-                return await execute(asked)
+                result = await execute(asked)
             except Exception as error:
                 failed.append(error)
                 raise
+            failed.clear()
+            return result
 
         call, hooks, started = cast(SentCall, request.tool_call), self.hooks, time.perf_counter()
         failed: list[Exception] = []
@@ -380,7 +384,7 @@ class _Runner:
 
 
 def _is_a_hooks(error: Exception, failed: Sequence[Exception] | None) -> bool:
-    """Whether an error of a call came from the hooks around its tool, which itself has not failed."""
+    """Whether an error of a call came from the hooks around its tool, which has not failed or has then succeeded."""
     return failed is not None and not failed and not isinstance(error, DeadlineError | GraphBubbleUp)
 
 

@@ -336,16 +336,31 @@ class Unlucky(AgentMiddleware):
         raise PermissionError("not for you")
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_an_error_of_a_hook_ends_the_run_as_in_a_plain_agent(go, late, tmp_path):
-    chat = model(calling(call("look", query="x")), "done")
+@pytest.mark.parametrize("case", ["before", "after", "after it was tried again"])
+def test_an_error_of_a_hook_ends_the_run_as_in_a_plain_agent(go, case, tmp_path):
+    tries = []
+
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        tries.append(query)
+        if case == "after it was tried again" and len(tries) == 1:
+            raise ValueError("down")
+        return f"found {query}"
+
+    def hooks():
+        tries.clear()
+        return [Unlucky(late=case != "before"), ToolRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)]
+
+    chat = model(calling(call("search", query="x")), "done")
     with pytest.raises(PermissionError):
-        go(create_agent(chat, [look], middleware=[Unlucky(late)]), ASK)
+        go(create_agent(chat, [search], middleware=hooks()), ASK)
     with TrajectoryStore(tmp_path) as store:
-        agent = create_metis_agent(model(*chat.script), [look], middleware=[Unlucky(late)], recorder=Recorder(store))
+        agent = create_metis_agent(model(*chat.script), [search], middleware=hooks(), recorder=Recorder(store))
         with pytest.raises(PermissionError):
             go(agent, ASK)
         [trajectory] = store.read()
+    assert len(tries) == {"before": 0, "after": 1}.get(case, 2)
     assert (trajectory.status, trajectory.error) == ("failed", "PermissionError: not for you")
 
 
