@@ -9,6 +9,8 @@ left behind, and go on, is not called until one of them ends.
 from __future__ import annotations
 
 import asyncio
+import dis
+import inspect
 import os
 import threading
 from collections import Counter
@@ -18,7 +20,17 @@ from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["DeadlineError", "arun_in_thread", "arun_within", "run_async", "run_within", "start_in_thread"]
+from langchain_core.tools import BaseTool, StructuredTool, Tool
+
+__all__ = [
+    "DeadlineError",
+    "arun_in_thread",
+    "arun_within",
+    "is_async_only",
+    "run_async",
+    "run_within",
+    "start_in_thread",
+]
 
 R = TypeVar("R")
 _Task = tuple[Callable[[], Any], Future[Any]]
@@ -106,6 +118,19 @@ def run_async(work: Callable[..., Coroutine[Any, Any, R]], *arguments: Any) -> R
     except RuntimeError:
         return asyncio.run(work(*arguments))
     return _threads.submit(lambda: asyncio.run(work(*arguments))).result()
+
+
+def is_async_only(tool: BaseTool) -> bool:
+    """True where there is no sync code, as in every tool of an MCP server, or where it does nothing but raise.
+
+    Told before the call: a `NotImplementedError` from code that has begun its work is no reason to do it again.
+    """
+    if isinstance(tool, StructuredTool | Tool):
+        return tool.func is None and tool.coroutine is not None
+    if type(tool)._arun is BaseTool._arun:
+        return False
+    sync = inspect.unwrap(type(tool)._run)
+    return inspect.isfunction(sync) and not any(step.opname.startswith("RETURN") for step in dis.get_instructions(sync))
 
 
 def start_in_thread(call: Callable[..., R], *arguments: Any) -> Future[R]:

@@ -40,7 +40,6 @@ __all__ = [
     "as_left",
     "commands_of",
     "failure_of",
-    "is_async_only",
     "is_sync_only",
     "outcome_of",
     "records_as_told",
@@ -191,20 +190,7 @@ class InLoop:
 
     def invoke(self, call: Any, config: Any) -> Any:
         """Run the tool."""
-        if not isinstance(self._tool, StructuredTool | Tool):
-            # A class has both; where it is async only, its sync code says so.
-            try:
-                return self._tool.invoke(call, config)
-            except NotImplementedError:
-                pass
         return run_async(self._tool.ainvoke, call, config)
-
-
-def is_async_only(tool: BaseTool) -> bool:
-    """True where `invoke` would, or may, only say that the tool is async."""
-    if isinstance(tool, StructuredTool | Tool):
-        return tool.func is None and tool.coroutine is not None
-    return type(tool)._arun is not BaseTool._arun
 
 
 def is_sync_only(tool: BaseTool) -> bool:

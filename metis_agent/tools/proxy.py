@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from pydantic import PrivateAttr, SkipValidation
 
-from metis_agent.deadline import arun_in_thread, start_in_thread
+from metis_agent.deadline import arun_in_thread, is_async_only, start_in_thread
 from metis_agent.errors import ConfigurationError
 
 __all__ = ["ProxyTool", "ResultCache", "injected"]
@@ -197,7 +197,7 @@ class ProxyTool(BaseTool):
 
     def __init__(self, tool: BaseTool, **fields: Any) -> None:
         super().__init__(tool=tool, **{name: getattr(tool, name) for name in _SAME}, **fields)
-        self._in_thread, self._async_only = _is_sync_only(tool), _is_async_only(tool)
+        self._in_thread, self._async_only = _is_sync_only(tool), is_async_only(tool)
         self._sync_wants, self._async_wants = _Wants.of(tool._run), _Wants.of(tool._arun)
 
     @property
@@ -263,10 +263,3 @@ def _is_sync_only(tool: BaseTool) -> bool:
     if isinstance(tool, StructuredTool | Tool):
         return tool.coroutine is None
     return type(tool)._arun is BaseTool._arun
-
-
-def _is_async_only(tool: BaseTool) -> bool:
-    """True where there is no sync method, as for every tool of an MCP server; and for a proxy of such a tool."""
-    if isinstance(tool, ProxyTool):
-        return False
-    return isinstance(tool, StructuredTool) and tool.func is None and tool.coroutine is not None

@@ -15,6 +15,7 @@ from metis_agent.agent import create_metis_agent
 from metis_agent.errors import InfrastructureError, InputError, SandboxGoneError
 from metis_agent.gates import AlwaysGate, Gate, NeverGate
 from metis_agent.rules.budget import Budget
+from metis_agent.tools.proxy import ProxyTool
 from metis_agent.types import GateDecision
 from tests.fakes import call, calling, model
 
@@ -408,8 +409,9 @@ async def test_a_tool_that_is_async_only_runs_in_sync_runs_too(ask):
     assert [(o.status, o.content) for o in state["outcomes"]] == [("ok", "found x")]
 
 
+@pytest.mark.parametrize("proxy", [None, ProxyTool])
 @pytest.mark.parametrize("wrapped", [False, True])
-async def test_a_tool_class_that_is_async_only_runs_in_sync_runs_too(ask, wrapped):
+async def test_a_tool_class_that_is_async_only_runs_in_sync_runs_too(ask, wrapped, proxy):
     class Find(BaseTool):
         name: str = "find"
         description: str = "Find it."
@@ -425,7 +427,32 @@ async def test_a_tool_class_that_is_async_only_runs_in_sync_runs_too(ask, wrappe
 
     chat = model(calling(call("find", id="1", query="x"), call("find", id="2", query="y")), "ok")
     middleware = [ToolRetryMiddleware(max_retries=0)] if wrapped else ()
-    state = await ask(chat, [Find()], middleware=middleware)
+    state = await ask(chat, [proxy(Find()) if proxy else Find()], middleware=middleware)
     assert (state["outcomes"][0].status, state["outcomes"][0].content) == ("ok", "found x")
     assert state["outcomes"][1].status == "error"
     assert "no such search" in state["outcomes"][1].content
+
+
+@pytest.mark.parametrize("proxy", [None, ProxyTool])
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_tool_class_with_sync_and_async_code_runs_once(ask, ran, wrapped, proxy):
+    class Send(BaseTool):
+        name: str = "send"
+        description: str = "Send it."
+
+        def _run(self, text: str) -> str:
+            ran.append(text)
+            return self._receipt(text)
+
+        async def _arun(self, text: str) -> str:
+            return self._run(text)
+
+        def _receipt(self, text: str) -> str:
+            raise NotImplementedError("no receipts yet")
+
+    chat = model(calling(call("send", text="x")), "ok")
+    middleware = [ToolRetryMiddleware(max_retries=0, on_failure="error")] if wrapped else ()
+    state = await ask(chat, [proxy(Send()) if proxy else Send()], middleware=middleware)
+    assert ran == ["x"]
+    assert state["outcomes"][0].status == "error"
+    assert "no receipts yet" in state["outcomes"][0].content
