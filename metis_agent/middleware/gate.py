@@ -77,6 +77,9 @@ class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):
     and before middleware that tries again or turns errors into messages: what leaves this one as an error is
     recorded as a failed turn.
 
+    A reply none of whose calls can run is answered at once, and always kept, recorded and sent back to the model
+    without its words: no `after_model` hook sees it, and one may be there to redact them (LangChain does not tell).
+
     With a `ShadowGate` nothing of the run changes: no call is blocked, no budget enforced, no message touched, and
     whatever fails in here is logged and counted in `failures`.
 
@@ -412,15 +415,13 @@ class Hooks:
 
     def tool_call(self, request: Any, execute: Callable[[Any], Any]) -> Any:
         """Run a call within every `wrap_tool_call` hook."""
-        return reduce(lambda inner, one: lambda it: one.wrap_tool_call(it, inner), reversed(self.wraps), execute)(
-            request
-        )
+        run = reduce(lambda inner, one: lambda it: one.wrap_tool_call(it, inner), reversed(self.wraps), execute)
+        return run(request)
 
     async def atool_call(self, request: Any, execute: Callable[[Any], Any]) -> Any:
         """The same without blocking the event loop."""
-        return await reduce(
-            lambda inner, one: lambda it: one.awrap_tool_call(it, inner), reversed(self.wraps), execute
-        )(request)
+        run = reduce(lambda inner, one: lambda it: one.awrap_tool_call(it, inner), reversed(self.wraps), execute)
+        return await run(request)
 
     def _reply(self, output: Sequence[Command[Any]]) -> Reply:
         """What the model said, and what else goes to state."""
@@ -446,5 +447,4 @@ def _asked(turn: Turn) -> dict[str, Any]:
 
 
 def _overrides(middleware: AgentMiddleware[Any, Any, Any], hook: str) -> bool:
-    kind = type(middleware)
-    return any(getattr(kind, name) is not getattr(AgentMiddleware, name) for name in (hook, f"a{hook}"))
+    return any(getattr(type(middleware), name) is not getattr(AgentMiddleware, name) for name in (hook, f"a{hook}"))

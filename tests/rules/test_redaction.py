@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import PIIMiddleware
+from langchain.agents.middleware import AgentMiddleware, PIIMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
@@ -110,3 +110,36 @@ def test_nothing_is_streamed_as_it_was_said(make, gate, flavour):
     assert {event["method"] for event in events} >= {"messages", "tools", "values"}
     assert "@" not in str(events)
     assert events[-1]["params"]["data"]["outcomes"][0].arguments == {"query": "[REDACTED_EMAIL]"}
+
+
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+@pytest.mark.parametrize(
+    "host", ["graph", "graph with a hook around the model", "graph with a hook after it", "middleware"]
+)
+def test_words_beside_calls_that_are_answered_at_once_stay_where_nothing_can_redact_them(host, flavour):
+    class Around(AgentMiddleware):
+        def wrap_model_call(self, request, handler):
+            return handler(request)
+
+        async def awrap_model_call(self, request, handler):
+            return await handler(request)
+
+    class After(AgentMiddleware):
+        def after_model(self, state, runtime):
+            return None
+
+    chat, gate = model(calling(call("pay", amount=1), text="I pay."), "ok"), Only("look")
+    if host == "middleware":
+        # Also where it is the only one: it is not told of any others.
+        agent = create_agent(chat, [look, pay], middleware=[MetisGateMiddleware(gate, record_calls=True)])
+    else:
+        hooks = {"graph": [], "graph with a hook around the model": [Around()]}.get(host, [After()])
+        agent = create_metis_agent(chat, [look, pay], gate=gate, middleware=hooks, record_calls=True)
+    state = agent.invoke(QUESTION) if flavour == "sync" else asyncio.run(agent.ainvoke(QUESTION))
+    words = "" if host in ("graph with a hook after it", "middleware") else "I pay."
+    said = [message for message in state["messages"] if isinstance(message, AIMessage)]
+    read = [message for message in chat.asked[-1].messages if isinstance(message, AIMessage)]
+    assert [message.text for message in said] == [words, "ok"]
+    assert [message.text for message in read] == [words]
+    assert [one.text for one in state["calls"]] == [words, "ok"]
+    assert said[0].tool_calls[0]["name"] == "pay"
