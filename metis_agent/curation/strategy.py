@@ -301,8 +301,8 @@ class Lessons:
 
     runs: tuple[Trajectory, ...]
     figures: Mapping[str, Mapping[str, int]]
-    """By the branch taken: `runs` that were judged, the `right` ones, those of them that were `cut off` at the
-    limit, the `kept` ones, and `questions` whose lesson it is."""
+    """By the branch taken: `runs` that were judged, the `right` ones, those of them with a reply that was `cut off` at
+    the limit, the `kept` ones, and `questions` whose lesson it is."""
 
     @property
     def questions(self) -> int:
@@ -321,7 +321,8 @@ def choose_runs(
     """Of a model's own runs down each branch those to start it from: right ones, of the branch that suits the question.
 
     Direct suits where it is right half the time, or as often as with a tool: there a call is redundant. A direct run is
-    learnt under the prompt that a free run of its question had, with the tools in it, which is what the policy sees.
+    learnt under the prompt that a free run of its question had, with the tools in it, which is what the policy sees;
+    where no free run of the question finished, under its own.
 
     Args:
         runs: Of each question some down each branch, with their tokens.
@@ -338,9 +339,12 @@ def choose_runs(
         if run.branch == "free" and run.calls and run.calls[0].prompt_ids:
             prompts[run.question.id] = run.calls[0].prompt_ids
         if right is not None:
-            by_question[run.question.id][branch_of(run)].append((run, right))
-            counts["runs"][branch_of(run)] += 1
-            counts["right"][branch_of(run)] += right
+            branch = branch_of(run)
+            run = replace(run, calls=tuple(_ended(call, longest, tokenizer) for call in run.calls)) if right else run
+            by_question[run.question.id][branch].append((run, right))
+            counts["runs"][branch] += 1
+            counts["right"][branch] += right
+            counts["cut off"][branch] += right and any(len(call.completion_ids or ()) >= longest for call in run.calls)
     kept: list[Trajectory] = []
     for question_id, found in by_question.items():
         share = {branch: sum(right for _, right in tried) / len(tried) for branch, tried in found.items()}
@@ -348,13 +352,9 @@ def choose_runs(
         suits = "direct" if direct and direct >= min(0.5, tool) else "tool"
         different: dict[Any, Trajectory] = {}
         for run, right in found.get(suits, ()):
-            if right:
-                run = replace(run, calls=tuple(_ended(call, longest, tokenizer) for call in run.calls))
             written = tuple(call.completion_ids or () for call in run.calls)
             if right and all(0 < len(ids) < longest for ids in written):
                 different.setdefault(written, run)
-            elif right:
-                counts["cut off"][suits] += 1
         chosen = list(different.values())[:each]
         asked = prompts.get(question_id) if suits == "direct" else None
         kept += [

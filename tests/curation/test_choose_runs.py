@@ -56,6 +56,8 @@ def test_the_wrong_the_cut_off_and_the_same_again_are_left_out() -> None:
     both = (run(1, "direct", "42", ids=(7, 7, 7, 7)), run(2, "direct", "42"))
     assert chosen(*both) == ["2"]
     assert choose_runs(both, verify, longest=4).figures["cut off"] == {"direct": 1, "tool": 0}
+    unsuited = (*both, run(3, "tool", "42", called=True, ids=(7, 7, 7, 7)), run(4, "direct", "42", ids=()))
+    assert choose_runs(unsuited, verify, longest=4).figures["cut off"] == {"direct": 1, "tool": 1}
     same = [run(number, "direct", "42", ids=ids) for number, ids in enumerate([(7,), (7,), (8,), (9,)])]
     assert chosen(*same) == ["0", "2"]  # two of a question at most
 
