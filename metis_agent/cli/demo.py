@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from metis_agent.cli.output import (
     FreshOption,
+    is_finished,
     prepare_folder,
     progress_bars,
     quiet_libraries,
@@ -147,8 +149,9 @@ def _by_world(default: Callable[[DemoWorld], object]) -> str:
 
 def demo_command(
     world: Annotated[
-        Literal["almanac", "gallery"], typer.Option(help="Questions in words, or about pictures.")
-    ] = "almanac",
+        Literal["almanac", "gallery"] | None,
+        typer.Option(help="Questions in words, or about pictures.", show_default="almanac"),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -197,12 +200,18 @@ def demo_command(
         typer.Option(help="For the model; one that shows a call helps a small one.", rich_help_panel=_PRETRAINED),
     ] = None,
     hold_out: Annotated[
-        float, typer.Option(help="Share of the questions to measure on.", rich_help_panel=_PRETRAINED)
-    ] = 0.4,
+        float | None,
+        typer.Option(help="Share of the questions to measure on.", show_default="0.4", rich_help_panel=_PRETRAINED),
+    ] = None,
     samples: Annotated[
-        int,
-        typer.Option(min=1, help="Runs down each branch to choose the cold start's from.", rich_help_panel=_PRETRAINED),
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs down each branch to choose the cold start's from.",
+            show_default="4",
+            rich_help_panel=_PRETRAINED,
+        ),
+    ] = None,
     ends_only: Annotated[
         bool,
         typer.Option(
@@ -230,19 +239,24 @@ def demo_command(
     """
     console = screen(None)
     if model is not None:
+        if world is not None:
+            raise typer.BadParameter("--world and --model: which of the two is to be trained?")
         from metis_agent.cli.demo_model import Pretrained, run_pretrained
 
         own = Pretrained(
             model=model, questions=questions, tools=tuple(tools or ()), chat_template=chat_template,
-            system_prompt=system_prompt, hold_out=hold_out, samples=samples, ends_only=ends_only,
+            system_prompt=system_prompt, ends_only=ends_only,
+            hold_out=Pretrained.hold_out if hold_out is None else hold_out, samples=samples or Pretrained.samples,
             changes=tuple(changes or ()), folder=folder or Pretrained.folder, seed=seed, steps=steps,
         )  # fmt: skip
         run_pretrained(console, own, fresh=fresh)
         return
     count = None if questions is None else _count(questions)
-    if tools or chat_template or system_prompt or changes:
-        raise typer.BadParameter("--tools, --chat-template, --system-prompt and --set go with --model.")
-    run_demo(console, folder, world=world, seed=seed, steps=steps, questions=count, fresh=fresh)
+    if tools or chat_template or system_prompt or changes or samples or ends_only or hold_out is not None:
+        raise typer.BadParameter(
+            "--tools, --chat-template, --system-prompt, --hold-out, --samples, --ends-only and --set go with --model."
+        )
+    run_demo(console, folder, world=world or "almanac", seed=seed, steps=steps, questions=count, fresh=fresh)
 
 
 def _count(questions: str) -> int:
@@ -268,17 +282,14 @@ def run_demo(
     """
     its = DEMO_WORLDS[world]
     folder, steps, questions = folder or its.folder, steps or its.steps, questions or its.questions
-    if (folder / "metrics.json").exists() and not fresh:
-        console.print(f"The run in {folder} is finished, and stays as it is; --fresh makes it again.")
+    settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
+    settings |= {} if world == "almanac" else {"world": world}
+    if not fresh and is_finished(folder, settings, console, option="--folder"):
         _say_what_next(console, folder, world)
         return
     prepare_training()
     started = time.perf_counter()
-    settings: dict[str, int | str] = {"seed": seed, "steps": steps, "questions": questions}
-    prepare_folder(
-        folder, settings if world == "almanac" else {**settings, "world": world}, console, parts=_PARTS,
-        option="--folder", fresh=fresh,
-    )  # fmt: skip
+    prepare_folder(folder, settings, console, parts=_PARTS, option="--folder", fresh=fresh)
     console.print(f"{its.introduction}\n")
     experiment = its.experiment(folder, seed, steps, questions)
     try:
@@ -353,7 +364,8 @@ def show_examples(console: Console, runs: Mapping[str, Measurement], asked: Call
     for run in first.values():
         if run.question.kind not in shown:
             shown.add(run.question.kind)
-            table.add_row(asked(run.question), _told(run), *(_told(found[run.question.id]) for found in later))
+            told = [asked(run.question), _told(run), *(_told(found[run.question.id]) for found in later)]
+            table.add_row(*map(escape, told))
     console.print(table)
 
 
@@ -393,7 +405,7 @@ def _add_classes(table: Table, measurements: Sequence[Measurement]) -> None:
         for kind in probes.kinds:
             found = [it.forced[branch].kinds.get(kind) if branch in it.forced else None for it in measurements]
             cells = [_interval(each.accuracy) if each else "-" for each in found]
-            table.add_row(f"accuracy, forced {branch}: {kind}", *cells)
+            table.add_row(escape(f"accuracy, forced {branch}: {kind}"), *cells)
 
 
 def _interval(it: Estimate | None) -> str:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metis_agent.cli.demo import prepare_training, show_examples, show_metrics, write_curve
-from metis_agent.cli.output import prepare_folder, progress_bars, step_bar, training_libraries, write_json
+from metis_agent.cli.output import is_finished, prepare_folder, progress_bars, step_bar, training_libraries, write_json
 from metis_agent.cli.train_policy import CONFIGS, parse_value, read_run, train_run
 from metis_agent.errors import CheckpointError, ConfigurationError, InputError, MissingDependencyError
 from metis_agent.hdpo.settings import SftSettings
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pretrained", "run_pretrained"]
 
-_PARTS = ("model", "trajectories", "cold_start", "checkpoints", "policy", "judge", "agreement", "metrics.jsonl",
-          "cold_start.json", "hdpo.json", "metrics.json", "curve.png")  # fmt: skip
+_PARTS = ("model", "model.part", "trajectories", "cold_start", "checkpoints", "policy", "judge", "agreement",
+          "metrics.jsonl", "cold_start.json", "hdpo.json", "metrics.json", "curve.png")  # fmt: skip
 """What a run makes in its folder."""
 _BRANCHES: tuple[Branch, ...] = ("free", "direct", "tool")
 _TITLES = {"as_is": "as it is", "cold_start": "cold start", "hdpo": "after HDPO"}
@@ -72,13 +73,19 @@ class Pretrained:
         """
         with training_libraries():
             own = [change for change in self.changes if not change.startswith("sft.")]
-            given = {
-                "output": str(self.folder), "model.path": str(self.folder / "cold_start"),
-                "questions.train": str(self.questions), "training.seed": self.seed, "agent.tools": list(self.tools),
+            changed = {change.partition("=")[0] for change in own}
+            options: dict[str, tuple[str, Any]] = {
+                "output": ("--folder", str(self.folder)), "model.path": ("--model", str(self.folder / "cold_start")),
+                "questions.train": ("--questions", str(self.questions)), "agent.tools": ("--tools", list(self.tools)),
+                "training.seed": ("--seed", self.seed), "training.steps": ("--steps", self.steps),
+                "agent.system_prompt": ("--system-prompt", self.system_prompt),
             }  # fmt: skip
-            named = {"training.steps": self.steps, "agent.system_prompt": self.system_prompt}
-            given |= {key: value for key, value in named.items() if value is not None}
-            run = read_run("pretrained", [*own, *(f"{key}={json.dumps(value)}" for key, value in given.items())])
+            given = {key: value for key, (_, value) in options.items() if value is not None}
+            if twice := sorted(changed & given.keys()):
+                raise ConfigurationError(f"--set {twice[0]}: {options[twice[0]][0]} says this; leave the --set out.")
+            run = read_run("pretrained", own, given)
+            if run.model.lora is None and not changed & {"training", "training.learning_rate"}:
+                run = read_run("pretrained", own, {**given, "training.learning_rate": 1e-6})  # the paper's
         lora = run.model.lora.rank if run.model.lora else 0
         fine: dict[str, Any] = {
             "lora": lora, "learning_rate": 2e-4 if lora else 2e-5, "seed": self.seed, "checkpoint_every": 20,
@@ -95,6 +102,8 @@ class Pretrained:
             return run, TypeAdapter(SftSettings).validate_python(fine)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "value_error":  # what the settings say themselves
+                raise ConfigurationError(f"--set sft: {first['ctx']['error']}") from None
             raise ConfigurationError(f"--set sft.{first['loc'][0]} is {first['input']!r}: {first['msg']}.") from None
 
 
@@ -108,8 +117,9 @@ def run_pretrained(console: Console, own: Pretrained, *, fresh: bool) -> None:
     run, fine = own.configured()
     train, test = _split(own, run.training.questions_per_step)
     folder = own.folder
-    if (folder / "metrics.json").exists() and not fresh:
-        console.print(f"The run in {folder} is finished, and stays as it is; --fresh makes it again.")
+    settings = {"model": own.model, "chat_template": own.chat_template, "hold_out": own.hold_out,
+                "samples": own.samples, "run": run.model_dump(mode="json"), "sft": asdict(fine)}  # fmt: skip
+    if not fresh and is_finished(folder, settings, console, option="--folder"):
         _say_what_next(console, folder)
         return
     source, template = _source(own.model), _template(own.chat_template)
@@ -123,16 +133,15 @@ def run_pretrained(console: Console, own: Pretrained, *, fresh: bool) -> None:
             "sandboxed Python tool with --set agent.python=true."
         )
     started = time.perf_counter()
-    verify = verify_of_run(run, folder)
-    settings = {"model": own.model, "chat_template": own.chat_template, "hold_out": own.hold_out,
-                "samples": own.samples, "run": run.model_dump(mode="json"), "sft": asdict(fine)}  # fmt: skip
     prepare_folder(folder, settings, console, parts=_PARTS, option="--folder", fresh=fresh)
-    console.print(f"{own.model}: {len(train)} questions to learn from, {len(test)} held out.\n", highlight=False)
+    verify = verify_of_run(run, folder)  # makes the judge's folder in it
+    console.print(
+        f"{escape(own.model)}: {len(train)} questions to learn from, {len(test)} held out.\n", highlight=False
+    )
     stages = _Stages(run=run, folder=folder, tools=tools, verify=verify, console=console)
     base = _in_run(source, folder)
     before = stages.measure(base, "as_is", test, template)
-    kept = stages.collect(base, train, own.samples, template)
-    stages.fine_tune(base, kept, fine, template)
+    kept = stages.cold_start(base, train, own.samples, fine, template)
     between = {} if own.ends_only else {"cold_start": stages.measure(folder / "cold_start", "cold_start", test)}
     history = stages.hdpo(train)
     figures = {"as_is": before, **between, "hdpo": stages.measure(folder / "policy", "hdpo", test)}
@@ -144,7 +153,7 @@ def run_pretrained(console: Console, own: Pretrained, *, fresh: bool) -> None:
     metrics = {
         **{name: it.to_dict() for name, it in figures.items()},
         "history": history,
-        "kept": kept.figures,
+        "kept": kept,
         "seed": own.seed,
         "steps": run.training.steps,
         "temperature": run.validation.temperature,
@@ -266,24 +275,12 @@ def _in_run(source: Path, folder: Path) -> Path:
     if source.suffix != ".gguf":
         return source
     made = folder / "model"
-    if not (made / "tokenizer_config.json").exists():  # written last
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+    if not made.exists():
         from metis_agent.gates.scorers.pretrained import quiet
+        from metis_agent.models.checkpoint import convert_gguf
 
-        loader: Any = AutoModelForCausalLM
-        options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-        try:
-            with quiet():
-                model = loader.from_pretrained(
-                    source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options
-                )
-                tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        except Exception as error:  # a foreign file can fail anywhere
-            raise CheckpointError(f"{str(source)!r} does not load: {type(error).__name__}: {error}") from error
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        with quiet():
+            convert_gguf(source, made)
     return made
 
 
@@ -299,12 +296,6 @@ def _template(named: str | None) -> str | None:
     if not place.is_file():
         raise ConfigurationError(f"--chat-template {named!r}: there is no such file; name one, or 'chatml'.")
     return place.read_text(encoding="utf-8")
-
-
-def _shows_tools(tokenizer: Any) -> bool:
-    tool = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {}}}
-    asked: dict[str, Any] = {"conversation": [{"role": "user", "content": "Hi."}], "tokenize": False}
-    return bool(tokenizer.apply_chat_template(**asked, tools=[tool]) != tokenizer.apply_chat_template(**asked))
 
 
 # --- the stages ------------------------------------------------------------------------------------------------
@@ -333,19 +324,31 @@ class _Stages:
                 probe_rollouts=self._rollouts(sampled, name), verify=self.verify, progress=count,
             )  # fmt: skip
 
-    def collect(self, model: Path, questions: Sequence[Question], samples: int, template: str | None) -> Lessons:
-        """Run the questions down each branch, and choose what the cold start is to learn.
+    def cold_start(
+        self, model: Path, questions: Sequence[Question], samples: int, fine: SftSettings, template: str | None
+    ) -> dict[str, Any]:
+        """The first stage, in `folder/cold_start`; done where `cold_start.json` is there. Gives the `Lessons`' figures.
 
         Raises:
-            InputError: too few are right.
+            InputError: too few runs are right.
         """
+        note = self.folder / "cold_start.json"
+        if not note.exists():
+            kept = self._collect(model, questions, samples, template)
+            write_json(note, {**kept.figures, **self._fine_tune(model, kept, fine, template)})
+        found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        return {name: counts for name, counts in found.items() if isinstance(counts, dict)}
+
+    def _collect(self, model: Path, questions: Sequence[Question], samples: int, template: str | None) -> Lessons:
+        """Run the questions down each branch, and choose what the cold start is to learn."""
         from metis_agent.curation.strategy import choose_runs
+        from metis_agent.models.chat_tokenizer import shows_tools
         from metis_agent.rollouts.runner import group_rollouts
 
         branches = [branch for branch in _BRANCHES for _ in range(samples)]
         plan = group_rollouts(questions, branches, name="curated", seed=self.run.training.seed)
         chat = self._chat(model, self.run.sampling.temperature, template)
-        if not (chat.offers_tools_when_direct or _shows_tools(chat.tokenizer)):
+        if not (chat.offers_tools_when_direct or shows_tools(chat.tokenizer)):
             self.console.print(
                 "[bold yellow]The model's chat template shows no tools[/], so only the system prompt can tell it of "
                 "them; see --chat-template.", highlight=False,
@@ -365,14 +368,12 @@ class _Stages:
             )
         return kept
 
-    def fine_tune(self, model: Path, kept: Lessons, fine: SftSettings, template: str | None) -> None:
-        """The cold start, in `folder/cold_start`; done where `cold_start.json` is there."""
+    def _fine_tune(self, model: Path, kept: Lessons, fine: SftSettings, template: str | None) -> dict[str, Any]:
+        """Learn from the kept runs; gives rows, tokens and losses."""
         from metis_agent.hdpo.cold_start import train_sft, write_sft_data
         from metis_agent.models.local import OFFERS_TOOLS_WHEN_DIRECT
 
-        note, out = self.folder / "cold_start.json", self.folder / "cold_start"
-        if note.exists():
-            return
+        out = self.folder / "cold_start"
         loaded = self._load(model, template, device="cpu")  # the trainer moves it
         setattr(loaded.model.config, OFFERS_TOOLS_WHEN_DIRECT, True)  # as the direct runs are learnt
         data = write_sft_data(kept.runs, loaded.tokenizer, out / "data.arrow", max_length=fine.max_length)
@@ -380,7 +381,7 @@ class _Stages:
             shown = step_bar(bars, "fine-tune on the kept runs")
             log = train_sft(loaded.model, loaded.tokenizer, data, out, fine, callbacks=[shown])
         losses = [entry["loss"] for entry in log if "loss" in entry]
-        write_json(note, {**kept.figures, "rows": data.rows, "tokens": data.tokens, "losses": losses})
+        return {"rows": data.rows, "tokens": data.tokens, "losses": losses}
 
     def hdpo(self, questions: Sequence[Question]) -> list[Mapping[str, float]]:
         """The second stage, in `folder/policy`; done where `hdpo.json` is there."""
@@ -408,7 +409,7 @@ class _Stages:
         if failures:
             self.console.print(
                 f"[bold yellow]{len(failures)} of {total} runs failed[/] and are left out, the first with "
-                f"{failures[0]!r:.300}.", highlight=False,
+                f"{escape(f'{failures[0]!r:.300}')}.", highlight=False,
             )  # fmt: skip
 
     def _load(self, model: Path, template: str | None, *, device: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.errors import MarkupError
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -26,6 +27,7 @@ __all__ = [
     "FreshOption",
     "JsonOption",
     "RayOption",
+    "is_finished",
     "prepare_folder",
     "progress_bars",
     "quiet_libraries",
@@ -160,6 +162,20 @@ def prepare_folder(
         _clear(folder / part)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(note, settings_text(settings).encode())
+
+
+def is_finished(folder: Path, settings: Mapping[str, Any], console: Console, *, option: str) -> bool:
+    """Whether the folder holds a run with these settings that has written its last file, `metrics.json`; it says so.
+
+    Raises:
+        ConfigurationError, SchemaVersionError: as `prepare_folder`.
+    """
+    note = folder / RUN_FILE
+    if not (note.exists() and (folder / "metrics.json").exists()):
+        return False
+    check_settings(note.read_bytes(), settings, str(folder), option=option)
+    console.print(f"The run in {escape(str(folder))} is finished, and stays as it is; --fresh makes it again.")
+    return True
 
 
 def _clear(path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -215,12 +216,15 @@ CONFIGS = Path(str(files("metis_agent.hdpo") / "configs"))
 """The packaged files."""
 
 
-def read_run(path: str | Path, changes: Sequence[str] = ()) -> PolicyRun:
+def read_run(
+    path: str | Path, changes: Sequence[str] = (), fixed: Mapping[str, Any] = MappingProxyType({})
+) -> PolicyRun:
     """Read and check a configuration.
 
     Args:
         path: A YAML file, or the name of a packaged one such as "laptop".
         changes: KEY=VALUE each, such as "training.steps=5"; the value is YAML.
+        fixed: values of further keys, which a command sets itself.
 
     Raises:
         ConfigurationError: it can't be read, or a key is wrong: which, what is there, and what should be.
@@ -233,6 +237,8 @@ def read_run(path: str | Path, changes: Sequence[str] = ()) -> PolicyRun:
         raise ConfigurationError(f"{str(place)!r} holds {found!r}; it must be a mapping of keys, such as 'model:'.")
     for change in changes:
         _change(found, change)
+    for key, value in fixed.items():
+        _put(found, key, value, f"{key}={value!r}")
     try:
         return PolicyRun.model_validate(found)
     except ValidationError as error:
@@ -278,13 +284,17 @@ def _change(found: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
     if not (key and equals):
         raise ConfigurationError(f"--set {change!r} changes nothing: write KEY=VALUE, such as training.steps=5.")
+    _put(found, key, parse_value(value, f"--set {change}"), change)
+
+
+def _put(found: dict[str, Any], key: str, value: Any, change: str) -> None:
     *path, last = key.split(".")
     part: Any = found
     for name in path:
         part = part.setdefault(name, {}) if isinstance(part, dict) else None
     if not isinstance(part, dict):
         raise ConfigurationError(f"--set {change!r}: {key!r} leads into something that is no mapping.")
-    part[last] = parse_value(value, f"--set {change}")
+    part[last] = value
 
 
 def _explained(error: Mapping[str, Any], run: type[PolicyRun]) -> str:

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from metis_agent.errors import ConfigurationError, InputError
 from metis_agent.models.wire import TOOL_CALL_OPENING, example_call
 
-__all__ = ["ChatTokenizer", "Recent", "named_opening"]
+__all__ = ["ChatTokenizer", "Recent", "named_opening", "shows_tools"]
 
 
 ValueT = TypeVar("ValueT")
@@ -179,6 +179,13 @@ def _identity(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\x00".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def shows_tools(tokenizer: Any) -> bool:
+    """Whether the chat template has a place for tools."""
+    tool = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {}}}
+    asked: dict[str, Any] = {"conversation": [{"role": "user", "content": "Hi."}], "tokenize": False}
+    return bool(tokenizer.apply_chat_template(**asked, tools=[tool]) != tokenizer.apply_chat_template(**asked))
 
 
 def named_opening(tokenizer: ChatTokenizer, schema: Mapping[str, Any]) -> tuple[int, ...]:

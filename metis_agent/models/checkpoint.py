@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GgufConfig,
     Qwen3VLProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -26,7 +27,15 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from metis_agent.errors import CheckpointError
 
-__all__ = ["LoadedCheckpoint", "StillsProcessor", "load_checkpoint", "load_processor", "reads_images"]
+__all__ = [
+    "LoadedCheckpoint",
+    "StillsProcessor",
+    "convert_gguf",
+    "load_checkpoint",
+    "load_processor",
+    "reads_images",
+    "save_checkpoint",
+]
 
 
 # Where it isn't said, transformers asks on standard input whether the folder's code may run.
@@ -96,6 +105,32 @@ def load_checkpoint(
             "become a prompt. Use the instruct variant of the model."
         )
     return LoadedCheckpoint(model=model.to(device).eval(), tokenizer=tokenizer, processor=processor)
+
+
+def convert_gguf(source: Path, out: Path) -> None:
+    """Read a GGUF file, and leave it in `out` as a model folder of bfloat16.
+
+    Raises:
+        CheckpointError: The file does not load.
+    """
+    loader: Any = AutoModelForCausalLM
+    options: dict[str, Any] = {"gguf_file": source.name, **_TRUST_NOTHING}
+    try:
+        model = loader.from_pretrained(
+            source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
+    except Exception as error:  # a foreign file can fail anywhere
+        raise CheckpointError(f"{str(source)!r} does not load: {type(error).__name__}: {error}") from error
+    save_checkpoint(model, tokenizer, out)
+
+
+def save_checkpoint(model: Any, tokenizer: Any, out: Path) -> None:
+    """Save both in a new folder `out`, which is there when all of it is; until then it is `out.part`."""
+    part = out.with_name(f"{out.name}.part")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(out)
 
 
 def _check_config(folder: Path) -> None:

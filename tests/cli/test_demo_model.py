@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
 from metis_agent.cli.curate_parts import open_tools
-from metis_agent.cli.demo_model import Pretrained, _shows_tools, _template
+from metis_agent.cli.demo import _add_classes, show_examples
+from metis_agent.cli.demo_model import Pretrained, _Stages, _template
+from metis_agent.cli.output import write_json
 from metis_agent.errors import (
     CheckpointError,
     ConfigurationError,
@@ -24,9 +31,11 @@ from metis_agent.errors import (
     MetisError,
     MissingDependencyError,
 )
-from metis_agent.models.chat_tokenizer import ChatTokenizer, named_opening
+from metis_agent.judging.verifiers import verify
+from metis_agent.models.chat_tokenizer import ChatTokenizer, named_opening, shows_tools
 from metis_agent.models.local import LocalChatModel
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.types import Question, Trajectory
 from metis_agent.worlds.almanac.agent import COLD_START
 from metis_agent.worlds.almanac.questions import questions
 
@@ -81,6 +90,7 @@ def test_a_model_is_measured_started_warm_trained_and_measured_again_through_a_k
     assert again.exit_code == 0, again.output + repr(again.exception)
     assert "Going on" in again.output
     # What was finished is not made again.
+    assert "Runs to learn from" not in again.output
     assert measured == lines(folder / "trajectories" / "as_is")
     assert curated == lines(folder / "trajectories" / "curated")
     assert made == (folder / "cold_start" / "model.safetensors").stat().st_mtime_ns
@@ -132,6 +142,17 @@ def refused(words: list[str]) -> MetisError:
         (["--hold-out", "0.05"], InputError, r"to learn from and \d held out: it needs 2 .*and 5 at least"),
         (["--set", "sft.epocs=1"], ConfigurationError, "sft.epocs: there is no such setting"),
         (["--set", "sft.epochs=many"], ConfigurationError, "sft.epochs is 'many': Input should be a valid number"),
+        (
+            ["--set", "sft.epochs=0"],
+            ConfigurationError,
+            r"--set sft: SftSettings\(epochs=0.0\): it must be more than 0",
+        ),
+        (["--set", "output=elsewhere"], ConfigurationError, "--set output: --folder says this"),
+        (["--set", "model.path=m"], ConfigurationError, "--set model.path: --model says this"),
+        (["--set", "agent.tools=[]"], ConfigurationError, "--set agent.tools: --tools says this"),
+        (["--set", "questions.train=q.csv"], ConfigurationError, "--set questions.train: --questions says this"),
+        (["--set", "training.seed=3"], ConfigurationError, "--set training.seed: --seed says this"),
+        (["--set", "training.steps=9"], ConfigurationError, "--set training.steps: --steps says this"),
         (["--set", "trainin.steps=1"], ConfigurationError, "did you mean 'training'"),
         (["--chat-template", "none.jinja"], ConfigurationError, "no such file; name one, or 'chatml'"),
     ],
@@ -204,7 +225,11 @@ def test_where_too_few_runs_are_right_it_says_how_many_and_what_to_do(tmp_path: 
     assert "runs failed and are left out, the first with 'InputError: The prompt has" in " ".join(done.output.split())
 
 
-@pytest.mark.parametrize("words", [["--questions", "file.jsonl"], ["--questions", "4"], ["--tools", TOOLS]])
+@pytest.mark.parametrize(
+    "words",
+    [["--questions", "file.jsonl"], ["--questions", "4"], ["--tools", TOOLS], ["--hold-out", "0.4"], ["--samples", "4"],
+     ["--ends-only"], ["--world", "gallery", "--model", "m"]],
+)  # fmt: skip
 def test_without_a_model_the_demo_is_as_it_was(words: list[str]) -> None:
     done = CliRunner().invoke(app, ["demo", *words])
     assert done.exit_code == 2
@@ -233,9 +258,9 @@ def test_the_packaged_template_shows_tools_and_its_calls_are_read() -> None:
 
 def test_a_template_that_shows_no_tools_is_told_from_one_that_does() -> None:
     tokenizer = AutoTokenizer.from_pretrained(COLD_START)
-    assert not _shows_tools(tokenizer)
+    assert not shows_tools(tokenizer)
     tokenizer.chat_template = _template("chatml")
-    assert _shows_tools(tokenizer)
+    assert shows_tools(tokenizer)
 
 
 def test_a_function_is_a_tool_and_one_without_parameters_makes_them(tmp_path: Path) -> None:
@@ -248,12 +273,70 @@ def test_a_function_is_a_tool_and_one_without_parameters_makes_them(tmp_path: Pa
         assert (tool.name, tool.invoke({"n": 21})) == ("double", 42)
 
 
+PROMPT = 'Say "a: b"\nso \x7f \U0001f600'
+
+
 def test_what_the_command_fixes_overrides_the_file(tmp_path: Path) -> None:
     own = Pretrained(
         model="m", questions="q.jsonl", tools=("a:b",), folder=tmp_path, seed=7, steps=3,
-        system_prompt='Say "a: b"\nso', changes=("model.lora=null", "training.steps=9", "sft.batch=2"),
+        system_prompt=PROMPT, changes=("model.lora=null", "sft.batch=2"),
     )  # fmt: skip
     run, fine = own.configured()
-    assert (run.training.steps, run.training.seed, run.agent.system_prompt) == (3, 7, 'Say "a: b"\nso')
+    assert (run.training.steps, run.training.seed, run.agent.system_prompt) == (3, 7, PROMPT)
     assert (run.model.lora, fine.lora, fine.batch, fine.seed, fine.learning_rate) == (None, 0, 2, 7, 2e-5)
     assert Pretrained(model="m", questions="q.jsonl").configured()[1].lora == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ((), 5e-5),
+        (("model.lora=null",), 1e-6),
+        (("model.lora=null", "training.learning_rate=1e-5"), 1e-5),
+        (("training.learning_rate=5.0e-5", "model.lora=null"), 5e-5),
+    ],
+)
+def test_all_weights_are_trained_at_a_rate_of_their_own(changes: tuple[str, ...], rate: float) -> None:
+    run, _ = Pretrained(model="m", questions="q.jsonl", changes=changes).configured()
+    assert run.training.learning_rate == rate
+
+
+def test_a_judge_that_is_not_to_be_had_leaves_a_folder_that_the_run_goes_on_in(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(MetisError, match="nobody"):
+            raise refused(arguments(tmp_path / "run", "--set", "judge=nobody:nothing"))
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> None:
+    folder, judge = tmp_path / "run", ("--set", "judge=nobody:nothing")
+    refused(arguments(folder, *judge))  # which has begun
+    (folder / "metrics.json").write_text("{}")
+    done = CliRunner().invoke(app, arguments(folder, *judge))
+    assert (done.exit_code, "is finished" in " ".join(done.output.split())) == (0, True)
+    with pytest.raises(ConfigurationError, match=r"model was .*, now 'owner/other'"):
+        raise refused(arguments(folder, *judge, model="owner/other"))
+
+
+def test_a_cold_start_that_is_there_is_not_prepared_for_again(tmp_path: Path) -> None:
+    run, fine = Pretrained(model="m", questions="q.jsonl", folder=tmp_path).configured()
+    stages = _Stages(run=run, folder=tmp_path, tools=[], verify=verify, console=Console())
+    write_json(tmp_path / "cold_start.json", {"kept": {"direct": 4, "tool": 3}, "rows": 7, "losses": [0.5]})
+    # Without it, the model that is nowhere would have been asked.
+    found = stages.cold_start(tmp_path / "nowhere", questions("train", 2, seed=3), 1, fine, None)
+    assert found == {"kept": {"direct": 4, "tool": 3}}
+
+
+def test_what_questions_answers_and_errors_say_is_no_markup(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200, record=True)
+    it = Trajectory(id="1", question=Question(id="q", text="[b]Which?[/b]"), answer="[red]none", branch="free")
+    probes = SimpleNamespace(kinds={"[u]kind": SimpleNamespace(accuracy=None)})
+    measured: Any = SimpleNamespace(trajectories=[it], classes={}, forced={"direct": probes})
+    show_examples(console, {"as it is": measured}, lambda question: question.text)
+    run, _ = Pretrained(model="m", questions="q.jsonl").configured()
+    with _Stages(run=run, folder=tmp_path, tools=[], verify=verify, console=console)._counted("runs", 1) as count:
+        count(replace(it, status="failed", error="[i]no[/i]"))
+    table = Table("", "as it is")
+    _add_classes(table, [measured])
+    console.print(table)
+    printed = console.export_text()
+    assert all(text in printed for text in ("[b]Which?[/b]", "[red]none", "[i]no[/i]", "[u]kind"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metis_agent.errors import CheckpointError, MetisError
-from metis_agent.models.checkpoint import load_checkpoint
+from metis_agent.models.checkpoint import load_checkpoint, save_checkpoint
 from metis_agent.models.local import LocalChatModel
 
 
@@ -35,6 +35,20 @@ def test_round_trip(saved: Path, policy: Any, tokenizer: Any) -> None:
     mine, theirs = (model.invoke("Hello", seed=3).response_metadata["token_record"] for model in (ours, memory))
     assert mine == theirs
     assert ours.model_name == str(saved)
+
+
+def test_what_is_saved_is_there_when_all_of_it_is(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
+    class Killed:
+        def save_pretrained(self, folder: Path) -> None:
+            tokenizer.save_pretrained(folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(policy, Killed(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    save_checkpoint(policy, tokenizer, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    load_checkpoint(tmp_path / "model")
 
 
 def test_dtype(saved: Path) -> None:
