@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -66,8 +67,8 @@ class ServedChatModel(BaseChatOpenAI):
 
     Where a call is required and the model writes none, the server's own `tool_choice` is tried, and where that does
     nothing, the call is begun for the model: llama.cpp's server goes on with what the assistant has begun. Others may
-    do neither, and none can be kept from writing a call: the graph runs no call that was not allowed, and where a call
-    is required, the model may still answer.
+    do neither: where none of the first three that were begun was made, no more are. None can be kept from writing a
+    call: the graph runs no call that was not allowed, and where a call is required, the model may still answer.
 
     A server that can't be reached, or that fails, raises `InfrastructureError`: a rollout is then left out and counted.
     """
@@ -89,8 +90,9 @@ class ServedChatModel(BaseChatOpenAI):
     """What the server is told where calls are ours to parse; most need not be told."""
     _requires: bool = PrivateAttr(default=True)
     """False once the server has refused to require a call, or has required none where one that was begun was made."""
-    _begins: bool = PrivateAttr(default=True)
-    """False once the server has refused a call that was begun, and where a subclass begins its calls itself."""
+    _tries: float = PrivateAttr(default=3)
+    """How many calls may still be begun in vain: no end of them once one was made, 0 where the server has refused one
+    or a subclass begins its calls itself."""
 
     def model_post_init(self, context: Any, /) -> None:
         """Settle what depends on another setting."""
@@ -195,14 +197,15 @@ class ServedChatModel(BaseChatOpenAI):
                     return second
             except InputError:
                 self._requires = False
-        if self._begins and self.wire == "template":
+        if self._tries > 0 and self.wire == "template":
             try:
                 begun = self._finished((yield from self._begun(messages, options)), options)
                 if _called(begun, names_of(options["tools"])):
-                    self._requires = False
+                    self._requires, self._tries = False, inf
                     return begun
+                self._tries -= 1
             except InputError:
-                self._begins = False
+                self._tries = 0
         for generation in result.generations:
             generation.message.response_metadata[UNMET] = choice
         return result

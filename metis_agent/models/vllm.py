@@ -55,7 +55,7 @@ class VLLMChatModel(ServedChatModel):
     """Recorded with every reply; a trainer sets it."""
 
     _own_tool_choice: str | None = PrivateAttr(default="none")  # tools are rendered, and calls left to us to parse
-    _begins: bool = PrivateAttr(default=False)  # they are, by ids
+    _tries: float = PrivateAttr(default=0)  # calls are begun by ids
     _openings: dict[str, _Opening] = PrivateAttr(default_factory=dict)
 
     @property

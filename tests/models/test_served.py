@@ -102,15 +102,25 @@ def test_a_call_that_the_server_does_not_make_is_begun_for_the_model(
     assert ["tool_choice" in asked for asked in server.requests] == [False, True, False, False, False]
 
 
-@pytest.mark.parametrize(("refuses", "begun"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize(("refuses", "begun"), [(False, 3), (True, 1)])
 def test_where_the_server_does_not_go_on_the_reply_says_what_is_missing(
     serving: Any, refuses: bool, begun: int
 ) -> None:
     server = serving(goes_on=False, refuses=refuses)
     bound = chat_on(server).bind_tools([python], tool_choice="any")
-    replies = [bound.invoke("6 times 7?") for _ in range(2)]
-    assert [(it.text, it.tool_calls, it.response_metadata[UNMET]) for it in replies] == [("42", [], "any")] * 2
+    replies = [bound.invoke("6 times 7?") for _ in range(5)]
+    assert [(it.text, it.tool_calls, it.response_metadata[UNMET]) for it in replies] == [("42", [], "any")] * 5
     assert [asked["messages"][-1]["role"] for asked in server.requests].count("assistant") == begun
+
+
+def test_a_server_that_has_gone_on_with_a_call_is_tried_again_and_again(serving: Any) -> None:
+    server = serving(goes_on=True)
+    bound = chat_on(server).bind_tools([python], tool_choice="any")
+    assert bound.invoke("6 times 7?").tool_calls
+    server.goes_on = False
+    assert all(UNMET in bound.invoke("6 times 7?").response_metadata for _ in range(4))
+    server.goes_on = True
+    assert bound.invoke("6 times 7?").tool_calls
 
 
 def test_no_call_is_begun_where_none_is_required(serving: Any) -> None:
