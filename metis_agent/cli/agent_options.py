@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as as_tool
 from langgraph.pregel import Pregel
 
 from metis_agent.agent import MetisAgent, create_metis_agent
@@ -50,6 +51,7 @@ __all__ = [
     "named_gate",
     "python_tools",
     "seeing_python",
+    "tools_in",
     "verify_with",
 ]
 
@@ -132,7 +134,7 @@ def choose_agent(
         build = _builder(found, agent, system_prompt, calls)
     else:
         chat, concurrency = _chat_model(str(model), temperature, base_url)
-        parts = [part for name in tools or () for part in _tools(load_attribute(name), name)]
+        parts = [part for name in tools or () for part in tools_in(load_attribute(name), name)]
         build = partial(_create, chat, parts, system_prompt, calls)
     offered = tools_of(build(ModelGate()))
     if not offered:
@@ -171,6 +173,31 @@ def load_attribute(name: str) -> Any:
             raise ConfigurationError(f"{place!r} has no {part!r}; it has {public!r}.")
         found = getattr(found, part)
     return found
+
+
+def tools_in(found: Any, name: str) -> list[BaseTool]:
+    """The tools of what an option names: a tool, a function or class to make one of, or a list of them.
+
+    Raises:
+        ConfigurationError: it is something else, or a function of which no tool can be made.
+    """
+    made = found() if isinstance(found, type) else found
+    return [_tool(part, name) for part in (made if isinstance(made, list | tuple) else [made])]
+
+
+def _tool(part: Any, name: str) -> BaseTool:
+    made = part() if isinstance(part, type) else part
+    if isinstance(made, BaseTool):
+        return made
+    if not callable(made):
+        raise ConfigurationError(f"{name!r} holds {made!r}, which is no tool: pass LangChain tools or functions.")
+    try:
+        return as_tool(made)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{name!r} holds {made!r}, of which no tool can be made: {error} Give the function a docstring that tells "
+            "the model what it does, or pass a LangChain tool."
+        ) from error
 
 
 def _load_file(path: Path) -> Any:
@@ -243,14 +270,6 @@ def _endpoint(name: str, base_url: str, options: dict[str, Any]) -> Any:
     return ChatOpenAI(model=name, base_url=base_url, api_key=key, **options)  # type: ignore[arg-type]
 
 
-def _tools(found: Any, name: str) -> list[Any]:
-    parts = list(found) if isinstance(found, list | tuple) else [found]
-    for part in parts:
-        if not callable(part) and not isinstance(part, BaseTool):
-            raise ConfigurationError(f"{name!r} holds {part!r}, which is no tool: pass LangChain tools or functions.")
-    return parts
-
-
 def _builder(
     found: Any, name: str, system_prompt: str | None, calls: int
 ) -> Callable[[Gate], Pregel[Any, Any, Any, Any]]:
@@ -263,7 +282,7 @@ def _builder(
         if isinstance(found, MetisAgent):
             return found.with_gate
     if isinstance(found, tuple | list) and len(found) == 2:
-        return partial(_create, found[0], _tools(found[1], name), system_prompt, calls)
+        return partial(_create, found[0], tools_in(found[1], name), system_prompt, calls)
     raise ConfigurationError(
         f"{name!r} is {found!r}; it must be a MetisAgent, a pair (model, tools), or a function that takes a gate and "
         "makes an agent: a MetisAgent, or one of create_agent with middleware=[MetisGateMiddleware(gate)]."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from metis_agent.cli.agent_options import load_attribute
+from metis_agent.cli.agent_options import load_attribute, tools_in
 from metis_agent.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -61,20 +61,25 @@ def open_tools(named: Sequence[str], *, python: bool, corpus: Path | None, sessi
 
 
 def _named_tools(name: str) -> list[BaseTool]:
-    from langchain_core.tools import BaseTool, tool
+    from langchain_core.tools import BaseTool
 
     found: Any = load_attribute(name)
-    if callable(found) and not isinstance(found, BaseTool) and not _needs_arguments(found):
-        found = found()  # it makes the tools
-    parts = list(found) if isinstance(found, list | tuple) else [found]
-    tools = [tool(part) if callable(part) and not isinstance(part, BaseTool) else part for part in parts]
-    if not tools or not all(isinstance(tool, BaseTool) for tool in tools):
+    if not isinstance(found, BaseTool | type) and callable(found) and not _needs_arguments(found):
+        made = found()
+        parts = made if isinstance(made, list | tuple) else [made]
+        # A function that makes no tools is one.
+        found = made if all(callable(part) or isinstance(part, BaseTool) for part in parts) else found
+    tools = tools_in(found, name)
+    if not tools:
         raise ConfigurationError(f"--tools {name!r} gives {found!r}; it must be a LangChain tool, or a list of them.")
     return tools
 
 
 def _needs_arguments(function: Callable[..., Any]) -> bool:
-    return any(each.default is each.empty for each in inspect.signature(function).parameters.values())
+    """Whether it can't be called as it stands, as what makes tools can."""
+    needed = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return inspect.iscoroutinefunction(function) or any(each.kind not in several for each in needed)
 
 
 def open_model(name: str, **options: Any) -> BaseChatModel:

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from metis_agent.cli import app
-from metis_agent.cli.curate_parts import open_tools
 from metis_agent.cli.demo import _add_classes, show_examples
 from metis_agent.cli.demo_model import Pretrained, _Stages, _template
 from metis_agent.cli.output import write_json
@@ -261,16 +260,6 @@ def test_a_template_that_shows_no_tools_is_told_from_one_that_does() -> None:
     assert not shows_tools(tokenizer)
     tokenizer.chat_template = _template("chatml")
     assert shows_tools(tokenizer)
-
-
-def test_a_function_is_a_tool_and_one_without_parameters_makes_them(tmp_path: Path) -> None:
-    file = tmp_path / "my_demo_tools.py"
-    file.write_text(
-        'def double(n: int) -> int:\n    """Twice n."""\n    return 2 * n\n\ndef make():\n    return [double]\n'
-    )
-    for name in ("double", "make"):
-        (tool,), _ = open_tools([f"{file}:{name}"], python=False, corpus=None, sessions=1)
-        assert (tool.name, tool.invoke({"n": 21})) == ("double", 42)
 
 
 PROMPT = 'Say "a: b"\nso \x7f \U0001f600'
