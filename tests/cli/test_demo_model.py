@@ -290,10 +290,10 @@ def test_all_weights_are_trained_at_a_rate_of_their_own(changes: tuple[str, ...]
     assert run.training.learning_rate == rate
 
 
-def test_a_judge_that_is_not_to_be_had_leaves_a_folder_that_the_run_goes_on_in(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(MetisError, match="nobody"):
-            raise refused(arguments(tmp_path / "run", "--set", "judge=nobody:nothing"))
+def test_the_folder_is_the_runs_before_a_judge_puts_anything_there(tmp_path: Path) -> None:
+    with pytest.raises(MetisError, match="nobody"):
+        raise refused(arguments(tmp_path / "run", "--set", "judge=nobody:nothing"))
+    assert (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_finished_run_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> None:
