@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from langchain_core.runnables import Runnable
@@ -192,7 +192,7 @@ def _tool(part: Any, name: str) -> BaseTool:
     if not callable(made):
         raise ConfigurationError(f"{name!r} holds {made!r}, which is no tool: pass LangChain tools or functions.")
     try:
-        return as_tool(made)
+        return cast(BaseTool, as_tool(made))
     except ValueError as error:
         raise ConfigurationError(
             f"{name!r} holds {made!r}, of which no tool can be made: {error} Give the function a docstring that tells "
