@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from langchain_core.tools import BaseTool, StructuredTool, Tool
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
 
 __all__ = [
     "DeadlineError",
@@ -125,6 +126,8 @@ def is_async_only(tool: BaseTool) -> bool:
 
     Told before the call: a `NotImplementedError` from code that has begun its work is no reason to do it again.
     """
+    from langchain_core.tools import BaseTool, StructuredTool, Tool  # sandboxes do without
+
     if isinstance(tool, StructuredTool | Tool):
         return tool.func is None and tool.coroutine is not None
     if type(tool)._arun is BaseTool._arun:
