@@ -29,6 +29,7 @@ __all__ = [
     "description_hash",
     "fetch_gate",
     "file_hash",
+    "is_number",
     "load_artefact",
 ]
 
@@ -177,7 +178,7 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
     text = named and len(named) == len(tools) and all(isinstance(name, str) and name for name in named)
     rule(bool(text) and len(set(named or ())) == len(tools), "tools", "a list of at least one tool, each with its name")
     value: Any = threshold.get("value") if isinstance(threshold, dict) else None
-    rule(_is_number(value) and 0 <= value <= 1, "threshold", "an object whose value is a number in [0, 1]")
+    rule(is_number(value) and 0 <= value <= 1, "threshold", "an object whose value is a number in [0, 1]")
     rule(isinstance(description["policy"], dict), "policy", "an object")
     found, heads = description["decision"], 1 + len(tools)
     decision = found if isinstance(found, dict) else {}
@@ -186,17 +187,18 @@ def _check(description: Mapping[str, Any], path: Path) -> None:
     by_step, most = decision.get("step_saving", []), decision.get("most_to_come", 1.0)
     rule(
         bool(decision)
-        and all(isinstance(it, list) and len(it) == heads and all(map(_is_number, it)) for it in lists)
-        and all(map(_is_number, numbers))
+        and all(isinstance(it, list) and len(it) == heads and all(map(is_number, it)) for it in lists)
+        and all(map(is_number, numbers))
         and isinstance(by_step, list)
-        and all(map(_is_number, [*by_step, most]))
+        and all(map(is_number, [*by_step, most]))
         and min(*decision["head_temperature"], decision["temperature"], most) > 0,
         "decision",
         f"an object of finite numbers, those by head {heads} of them, temperatures and the cost to come above 0",
     )
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number that a float can hold, and no boolean."""
     # By comparison: `math.isfinite` raises on an int above all floats.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

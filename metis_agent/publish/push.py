@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from metis_agent.errors import CheckpointError, ConfigurationError, InfrastructureError, MissingDependencyError
-from metis_agent.gates.artefact import GATE_FILE, file_hash, load_artefact
+from metis_agent.gates.artefact import GATE_FILE, file_hash, is_number, load_artefact
 
 __all__ = ["CardFacts", "Publication", "inert", "model_card", "number", "push_to_hub", "save_pretrained", "table"]
 
@@ -216,17 +215,12 @@ def inert(text: object, longest: int = _LONGEST) -> str:
     return _MEANS_SOMETHING.sub(r"\\\1", cut)
 
 
-def _is_finite(value: object) -> TypeGuard[float]:
-    # By comparison: `math.isfinite` raises on an int above all floats.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
 def number(value: object, interval: object = None) -> str:
     """A figure with its interval; empty for what is no finite number."""
-    if not _is_finite(value):
+    if not is_number(value):
         return ""
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-    if isinstance(interval, Sequence) and len(interval) == 2 and all(map(_is_finite, interval)):
+    if isinstance(interval, Sequence) and len(interval) == 2 and all(map(is_number, interval)):
         shown += f" ({interval[0]:.3f} to {interval[1]:.3f})"
     return shown
 
