@@ -22,7 +22,7 @@ from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_
 from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
-__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step", "no_tools_choice"]
+__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step", "may_refuse", "no_tools_choice"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,15 @@ Step = Generator["Ask | GateRequest", Any, _T]
 def no_tools_choice(model: Any) -> Any:
     """The `tool_choice` that forbids all calls of the tools on offer; `None` where the client has none."""
     return next((_NO_TOOLS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _NO_TOOLS), None)
+
+
+def may_refuse(setting: str, error: Exception) -> bool:
+    """Whether an error may mean that the model does not take a setting: it names it, or the request was a bad one.
+
+    Gateways and servers have no words in common for that, and many have none at all.
+    """
+    status = getattr(error, "status_code", getattr(error, "code", None))
+    return setting in str(error).lower() or status in (400, 422)
 
 
 class AskedGate:

@@ -14,9 +14,9 @@ from typing import Any
 from langchain_core.tools import BaseTool
 
 from metis_agent.errors import ConfigurationError, UnknownToolError
-from metis_agent.types import Spending, amount_of
+from metis_agent.types import Spending, ToolOutcome, amount_of
 
-__all__ = ["Budget", "ToolTerms", "terms_of"]
+__all__ = ["Budget", "ToolTerms", "spending_of", "terms_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,17 @@ class Budget:
         second one in a row ends the turn); then come gate, answer and record, and the start.
         """
         return 3 * (2 * self.calls + 2) + 5
+
+
+def spending_of(outcomes: Iterable[ToolOutcome], seconds: float = 0.0) -> Spending:
+    """What a turn with these outcomes has spent; blocked and repeated calls cost nothing."""
+    per_tool: dict[str, int] = {}
+    cost = 0.0
+    for outcome in outcomes:
+        if outcome.executed:
+            per_tool[outcome.tool] = per_tool.get(outcome.tool, 0) + 1
+            cost += outcome.cost
+    return Spending(calls=sum(per_tool.values()), calls_per_tool=per_tool, seconds=seconds, cost=cost)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +19,8 @@ from langgraph.types import Overwrite
 
 from metis_agent.recording.recorder import model_call_of
 from metis_agent.rules.answers import ask_again, call_again, fallback_answer
-from metis_agent.rules.asking import Ask, Reply, Settled, Step
+from metis_agent.rules.asking import Ask, Reply, Settled, Step, may_refuse
+from metis_agent.rules.budget import spending_of
 from metis_agent.rules.enforcement import (
     NONE_COULD_RUN,
     fruitless_round,
@@ -57,14 +58,13 @@ from metis_agent.types import (
     ToolOutcome,
 )  # fmt: skip
 
-__all__ = ["Turn", "adrive", "decide", "drive", "respond", "spending_of"]
+__all__ = ["Turn", "adrive", "decide", "drive", "respond"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _NOTABLE_SECONDS = 1e-3
 _NOTHING_SPENT = Spending()
-_EXECUTED = ("ok", "error", "timeout")
 
 
 class Turn:
@@ -123,7 +123,7 @@ class Turn:
             return
         changes: dict[str, Any] = {"pending": [], "step": notes["step"] + 1}
         changes["seconds"] = notes["seconds"] + max([outcome.seconds for outcome in new])
-        if ran := [outcome for outcome in new if outcome.status in _EXECUTED]:
+        if ran := [outcome for outcome in new if outcome.executed]:
             changes |= progress_of(notes, ran, self.messages)
         changes["refused"] = in_a_row = notes["refused"] + 1 if refused else 0
         if in_a_row >= 2:
@@ -227,17 +227,6 @@ class Turn:
         }
 
 
-def spending_of(outcomes: Iterable[ToolOutcome], seconds: float = 0.0) -> Spending:
-    """What a turn with these outcomes has spent; blocked and repeated calls cost nothing."""
-    per_tool: dict[str, int] = {}
-    cost = 0.0
-    for outcome in outcomes:
-        if outcome.status in _EXECUTED:
-            per_tool[outcome.tool] = per_tool.get(outcome.tool, 0) + 1
-            cost += outcome.cost
-    return Spending(calls=sum(per_tool.values()), calls_per_tool=per_tool, seconds=seconds, cost=cost)
-
-
 def drive(turn: Turn, step: Step[_T], ask: Callable[[Turn, Ask], Reply]) -> _T:
     """Run a step to its end; an error of `ask`, which asks the model, goes to the step, which may live with it."""
     try:
@@ -318,18 +307,20 @@ def _draft(turn: Turn, offer: Offer) -> Step[tuple[Reply | None, str]]:
 
     Some models have a setting for log-probabilities and refuse it; they are asked without from then on.
     """
-    refused = turn.rules.refused
+    refused, again = turn.rules.refused, False
     while True:
-        log_probs = "logprobs" not in refused
+        log_probs = not again and "logprobs" not in refused
         try:
             reply: Reply = yield Ask(node="draft", log_probs=log_probs)
             break
         except GraphBubbleUp:
             raise
         except Exception as error:
-            if not log_probs or "logprob" not in str(error).lower():
+            if not log_probs or not may_refuse("logprob", error):
                 return None, f"the direct draft failed with {type(error).__name__}: {error}"
-            refused.add("logprobs")
+            again = True
+    if again:
+        refused.add("logprobs")
     message = reply.message
     if message is None:
         return None, "the direct draft held no message of the model"
@@ -376,7 +367,7 @@ def respond(
     closed = not decision.allowed and (offer.specs or not offer.open or bool(turn.notes["loop"]))
     if closed or not calls or (not done and refusal_in(message) is not None):
         return (yield from _answer(turn, offer, decision, reply, structured))
-    ids, ran = turn.notes["latest"], [outcome for outcome in turn.outcomes if outcome.status in _EXECUTED]
+    ids, ran = turn.notes["latest"], [outcome for outcome in turn.outcomes if outcome.executed]
     plan = plan_calls(
         turn.rules, offer, message, decision,
         spent=turn.spent, outcomes=turn.outcomes, messages=turn.messages, answered=answered,

@@ -6,8 +6,7 @@ import pytest
 from langchain_core.tools import tool
 
 from metis_agent.errors import ConfigurationError, UnknownToolError
-from metis_agent.rules.budget import Budget, terms_of
-from metis_agent.rules.turn import spending_of
+from metis_agent.rules.budget import Budget, spending_of, terms_of
 from metis_agent.types import Spending, ToolOutcome, amount_of
 
 

@@ -3,10 +3,13 @@
 import logging
 import threading
 from types import SimpleNamespace
+from typing import Any
+
+from pydantic import Field
 
 from metis_agent.gates import Gate
 from metis_agent.types import GateDecision
-from tests.fakes import call, calling, model
+from tests.fakes import ScriptedChatModel, call, calling, model
 
 
 def test_a_gate_that_fails_leaves_it_to_the_model(make, go, ran, tools):
@@ -90,3 +93,49 @@ def test_a_gate_that_fails_again_and_again_is_left_alone_and_then_tried_once(mak
         reason = go(agent)["decisions"][0].reason
     assert asked == [0, 1, 2, 3, 4, 35, 100, 101]
     assert reason == ""
+
+
+class BadRequestError(Exception):
+    status_code = 400
+
+
+class WithSetting(ScriptedChatModel):
+    logprobs: bool | None = None
+    said: list[Any] = Field(default_factory=list)
+    takes_log_probs: bool = False
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.said.append(kwargs.get("logprobs"))
+        if kwargs.get("logprobs") and not self.takes_log_probs:
+            raise BadRequestError("Provider returned error")
+        return super()._generate(messages, stop, run_manager, **kwargs)
+
+
+def drafting():
+    class Reads(Gate):
+        wants_draft = True
+        drafts = ()
+
+        def decide(self, request):
+            self.drafts = (*self.drafts, request.draft and request.draft.text)
+            return GateDecision(allowed=())
+
+    return Reads()
+
+
+def test_a_model_that_refuses_log_probabilities_in_any_words_gives_a_draft_without_them(make, go, tools):
+    chat, gate = WithSetting(script=["a draft"]), drafting()
+    agent = make(chat, tools, gate)
+    go(agent), go(agent)
+    assert gate.drafts == ("a draft", "a draft")
+    assert chat.said == [True, None, None]
+
+
+def test_a_bad_request_of_another_kind_is_no_refusal_of_log_probabilities(make, go, tools):
+    chat = WithSetting(script=[BadRequestError("too long")] * 2 + ["ok"], takes_log_probs=True)
+    gate = drafting()
+    agent = make(chat, tools, gate)
+    assert "draft failed with BadRequestError: too long" in go(agent)["decisions"][0].reason
+    go(agent)
+    assert gate.drafts == (None, "ok")
+    assert chat.said == [True, None, None, True]
