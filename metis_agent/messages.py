@@ -76,8 +76,8 @@ def inner_block(block: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if block.get("type") == "non_standard" and isinstance(value, Mapping) else block
 
 
-def text_of(message: ToolMessage) -> str:
-    """The text of a tool's result, that of free-form tools too."""
+def text_of(message: BaseMessage) -> str:
+    """The text of a message, a result of a free-form tool too."""
     return str(message.text) or "".join(
         str(block.get("output") or "") for block in blocks_of(message) if block.get("type") == "custom_tool_call_output"
     )

@@ -26,7 +26,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from metis_agent.deadline import arun_in_thread
 from metis_agent.errors import ConfigurationError, GateError, MissingDependencyError
 from metis_agent.gates.base import Gate, allows
-from metis_agent.messages import is_first_step, turn_of
+from metis_agent.messages import is_first_step, text_of, turn_of
 from metis_agent.types import GateDecision, GateRequest, ToolSpec
 
 __all__ = [
@@ -232,7 +232,7 @@ def conversation(request: GateRequest) -> str | list[dict[str, str]]:
     if len(request.messages) == 1:
         return str(request.messages[0].text)
     return [
-        {"role": _ROLES.get(message.type, message.type), "content": str(message.text)} for message in request.messages
+        {"role": _ROLES.get(message.type, message.type), "content": text_of(message)} for message in request.messages
     ]
 
 

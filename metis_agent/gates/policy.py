@@ -27,7 +27,7 @@ from metis_agent.gates.base import Gate, allows
 from metis_agent.gates.features import draft_log_prob_features, draft_text_features, readings
 from metis_agent.gates.reading import conversation_before, load_familiarity, observed, reading_of
 from metis_agent.gates.scorers import Asked, decision_probabilities, load_scorer
-from metis_agent.messages import is_first_step, provider_name, turn_of
+from metis_agent.messages import is_first_step, provider_name, text_of, turn_of
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome, ToolSpec
 
 __all__ = [
@@ -330,7 +330,7 @@ class PolicyGate(Gate):
         if not self.every_step:
             return before
         results = [message for message in turn if isinstance(message, ToolMessage)]
-        brought = observed((it.name or "", str(it.text), it.status == "error") for it in results)
+        brought = observed((it.name or "", text_of(it), it.status == "error") for it in results)
         return "\n".join(part for part in (before, brought) if part)
 
     def _unlike(self, request: GateRequest) -> str | None:

@@ -428,7 +428,7 @@ def _answer_of(turn: Sequence[BaseMessage]) -> str:
     last = turn[-1] if turn else None
     if isinstance(last, AIMessage) and not last.tool_calls:
         return str(last.text)
-    return str(last.text) if isinstance(last, ToolMessage) else ""
+    return text_of(last) if isinstance(last, ToolMessage) else ""
 
 
 def _message_record(message: BaseMessage) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from langchain_core.messages import ToolMessage, messages_from_dict
 
 from metis_agent.errors import InputError
 from metis_agent.gates.reading import conversation_before, observed
+from metis_agent.messages import text_of
 from metis_agent.rollouts.branches import FORK, seed_of
 from metis_agent.rollouts.outcomes import DIRECT, OutcomeTable, question_key
 from metis_agent.rollouts.recorded import OutcomePool
@@ -245,4 +246,4 @@ def _brought(run: Trajectory) -> str:
     results = [
         it for it in messages_from_dict([dict(record) for record in run.messages]) if isinstance(it, ToolMessage)
     ]
-    return observed((it.name or "", str(it.text), it.status == "error") for it in results)
+    return observed((it.name or "", text_of(it), it.status == "error") for it in results)

@@ -284,7 +284,7 @@ class OutcomeBuffer:
             message, outcome = replies.get(call["id"]), ran.pop(call["id"], None)
             if outcome is None:
                 outcome = self._unseen(notes, call, message)
-            elif message is not None and (text := str(message.text)) != outcome.content:
+            elif message is not None and (text := text_of(message)) != outcome.content:
                 # As other middleware has left it: what was taken out of the message stays out of the record.
                 outcome = replace(outcome, content=text)
             results.append(outcome)
@@ -302,7 +302,7 @@ class OutcomeBuffer:
         elsewhere = notes["maker"] != self._maker or notes["id"] not in self._under_way
         if elsewhere and message is not None and message.status == "success":
             status = "ok"
-        content = str(message.text) if message is not None else ""
+        content = text_of(message) if message is not None else ""
         return ToolOutcome(
             call_id=call["id"], tool=call["name"], arguments=call["args"], status=status, content=content
         )

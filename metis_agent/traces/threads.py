@@ -24,6 +24,7 @@ from typing import Any, cast
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage, messages_from_dict
 
 from metis_agent.errors import InputError
+from metis_agent.messages import text_of
 from metis_agent.rules.answers import with_all_results
 from metis_agent.traces.messages import Message
 from metis_agent.traces.registry import ModelSpan, ToolSpan, Trace
@@ -299,7 +300,7 @@ def _outcome(call: Mapping[str, Any], result: ToolMessage | None) -> ToolOutcome
     """What the messages say of a call that has no outcome on record."""
     status: OutcomeStatus = "ok" if result is not None and result.status == "success" else "error"
     arguments = call["args"] if isinstance(call["args"], Mapping) else {}
-    content = "" if result is None else str(result.text)
+    content = "" if result is None else text_of(result)
     return ToolOutcome(
         call_id=call["id"] or "", tool=call["name"] or "", arguments=arguments, status=status, content=content
     )

@@ -110,3 +110,15 @@ def test_a_result_that_a_person_has_changed_is_in_no_record_as_it_was(make, go, 
     assert len(ran) == 1
     assert "found" not in f"{state} {trajectory} {chat.asked[-1].messages}"
     assert [outcome.content.splitlines()[-1] for outcome in state["outcomes"]] == ["nothing there"] * 2
+
+
+def test_the_result_of_a_free_form_tool_is_recorded_as_it_is(make, go, tmp_path):
+    @tool
+    def code(text: str) -> list:
+        """Run code, as a free-form tool of OpenAI's does."""
+        return [{"type": "custom_tool_call_output", "output": "27"}]
+
+    with TrajectoryStore(tmp_path) as store:
+        state = go(make(model(calling(call("code", text="print(27)")), "ok"), [code], recorder=Recorder(store)))
+        [trajectory] = store.read()
+    assert [outcome.content for outcome in (*state["outcomes"], *trajectory.outcomes)] == ["27", "27"]
