@@ -109,6 +109,10 @@ def _numbered(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
             calls: list[Any] = []
             renamed: dict[str, list[str]] = {}
             for number, call in enumerate(open_calls(message)):
+                if call["id"] is None and call in message.invalid_tool_calls:
+                    # It could not be read, and no message can answer it.
+                    calls.append(None)
+                    continue
                 old = call["id"] or ""
                 new = old if old and old not in seen else f"call_{place}_{number}"
                 while new in seen or (new != old and new in given):
@@ -118,6 +122,8 @@ def _numbered(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
                 calls.append({**call, "id": new})
             waiting |= renamed
             message = rewritten(message, calls)
+            if calls and not any(calls) and not message.content:
+                continue  # There is nothing left of it.
         elif isinstance(message, ToolMessage) and (new_ids := waiting.get(message.tool_call_id)):
             message = message.model_copy(update={"tool_call_id": new_ids.pop(0)})
         numbered.append(message)

@@ -87,6 +87,19 @@ def test_a_result_without_its_call_and_a_block_without_one_are_not_sent():
     assert sendable([HumanMessage("q"), other, ToolMessage("x", tool_call_id="2")])[1].content == []
 
 
+def test_a_call_without_an_id_that_could_not_be_read_is_not_sent():
+    slip = {"name": "a", "args": "{", "id": None, "error": "cut", "type": "invalid_tool_call"}
+    asked = [HumanMessage("q"), AIMessage("", invalid_tool_calls=[slip]), HumanMessage("and?")]
+    assert sendable(asked) == [asked[0], asked[2]]
+    said, beside = AIMessage("hm", invalid_tool_calls=[slip]), calling(call("a", id="1"))
+    beside = beside.model_copy(update={"invalid_tool_calls": [slip]})
+    prompt = sendable([asked[0], said, beside, ToolMessage("x", tool_call_id="1")])
+    assert [(m.type, m.text) for m in prompt] == [("human", "q"), ("ai", "hm"), ("ai", ""), ("tool", "x")]
+    assert not any(m.invalid_tool_calls for m in prompt if m.type == "ai")
+    [_, named] = sendable([AIMessage("", invalid_tool_calls=[{**slip, "id": ""}])])
+    assert named.type == "tool"
+
+
 def test_an_id_that_is_made_up_is_nobodys():
     asked = [calling(call("a", id="call_3_0")), ToolMessage("1", tool_call_id="call_3_0")]
     prompt = sendable([HumanMessage("q"), *asked, calling(call("a", id=None)), ToolMessage("2", tool_call_id="")])
