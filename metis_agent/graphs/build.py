@@ -34,7 +34,7 @@ from metis_agent.graphs.nodes import AskingNode, GateNode, RecordNode, is_plain_
 from metis_agent.rules.asking import SentCall
 from metis_agent.rules.outcomes import as_left
 from metis_agent.rules.shapes import open_calls
-from metis_agent.rules.state import Notes, Records, RunMarker, begins_anew
+from metis_agent.rules.state import Latest, Notes, Records, RunMarker, begins_anew
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = [
@@ -68,7 +68,7 @@ class MetisOutput(TypedDict):
 class MetisState(MetisOutput):
     """What the nodes share."""
 
-    metis_turn: Notes
+    metis_turn: Annotated[Notes, Latest]
     metis_run: RunMarker
 
 
@@ -151,14 +151,21 @@ def build_graph(
     if setup.rules.recorder is not None:
         graph.add_node("record", RecordNode(setup), input_schema=MetisState)
         graph.add_edge("record", END)
-    opening = [*setup.hook_nodes("before_agent", "before_model"), "gate"]
-    graph.add_edge(START, opening[0])
-    after, closing = list(setup.hook_nodes("after_model")), [*setup.hook_nodes("after_agent"), setup.last]
-    following = dict(pairwise(opening)) | dict(pairwise(after)) | dict(pairwise(closing))
-    for name, hook in setup.hook_nodes("before_agent", "before_model", "after_model", "after_agent").items():
+    graph.add_edge(START, next(iter(setup.hook_nodes(*_OPENING)), "gate"))
+    following = _following(setup)
+    for name, hook in setup.hook_nodes(*_OPENING, "after_model", "after_agent").items():
         ends = (following[name],) if name in following else (*setup.tools, setup.entry, setup.finish)
         graph.add_node(name, _HookNode(setup, name, hook, following.get(name)), input_schema=state, destinations=ends)
     return graph
+
+
+_OPENING = ("before_agent", "before_model")
+
+
+def _following(setup: Setup) -> dict[str, str]:
+    """The node after each hook, but for the last one of a reply: that is for the conversation to say."""
+    opening, closing = [*setup.hook_nodes(*_OPENING), "gate"], [*setup.hook_nodes("after_agent"), setup.last]
+    return dict(pairwise(opening)) | dict(pairwise(setup.hook_nodes("after_model"))) | dict(pairwise(closing))
 
 
 class _HookNode(Runnable[Mapping[str, Any], Command[Any]]):
@@ -187,19 +194,30 @@ class _HookNode(Runnable[Mapping[str, Any], Command[Any]]):
 
     def _on(self, state: Mapping[str, Any], result: Any) -> Command[Any]:
         command = result if isinstance(result, Command) else Command(update=result or {})
-        setup, update, goto = self._setup, dict(command.update or {}), command.goto
-        jump, notes = update.pop("jump_to", None), state.get("metis_turn")
+        update, goto = dict(command.update or {}), command.goto
+        jump = update.pop("jump_to", None)
         if isinstance(said := update.get("messages"), list):
             update["messages"] = _without_second_results(state.get("messages", []), said)
             update |= as_left(state, _joined(state, update))
-        if jump in ("end", "model"):
-            goto = setup.finish if jump == "end" else setup.entry
-        elif not goto and self._following is not None and jump is None:
-            goto = self._following
-        elif not goto:
-            over = jump is None and notes is not None and not notes["open"]
-            goto = setup.finish if over else _after("act", setup, state, _joined(state, update))
+        if not goto or jump in _JUMPS:
+            goto = _after_hook(self._setup, self._following, state, _joined(state, update), jump)
         return Command(update=update, goto=goto)
+
+
+_JUMPS = ("end", "model")
+
+
+def _after_hook(
+    setup: Setup, following: str | None, state: Mapping[str, Any], messages: Sequence[AnyMessage], jump: str | None
+) -> Any:
+    """Where a run goes on after a hook, which may have asked for a jump."""
+    if jump in _JUMPS:
+        return setup.finish if jump == "end" else setup.entry
+    if jump is None and following is not None:
+        return following
+    notes: Notes | None = state.get("metis_turn")
+    over = jump is None and notes is not None and not notes["open"]
+    return setup.finish if over else _after("act", setup, state, messages)
 
 
 def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate:
@@ -214,10 +232,16 @@ def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate
         update: as `update_state` takes it.
     """
     node = update.as_node or _left(setup, now)
-    if node not in ("gate", "act", "answer") or not isinstance(update.values, Mapping):
+    is_hook = node in setup.hook_nodes(*_OPENING, "after_model", "after_agent")
+    if not (is_hook or node in ("gate", "act", "answer")) or not isinstance(update.values, Mapping | None):
         return update
-    values = dict(update.values)
+    # Without values it is a copy of the place, to go on from.
+    values = dict(update.values or {})
     messages = _joined(now.values, values)
+    if is_hook:
+        jump = values.pop("jump_to", None)
+        way = _after_hook(setup, _following(setup).get(str(node)), {**now.values, **values}, messages, jump)
+        return update._replace(values=Command(update=values, goto=way), as_node=node)
     known = {message.id for message in now.values.get("messages", [])}
     answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
     goto: Any = setup.finish if answered and node != "act" else _after(node, setup, {**now.values, **values}, messages)
@@ -235,22 +259,24 @@ def _joined(state: Mapping[str, Any], update: Mapping[str, Any]) -> Sequence[Any
 
 def _left(setup: Setup, now: StateSnapshot) -> str | None:
     """The node that a run which stands still has left last; `None` where LangGraph knows that well enough."""
-    waiting = set(now.next)
+    waiting, notes = set(now.next), now.values.get("metis_turn")
     if waiting & {"act", "answer"}:
         return "gate"
-    if waiting & {*setup.tools, *setup.hook_nodes("after_model")}:
+    if waiting & set(setup.tools):
+        return next(reversed(setup.hook_nodes("after_model")), "act")
+    for hook, following in _following(setup).items():
+        if following in waiting and following != setup.entry:
+            return hook
+    if setup.replied in waiting:
         return "act"
-    if waiting == {"record"}:
+    if waiting == {setup.finish}:
         return "answer"
-    notes: Notes | None = now.values.get("metis_turn")
-    if (
-        waiting & {"gate", *setup.hook_nodes("before_model")}
-        and notes is not None
-        and not begins_anew(notes, now.values["messages"])
-    ):
+    if setup.entry not in waiting:
+        return None
+    if notes is not None and not begins_anew(notes, now.values["messages"]):
         # The tools have run: where they ran side by side, LangGraph can't tell which was last.
         return "act"
-    return None
+    return next(reversed(setup.hook_nodes("before_agent")), None)
 
 
 def _latest(messages: Sequence[AnyMessage]) -> tuple[AIMessage | None, list[ToolMessage]]:

@@ -47,7 +47,7 @@ from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
 from metis_agent.rules.outcomes import InThread, OutcomeBuffer, RecordsAsTold, is_sync_only
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
-from metis_agent.rules.state import Notes, PendingCall, Records
+from metis_agent.rules.state import Latest, Notes, PendingCall, Records
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
@@ -66,8 +66,8 @@ class GateState(AgentState[Any]):
     decisions: NotRequired[Annotated[list[GateDecision], _OUT_ONLY, Records(GateDecision, append=False)]]
     outcomes: NotRequired[Annotated[list[ToolOutcome], _OUT_ONLY, Records(ToolOutcome)]]
     calls: NotRequired[Annotated[list[ModelCall], _OUT_ONLY, Records(ModelCall)]]
-    metis_turn: NotRequired[Annotated[Notes, _PRIVATE]]
-    metis_run: NotRequired[Annotated[bool, _PRIVATE, UntrackedValue]]
+    metis_turn: NotRequired[Annotated[Notes, _PRIVATE, Latest]]
+    metis_run: NotRequired[Annotated[bool, _PRIVATE, UntrackedValue(bool, guard=False)]]
 
 
 class MetisGateMiddleware(AgentMiddleware[Any, Any, Any]):

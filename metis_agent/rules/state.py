@@ -8,7 +8,7 @@ from types import GenericAlias
 from typing import Annotated, Any, Generic, NotRequired, Self, TypeVar
 
 from langchain_core.messages import AnyMessage, BaseMessage, ToolMessage
-from langgraph.channels import UntrackedValue
+from langgraph.channels import LastValue, UntrackedValue
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import Overwrite
@@ -18,6 +18,7 @@ from metis_agent.errors import InputError
 from metis_agent.types import GateDecision, ModelCall, ToolOutcome
 
 __all__ = [
+    "Latest",
     "Notes",
     "PendingCall",
     "Records",
@@ -172,7 +173,17 @@ def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
-RunMarker = Annotated[bool, UntrackedValue]
+class Latest(LastValue[RecordT]):
+    """The last of the values that one step writes: a run may be sent to two of its nodes at once, by `Command`."""
+
+    __slots__ = ()
+
+    def update(self, values: Sequence[Any]) -> bool:
+        """Take in the writes of one step."""
+        return super().update(values[-1:])
+
+
+RunMarker = Annotated[bool, UntrackedValue(bool, guard=False)]
 """A state key that is never stored: it is set from a run's first step on, so that the next run finds it unset."""
 
 

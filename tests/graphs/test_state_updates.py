@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -13,7 +14,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, StateUpdate, interrupt
 
 from metis_agent import Budget, MetisAgent, MetisGateMiddleware, Recorder, TrajectoryStore, create_metis_agent
-from metis_agent.gates import ModelGate, NeverGate
+from metis_agent.gates import ModelGate, NeverGate, ShadowGate
 from tests.fakes import call, calling, model
 
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -183,6 +184,88 @@ def test_an_unrelated_change_at_every_stop(tools, tmp_path, stop, when):
     assert [m.type for m in state["messages"]] == ["human", "ai", "tool", "ai"]
     assert state.get("note", stop) == ("record" if (stop, when) == ("record", "interrupt_after") else "approved")
     assert [run.tool_calls for run in store.read()] == [1]
+
+
+def test_a_copy_of_a_stop_goes_on_from_there(make, change):
+    agent = make()
+    agent.invoke(ASK, THREAD)
+    before = agent.get_state(THREAD).next
+    change(agent, None)
+    assert agent.get_state(THREAD).next == before
+    assert gone_on(agent)[2:] == [("tool", "sent to al"), ("ai", "Done.")]
+
+
+class Noted(AgentMiddleware):
+    """Notes which of its hooks run."""
+
+    def __init__(self, name, ran):
+        self._name, self._ran = name, ran
+
+    @property
+    def name(self):
+        return self._name
+
+    def before_agent(self, state, runtime):
+        self._ran.append(f"{self._name}.before_agent")
+
+    def before_model(self, state, runtime):
+        self._ran.append(f"{self._name}.before_model")
+
+    def after_model(self, state, runtime):
+        self._ran.append(f"{self._name}.after_model")
+
+    def after_agent(self, state, runtime):
+        self._ran.append(f"{self._name}.after_agent")
+
+
+def between_hooks(make, tools, ran, **options):
+    middleware, saver = [Noted("one", ran), Noted("two", ran)], InMemorySaver()
+    chat = model(calling(call("mail", id="1", to="al")), "Done.", "Done again.")
+    return make(chat, tools, middleware=middleware, checkpointer=saver, **options)
+
+
+@pytest.mark.parametrize("values", [None, {}, {"messages": []}])
+def test_a_change_at_a_stop_runs_no_hook_twice(tools, tmp_path, values):
+    ran, plain = [], []
+    between_hooks(create_agent, tools, plain).invoke(ASK, THREAD)
+    for recorder in (None, Recorder(TrajectoryStore(tmp_path))):
+        ran.clear()
+        agent = between_hooks(create_metis_agent, tools, ran, recorder=recorder, interrupt_before="*")
+        agent.invoke(ASK, THREAD)
+        while before := agent.get_state(THREAD).next:
+            agent.update_state(THREAD, values)
+            assert agent.get_state(THREAD).next == before
+            agent.invoke(None, THREAD)
+        assert ran == plain
+        assert [m.type for m in agent.get_state(THREAD).values["messages"]] == ["human", "ai", "tool", "ai"]
+
+
+@pytest.mark.parametrize("hook", ["one.before_model", "two.before_model", "two.after_model", "one.after_model"])
+def test_a_change_made_as_a_hook_goes_on_after_it(tools, hook):
+    told = []
+    for make, stop in ((create_agent, "tools"), (create_metis_agent, "mail")):
+        ran = []
+        agent = between_hooks(make, tools, ran, interrupt_before=[stop])
+        agent.invoke(ASK, THREAD)
+        ran.clear()
+        agent.update_state(THREAD, with_calls(agent, call("mail", id="1", to="bo")), as_node=hook)
+        told.append((gone_on(agent), ran))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("host", ["graph", "gated", "watched"])
+def test_a_run_may_be_sent_to_two_nodes_at_once(tools, sent, host):
+    chat = model(calling(call("mail", id="1", to="al")), "Done.", "Done again.")
+    if host == "graph":
+        agent, first = create_metis_agent(chat, tools, checkpointer=InMemorySaver(), interrupt_before=["mail"]), "gate"
+    else:
+        gate = MetisGateMiddleware(ModelGate() if host == "gated" else ShadowGate(ModelGate()))
+        saver = InMemorySaver()
+        agent = create_agent(chat, tools, middleware=[gate], checkpointer=saver, interrupt_before=["tools"])
+        first = "model"
+    agent.invoke(ASK, THREAD)
+    assert agent.invoke(Command(goto=first), THREAD)["messages"][-1].text == "Done again."
+    assert sent == ["al"]
 
 
 def test_parallel_tools_have_run(tools):
