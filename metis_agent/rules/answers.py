@@ -11,17 +11,17 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
+from metis_agent.messages import blocks_of
 from metis_agent.rules.shapes import (
     new_answer,
     open_calls,
     readable,
     rewritten,
     shows_others,
-    with_free_results,
 )  # fmt: skip
 from metis_agent.types import ToolOutcome
 
-__all__ = ["ask_again", "call_again", "fallback_answer", "sendable", "with_all_results"]
+__all__ = ["ask_again", "call_again", "fallback_answer", "sendable", "with_all_results", "with_free_results"]
 
 _LOST = "This call has no result: the run that made it broke off."
 _SHOWN_RESULTS = 3
@@ -173,3 +173,24 @@ def _completed(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
         names = {call["id"]: call["name"] or "unnamed" for call in open_calls(message)}
         completed += [ToolMessage(_LOST, name=names[id_], tool_call_id=id_, status="error") for id_ in ids]
     return completed
+
+
+def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation with the results of OpenAI's free-form tools in the form that these demand.
+
+    What is said in a tool's place, and what other code says there, is text; OpenAI takes a block of a type of its own.
+    """
+    free: set[str] = set()
+    result: list[AnyMessage] | None = None
+    for place, message in enumerate(messages):
+        if isinstance(message, AIMessage):
+            free |= {
+                str(block.get("call_id")) for block in blocks_of(message) if block.get("type") == "custom_tool_call"
+            }
+        elif isinstance(message, ToolMessage) and message.tool_call_id in free:
+            if any(block.get("type") == "custom_tool_call_output" for block in blocks_of(message)):
+                continue
+            result = list(messages) if result is None else result
+            content: list[Any] = [{"type": "custom_tool_call_output", "output": str(message.text)}]
+            result[place] = message.model_copy(update={"content": content})
+    return messages if result is None else result

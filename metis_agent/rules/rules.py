@@ -112,8 +112,8 @@ class Offer:
     def named(self, tool: str, server: bool = False) -> str:
         """The name under which a tool of the provider is on offer.
 
-        That is `web_search_preview` for `web_search`, `code_execution` for `bash_code_execution`, and `mcp` for the
-        tools of a `server`.
+        That is `web_search_preview` for `web_search`, `code_execution` for `bash_code_execution` and for what
+        LangChain calls `code_interpreter`, and `mcp` for the tools of a `server`.
         """
         theirs = self._at_provider
         fitting = [
@@ -121,6 +121,7 @@ class Offer:
             *[name for name in self.names if name == tool],
             *[name for name in theirs if name.startswith(tool)],
             *[name for name in theirs if tool.endswith(f"_{name}")],
+            *[name for name in theirs if (tool, name) == ("code_interpreter", "code_execution")],
         ]
         return fitting[0] if fitting else tool
 

@@ -12,13 +12,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
 
 from metis_agent.messages import blocks_of, inner_block
 
 __all__ = [
     "Ending", "ProviderCall", "ending_of", "from_provider", "has_answer", "joined", "new_answer",
-    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shows_others", "with_free_results",
+    "open_calls", "provider_calls", "readable", "refusal_in", "rewritten", "shows_others",
     "without_calls", "without_last_thoughts", "without_words",
 ]  # fmt: skip
 
@@ -57,6 +57,11 @@ _ENDINGS: Mapping[str, Ending] = {
         "model_armor",
     ), "stopped"),
 }  # fmt: skip
+_GROUNDED_BY = {
+    "web_search_queries": "google_search", "image_search_queries": "google_search", "retrieval_queries": "file_search",
+}  # fmt: skip
+_GROUNDED_IN = {"maps": "google_maps", "retrieved_context": "file_search"}
+"""Gemini's searches: what it says of the queries, and of what it has found where it says nothing of these."""
 _REPEATED = re.compile(r"(.+?)\1+")
 _ENDED_BY = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _KEPT_METADATA = frozenset({*_ENDED_BY, "incomplete_details", "prompt_feedback", "model_name", "model_provider"})
@@ -230,39 +235,17 @@ def provider_calls(message: AIMessage) -> list[ProviderCall]:
     if isinstance(message.content, str) and not beside:
         return []
     blocks = _items_of(message)
-    failed = {
-        block.get("tool_use_id") or block.get("tool_call_id")
-        for block in blocks
-        if block.get("status") == "error"
-        or block.get("is_error") is True
-        or str(_get(block.get("content"), "type") or "").endswith("_error")
-    }
+    failed = _failures_in(blocks)
     calls = [call for block in blocks if (call := _provider_call(block, failed)) is not None]
     grounding = message.response_metadata.get("grounding_metadata")
-    for query in _get(grounding, "web_search_queries") or ():
-        calls.append(ProviderCall(id=f"google_search_{len(calls)}", tool="google_search", arguments={"query": query}))
+    for key, tool in _GROUNDED_BY.items():
+        for query in _get(grounding, key) or ():
+            calls.append(ProviderCall(id=f"{tool}_{len(calls)}", tool=tool, arguments={"query": query}))
+    for kind, tool in _GROUNDED_IN.items():
+        found = any(_get(chunk, kind) for chunk in _get(grounding, "grounding_chunks") or ())
+        if found and all(call.tool != tool for call in calls):
+            calls.append(ProviderCall(id=f"{tool}_{len(calls)}", tool=tool, arguments={}))
     return calls
-
-
-def with_free_results(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-    """The conversation with the results of OpenAI's free-form tools in the form that these demand.
-
-    What is said in a tool's place, and what other code says there, is text; OpenAI takes a block of a type of its own.
-    """
-    free: set[str] = set()
-    result: list[AnyMessage] | None = None
-    for place, message in enumerate(messages):
-        if isinstance(message, AIMessage):
-            free |= {
-                str(block.get("call_id")) for block in blocks_of(message) if block.get("type") == "custom_tool_call"
-            }
-        elif isinstance(message, ToolMessage) and message.tool_call_id in free:
-            if any(block.get("type") == "custom_tool_call_output" for block in blocks_of(message)):
-                continue
-            result = list(messages) if result is None else result
-            content: list[Any] = [{"type": "custom_tool_call_output", "output": str(message.text)}]
-            result[place] = message.model_copy(update={"content": content})
-    return messages if result is None else result
 
 
 @dataclass(slots=True)
@@ -362,12 +345,28 @@ def _items_of(message: AIMessage) -> list[Mapping[str, Any]]:
     return [*blocks_of(message), *beside]
 
 
+def _failures_in(blocks: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The ids of the calls whose results are errors; a result that names no call is that of the one before it."""
+    failed, latest = set(), ""
+    for block in blocks:
+        latest = str(block.get("id") or latest)
+        is_one = block.get("status") == "error" or block.get("is_error") is True or block.get("outcome") in (2, 3)
+        if is_one or str(_get(block.get("content"), "type") or "").endswith("_error"):
+            failed.add(str(block.get("tool_use_id") or block.get("tool_call_id") or latest))
+    return failed
+
+
 def _provider_call(block: Mapping[str, Any], failed: Iterable[Any]) -> ProviderCall | None:
     kind, id_ = str(block.get("type") or ""), str(block.get("id") or "")
+    if block.get("name") == "mcp_list_tools":
+        return None
     if kind in ("server_tool_use", "server_tool_call", "mcp_tool_use"):
         name, arguments = block.get("name"), block.get("args") or block.get("input") or block.get("partial_json")
     elif kind == "executable_code":
         name, arguments = "code_execution", {"code": block.get("executable_code")}
+    elif kind == "image" and id_.startswith("ig_"):
+        # One that was drawn, in LangChain's form.
+        name, arguments = "image_generation", None
     elif kind.endswith("_call") and kind not in _CALLS and kind not in _FOR_THE_CALLER:
         name = block.get("name") or kind.removesuffix("_call")
         key = next((key for key in ("action", "arguments", "queries", "code") if block.get(key)), "")

@@ -6,6 +6,7 @@ from langchain_core.tools import tool
 
 from metis_agent import Budget, ModelGate, create_metis_agent
 from metis_agent.messages import text_of
+from metis_agent.rules.answers import with_free_results
 from metis_agent.rules.asking import AskedGate, no_tools_choice
 from metis_agent.rules.rules import Offer, Rules, spec_of
 from metis_agent.rules.shapes import (
@@ -16,7 +17,6 @@ from metis_agent.rules.shapes import (
     provider_calls,
     refusal_in,
     rewritten,
-    with_free_results,
     without_calls,
     without_last_thoughts,
 )
@@ -275,6 +275,25 @@ def test_an_answer_beside_the_content_is_one(kind):
          ]), ("roll", {"dice": 6}, True)),
         (AIMessage([{"type": "non_standard", "value": {"type": "web_search_call", "id": "w", "action": {"a": "b"}}}]),
          ("web_search", {"a": "b"}, False)),
+        (AIMessage([
+            {"type": "executable_code", "executable_code": "1", "id": "x"},
+            {"type": "code_execution_result", "code_execution_result": "no", "outcome": 2, "tool_call_id": ""},
+         ]), ("code_execution", {"code": "1"}, True)),
+        (AIMessage([{"type": "image", "id": "ig_1", "base64": "iVBO"}]), ("image_generation", {}, False)),
+        (AIMessage([
+            {"type": "server_tool_call", "id": "l", "name": "mcp_list_tools", "args": {}},
+            {"type": "server_tool_result", "tool_call_id": "l", "status": "success"},
+            {"type": "server_tool_call", "id": "m", "name": "remote_mcp", "args": {"dice": 6}},
+         ]), ("remote_mcp", {"dice": 6}, False)),
+        (AIMessage("", response_metadata={"grounding_metadata": {
+            "web_search_queries": [], "grounding_chunks": [{"maps": {"uri": "u"}, "web": None}] * 2,
+         }}), ("google_maps", {}, False)),
+        (AIMessage("", response_metadata={"grounding_metadata": {
+            "retrieval_queries": ["q"], "grounding_chunks": [{"retrieved_context": {"text": "x"}}],
+         }}), ("file_search", {"query": "q"}, False)),
+        (AIMessage("", response_metadata={"grounding_metadata": {
+            "retrieval_queries": None, "grounding_chunks": [{"retrieved_context": {"text": "x"}}],
+         }}), ("file_search", {}, False)),
     ],
 )  # fmt: skip
 def test_calls_that_have_run_at_the_provider(message, found):
