@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from langchain_core.runnables import RunnableConfig
@@ -31,7 +33,7 @@ V = TypeVar("V")
 
 
 class ResultCache(Generic[V]):
-    """A bounded cache for threads and event loops alike; the least recently used entry goes first.
+    """A cache bounded in number and size, for threads and event loops alike; the least recently used entry goes first.
 
     A call that raises is not kept, but those who waited for it get the same exception: they would only have
     made the same call. Where it was cancelled, one of them makes it.
@@ -56,7 +58,8 @@ class ResultCache(Generic[V]):
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, tuple[Future[V], float]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[Future[V], float, int]] = OrderedDict()
+        self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], V], keep: Callable[[V], bool] | None = None) -> tuple[V, bool]:
         """Return the kept result, or make it.
@@ -100,6 +103,7 @@ class ResultCache(Generic[V]):
         """Forget all results."""
         with self._lock:
             self._entries.clear()
+            self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,7 +130,8 @@ class ResultCache(Generic[V]):
     def _settle(self, key: Hashable, future: Future[V], value: V, keep: Callable[[V], bool] | None) -> V:
         if keep is None or keep(value):
             with self._lock:
-                self._put(key, future, float("inf") if self._seconds is None else self._clock() + self._seconds)
+                until = float("inf") if self._seconds is None else self._clock() + self._seconds
+                self._put(key, future, until, _bytes_of(value))
         else:
             self._drop(key, future)
         future.set_result(value)
@@ -136,20 +141,47 @@ class ResultCache(Generic[V]):
         self._drop(key, future)
         future.set_exception(error if isinstance(error, Exception) else _AbandonedError())
 
-    def _put(self, key: Hashable, future: Future[V], until: float) -> None:
-        self._entries[key] = (future, until)
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
+    def _put(self, key: Hashable, future: Future[V], until: float, size: int = 0) -> None:
+        self._remove(key)
+        self._entries[key] = (future, until, size)
+        self._bytes += size
+        while len(self._entries) > self._max_entries or (self._bytes > _MOST_BYTES and len(self._entries) > 1):
+            self._remove(next(iter(self._entries)))
 
     def _drop(self, key: Hashable, future: Future[Any]) -> None:
         with self._lock:
             if key in self._entries and self._entries[key][0] is future:
-                del self._entries[key]
+                self._remove(key)
+
+    def _remove(self, key: Hashable) -> None:
+        if (entry := self._entries.pop(key, None)) is not None:
+            self._bytes -= entry[2]
 
 
 class _AbandonedError(Exception):
     """The call that others waited for was cancelled."""
+
+
+_MOST_BYTES = 256_000_000
+"""Of all results of a cache, about: a thousand answers with pictures would fill a machine."""
+
+
+def _bytes_of(value: object) -> int:
+    """Bytes of a value and of all that it holds, about."""
+    parts, seen, total = [value], set[int](), 0
+    while parts:
+        part = parts.pop()
+        if id(part) in seen or isinstance(part, type | ModuleType):
+            continue
+        seen.add(id(part))
+        total += sys.getsizeof(part, 0)
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            parts += part
+        else:
+            parts += getattr(part, "__dict__", {}).values()
+    return total
 
 
 _SAME = (

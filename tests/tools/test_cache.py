@@ -2,8 +2,10 @@ import asyncio
 import threading
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from metis_agent.errors import ConfigurationError
+from metis_agent.tools import proxy
 from metis_agent.tools.proxy import ResultCache
 
 
@@ -41,6 +43,26 @@ def test_the_least_recently_used_goes_first():
     assert len(cache) == 2
     assert cache.get("a", lambda: 2) == (1, True)
     assert cache.get("b", lambda: 2) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [lambda part: part, lambda part: [{"data": part}], lambda part: ("text", HumanMessage([{"base64": part}]))],
+    ids=["alone", "in blocks", "in a message"],
+)
+def test_large_results_are_bounded_by_their_size(monkeypatch, hold):
+    monkeypatch.setattr(proxy, "_MOST_BYTES", 1_000_000)
+    cache = ResultCache()
+    for key in range(20):
+        assert cache.get(key, lambda: hold("x" * 300_000))[1] is False
+    assert len(cache) == 3
+    assert cache.get(19, lambda: "made again")[1] is True
+    assert cache.get("larger than all", lambda: hold("x" * 2_000_000))[1] is False
+    assert len(cache) == 1
+    cache.clear()
+    cache.get("small", lambda: hold("x"))
+    cache.get("as small", lambda: hold("x"))
+    assert len(cache) == 2
 
 
 def test_what_may_not_be_kept_is_made_again():
