@@ -84,6 +84,19 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
         read(write(tmp_path, leak), group_by="document").check_trainable()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "none"), [(".jsonl", None), (".csv", None), (".parquet", None), (".parquet", np.nan)]
+)
+@pytest.mark.parametrize("column", ["document", "run"])
+def test_rows_without_a_group_are_refused_and_not_one_group(
+    tmp_path: Path, suffix: str, none: object, column: str
+) -> None:
+    points = {"observations": "[]"} if column == "run" else {}
+    records = [{**row, **points, column: i / 2 if i > 1 else none} for i, row in enumerate(rows())]
+    with pytest.raises(InputError, match=f"Row 0 has a blank {'run' if points else 'group'}"):
+        read(write(tmp_path, records, suffix), group_by=None if points else column)
+
+
 def test_folds_keep_groups_together_and_seen_questions_are_found(tmp_path: Path) -> None:
     table = read(write(tmp_path, [{**row, "document": i // 6} for i, row in enumerate(rows())]), group_by="document")
     fold = table.folds(5, seed=1)

@@ -32,6 +32,7 @@ def test_the_three_formats_give_the_same_questions(tmp_path: Path, suffix: str) 
         table = pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in names]))
         path = tmp_path / f"questions{suffix}"
         (pyarrow.csv.write_csv if suffix == ".csv" else pyarrow.parquet.write_table)(table, path)
+        path = path.rename(tmp_path / f"QUESTIONS{suffix.upper()}")
     sum_, who, how = read_questions(path)
     assert (sum_.answer, sum_.verifier, sum_.kind) == ("4", "prose", "sum")
     assert sum_.id.startswith("q-")
@@ -48,6 +49,39 @@ def test_files_of_other_programs_are_read(tmp_path: Path, suffix: str, text: str
     path = tmp_path / f"questions{suffix}"
     path.write_text(text.format("x" * 200_000), encoding="utf-8-sig")
     assert [(it.text, len(it.answer or "")) for it in read_questions(path)] == [("Who?", 200_000)]
+
+
+def test_a_zero_is_text_as_well(tmp_path: Path) -> None:
+    (question,) = read_questions(jsonl(tmp_path, {"question": 0, "context": 0, "answer": 0, "kind": 0, "id": 0}))
+    assert (question.text, question.answer, question.kind, question.id) == ("0\n\n0", "0", "0", "0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,question,answer\n1,What is, then, x?,4\n", "line 2 has more cells"),
+        ("question,answer,answer\nWho?,Ada,Bob\n", "names a column twice"),
+    ],
+)
+def test_a_csv_whose_cells_have_no_column_of_their_own_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (path := tmp_path / "questions.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_questions(path)
+
+
+def test_empty_cells_at_the_end_of_a_csvs_lines_say_nothing(tmp_path: Path) -> None:
+    (path := tmp_path / "questions.csv").write_text("question,answer,,\nWho?,Ada,,\nWhen?,1815,,,,\n")
+    assert [(it.text, it.answer) for it in read_questions(path)] == [("Who?", "Ada"), ("When?", "1815")]
+
+
+def test_text_that_parquet_keeps_as_bytes_is_text(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table({"question": [b"Who?"], "answer": ["Ad\u00e4".encode()], "photo": [b"\xff\xd8"]})
+    pyarrow.parquet.write_table(table, path := tmp_path / "questions.parquet")
+    (question,) = read_questions(path)
+    assert (question.text, question.answer, question.metadata["photo"]) == ("Who?", "Ad\u00e4", b"\xff\xd8")
 
 
 def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
