@@ -33,6 +33,7 @@ from metis_agent.types import Question
 __all__ = ["Fingerprint", "LeaksStage", "Match", "SimilarityIndex", "fingerprint", "images_of", "utf8"]
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,!?;:'\"“”‘’`´()\[\]]")
+_INLINE = re.compile(r"data:image/[\w.+-]+;base64,[\w+/=%-]+", re.IGNORECASE)
 _SHINGLE = 5
 _BINS, _ROWS = 32, 4
 _MIX = 0x9E3779B97F4A7C15
@@ -92,12 +93,14 @@ class Match:
 
 
 def fingerprint(question: Question) -> Fingerprint:
-    """The fingerprint of a question."""
-    tokens = _TOKEN.findall(unicodedata.normalize("NFKC", utf8(question.text)).casefold())
+    """The fingerprint of a question; a picture within its text is one of its images."""
+    words = _INLINE.sub(" ", question.text)
+    tokens = _TOKEN.findall(unicodedata.normalize("NFKC", utf8(words)).casefold())
+    images = (*images_of(question), *_INLINE.findall(question.text))
     return Fingerprint(
         text=" ".join(tokens),
         marks=" ".join(token for token in tokens if not token.isalpha()),
-        images=utf8(" ".join(map(_reference, images_of(question)))),
+        images=utf8(" ".join(map(_reference, images))),
         answer=normalise(utf8(question.answer or "")),
     )
 

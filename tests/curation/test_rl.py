@@ -321,3 +321,13 @@ def test_a_picture_in_any_form_has_a_short_name_and_a_path_one_of_its_own() -> N
     assert {len(name) for name in names} == {len("sha256:") + 64}
     for name in ("a/picture.png", "a/pictures/of/it"):  # the second can be read as base64, but as no picture
         assert fingerprint(question("a", "What?", metadata={"images": [name]})).images == name
+
+
+def test_a_picture_within_a_text_is_an_image_and_no_words() -> None:
+    whole = base64.b64encode(random.Random(0).randbytes(30_000)).decode()
+    uri = f"data:image/png;base64,{whole}"
+    beside = fingerprint(question("a", "What is this?", metadata={"images": [uri]}))
+    assert fingerprint(question("b", f"What is ![]({uri}) this?")).images == beside.images
+    assert len(fingerprint(question("b", f"What is ![]({uri}) this?")).text) < 40
+    test = [question("t", "How many?", metadata={"images": [uri]})]
+    assert leak_of(question("x", f"Which colour has ![it]({uri})?"), test)
