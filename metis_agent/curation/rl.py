@@ -234,6 +234,8 @@ class MixStage:
         judged = prompt.right + prompt.wrong
         if judged < self._least:
             detail = f"{judged} judged, {prompt.excluded} excluded"
+            if prompt.question.verifier == "judge" and not judged:
+                detail += "; a judge must be named, with --judge, and answer"
             return undecided("too few rollouts", detail) if prompt.excluded else drop("too few rollouts", detail)
         detail = f"{prompt.right} of {judged} right"
         if not prompt.right:

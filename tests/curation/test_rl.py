@@ -331,3 +331,12 @@ def test_a_picture_within_a_text_is_an_image_and_no_words() -> None:
     assert len(fingerprint(question("b", f"What is ![]({uri}) this?")).text) < 40
     test = [question("t", "How many?", metadata={"images": [uri]})]
     assert leak_of(question("x", f"Which colour has ![it]({uri})?"), test)
+
+
+def test_prompts_for_a_judge_without_one_say_what_is_missing() -> None:
+    from metis_agent.curation.pipeline import Row
+
+    prompt = Prompt(question=question("q", "?", verifier="judge"), excluded=2)
+    (verdict,) = MixStage().rule([Row(number=0, value=prompt)])
+    assert (verdict.outcome, verdict.reason) == ("undecided", "too few rollouts")
+    assert "--judge" in verdict.detail
