@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from metis_agent.errors import ConfigurationError, InputError
+from metis_agent.errors import InputError
 from metis_agent.evaluation.gates import followed
 from metis_agent.gates.reading import FURTHEST, PLACES, SEEN, hashed_ngrams
 from metis_agent.gates.scorers import LEAST_SHARE
@@ -180,6 +180,7 @@ def train_gate(
         progress: Called with a stage, how much of it is done, and of how much.
 
     Raises:
+        ConfigurationError: `training` sets what the policy does not know.
         InputError: nothing can be learnt from the table, see `OutcomeTable.check_trainable`.
     """
     training = training or GateTraining()
@@ -188,7 +189,8 @@ def train_gate(
     part = table if rows is None else table.take(rows)
     part.check_trainable()
     traits = traits_of(reader)
-    judged, targets = _judged(part, traits, drafted=training.drafted)
+    traits.check(training)
+    judged, targets = _judged(part, drafted=training.drafted)
     prepared = prepared or reader.prepare(table)
     many = len(part) >= MANY
     fold = part.folds(training.folds or (2 if many else 5), training.seed)
@@ -257,12 +259,10 @@ def train_gate(
     )
 
 
-def _judged(table: OutcomeTable, traits: Traits, *, drafted: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _judged(table: OutcomeTable, *, drafted: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows [m] that are like those that the gate will meet, and what each row teaches each head [n, A]."""
     if not drafted or table.runs:
         return np.arange(len(table)), table.correct
-    if not traits.reads_drafts:
-        raise ConfigurationError("drafted=True with a policy that reads no drafts: train FeaturesPolicy().")
     columns = [~np.isnan(column) for column in table.draft.values()]
     has = np.logical_and.reduce(columns) if columns else np.zeros(len(table), dtype=bool)
     rows = np.flatnonzero(has)

@@ -322,3 +322,11 @@ def test_a_tool_that_is_always_right_can_be_learnt_for(tmp_path: Path) -> None:
     gate = PolicyGate(tmp_path / "gate")
     assert gate.decide(ask("What is 4096 plus 512?")).allowed == ("python",)
     assert gate.decide(ask("Say hello to guest 77 of 88")).allowed == ()
+
+
+@pytest.mark.parametrize("training", [GateTraining(strengths=(0.1, 0.3)), GateTraining(drafted=True)])
+def test_what_a_policy_would_pass_over_is_refused(training: GateTraining) -> None:
+    from metis_agent.hdpo.policies.encoder import EncoderPolicy
+
+    with pytest.raises(ConfigurationError, match="with a policy that"):
+        train_gate(world(60), training, policy=EncoderPolicy(model="nowhere"))

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from metis_agent.errors import ConfigurationError
+from metis_agent.hdpo.settings import GateTraining
 from metis_agent.rollouts.outcomes import OutcomeTable
 
 __all__ = ["FittedPolicy", "Policy", "PreparedPolicy", "SavesFiles", "Traits", "traits_of"]
@@ -30,6 +32,19 @@ class Traits:
     """True where one temperature serves all heads, so that a new tool has one too."""
     counts_calls: bool = False
     """True where a head behind the actions' can say what is still to come; see `Contrast.to_come`."""
+
+    def check(self, training: GateTraining) -> None:
+        """Refuse what has been set and would be passed over.
+
+        Raises:
+            ConfigurationError: it is nothing to such a policy.
+        """
+        if training.drafted and not self.reads_drafts:
+            raise ConfigurationError("drafted=True with a policy that reads no drafts: train FeaturesPolicy().")
+        if training.strengths and not self.searches_strength:
+            raise ConfigurationError(
+                f"strengths={training.strengths!r} with a policy that chooses its own: leave it out."
+            )
 
 
 def traits_of(policy: Policy) -> Traits:
