@@ -172,7 +172,8 @@ def plan_calls(
             reason = reason or _NEVER
         key = call_key(call.tool, call.arguments)
         if reason is None and not terms.repeatable and call.id:
-            if (same := running.get(key)) is not None:
+            # What stands between two of them may change what the second one would bring.
+            if (same := running.get(key)) is not None and key == next(reversed(running)):
                 _settle(plan, call, "repeated", duplicate_of(same, call.id))
                 continue
             # A call of no tool that was seen on offer may run nowhere, so it is nothing that another runs after.
@@ -190,6 +191,7 @@ def plan_calls(
             sent = SentCall(name=call.tool, args=call.arguments, id=call.id, type="tool_call")
             if rules.budget.seconds is not None:
                 sent["seconds_left"] = rules.budget.seconds - spent.seconds
+            running.pop(key, None)
             running[key] = sent
             plan.run.append([sent])
             plan.tools.append(call.tool)

@@ -114,6 +114,19 @@ def test_a_call_runs_again_once_something_else_has_run(make, go, files):
     assert statuses(state) == ["ok"] * 3
 
 
+def test_a_call_runs_again_after_another_of_the_same_message(make, go, files):
+    read = {"path": "a"}
+    both = calling(
+        call("read", id="1", **read), call("write", id="2", path="a", text="new"), call("read", id="3", **read),
+        call("read", id="4", **read),
+    )  # fmt: skip
+    state = go(make(model(both, "done"), files))
+    assert {outcome.call_id: outcome.status for outcome in state["outcomes"]} == {
+        "1": "ok", "2": "ok", "3": "ok", "4": "repeated",
+    }  # fmt: skip
+    assert "call in the same message, 3," in answered(state)["4"]
+
+
 def test_a_call_runs_again_beside_another(make, go, files):
     both = calling(call("write", id="2", path="a", text="new"), call("read", id="3", path="a"))
     state = go(make(model(calling(call("read", id="1", path="a")), both, "done"), files))
