@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-from metis_agent.errors import ConfigurationError, InfrastructureError
+from metis_agent.errors import ConfigurationError, InfrastructureError, MetisError
 from metis_agent.judging.mathematics import math
 from metis_agent.judging.short_answers import choice, exact, is_number, normalise, number_committed_to, numeric
 from metis_agent.types import Question, Trajectory
@@ -187,7 +187,7 @@ def verify(
         True (right), False (wrong) or None (can't be judged).
 
     Raises:
-        ConfigurationError: The question names a verifier that is not there.
+        ConfigurationError: The question names a verifier that is not there, or one that fails or says something else.
         JudgeUnavailableError: From a judge that is down.
     """
     name = name or question.verifier
@@ -201,7 +201,18 @@ def verify(
         raise UnknownVerifierError(
             f"Question {question.id!r} asks for the verifier {name!r}; known are {sorted(verifiers)!r}. {remedy}"
         )
-    return verifiers[name](question, answer)
+    try:
+        right = verifiers[name](question, answer)
+    except MetisError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"The verifier {name!r} failed on the answer {answer!r:.200} to question {question.id!r}: "
+            f"{type(error).__name__}: {error}. Let it say False of an answer that it can't read."
+        ) from error
+    if right is not None and right not in (True, False):
+        raise ConfigurationError(f"The verifier {name!r} returned {right!r}: it says True, False or None.")
+    return None if right is None else bool(right)
 
 
 UNKNOWN_VERIFIER = "by an unknown verifier (name one by --verifier or --judge, or register it)"

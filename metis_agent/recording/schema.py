@@ -23,13 +23,21 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from inspect import signature
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema, to_json, to_jsonable_python
 
 from metis_agent.errors import InputError, SchemaVersionError
-from metis_agent.types import Branch, GateDecision, Question, ToolOutcome, Trajectory, TrajectoryStatus
+from metis_agent.types import (
+    Branch,
+    GateDecision,
+    OutcomeStatus,
+    Question,
+    ToolOutcome,
+    Trajectory,
+    TrajectoryStatus,
+)
 
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "dumps", "loads", "plain"]
 
@@ -57,8 +65,18 @@ def dumps(trajectory: Trajectory) -> str:
     """Return the trajectory as one line of JSON, without a line break at the end.
 
     Raises:
-        InputError: it holds a value that JSON has no form for.
+        InputError: it holds a value that JSON has no form for, or a branch or status that no reader takes.
     """
+    for what, value, known in (
+        ("branch", trajectory.branch, Branch),
+        ("status", trajectory.status, TrajectoryStatus),
+        *(("status of a call", outcome.status, OutcomeStatus) for outcome in trajectory.outcomes),
+    ):
+        if value not in get_args(known):
+            raise InputError(
+                f"Trajectory {trajectory.id!r} has {value!r} for its {what}; choose of {get_args(known)!r}, and keep "
+                "what is your own in `metadata`."
+            )
     body = _written(trajectory, f"trajectory {trajectory.id!r}")
     for separator, escaped in _LINE_SEPARATORS:
         body = body.replace(separator, escaped)

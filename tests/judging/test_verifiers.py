@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metis_agent.errors import ConfigurationError, JudgeUnavailableError
 from metis_agent.judging.short_answers import normalise
-from metis_agent.judging.verifiers import VERIFIERS, verify
+from metis_agent.judging.verifiers import VERIFIERS, Verifier, verify
 from metis_agent.types import Question
 
 
@@ -267,6 +268,23 @@ def test_a_judge_replaces_a_verifier() -> None:
     assert verify(question, "It is the capital.", verifiers={**VERIFIERS, "exact": judge}) is True
     with pytest.raises(JudgeUnavailableError):
         verify(question, "x", verifiers={"exact": down})
+
+
+@pytest.mark.parametrize(
+    ("says", "right"), [(np.True_, True), (np.False_, False), (1, True), (0.0, False), (None, None)]
+)
+def test_a_verifier_of_ones_own_may_count_in_numbers(says: object, right: bool | None) -> None:
+    question = Question(id="q", text="?", answer="a", verifier="mine")
+    assert verify(question, "a", verifiers={"mine": lambda question, answer: says}) is right  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("mine", [lambda question, answer: "no", lambda question, answer: 0.4, lambda _, a: int(a) > 1])
+def test_a_verifier_of_ones_own_that_fails_or_says_something_else_is_named(mine: Verifier) -> None:
+    question = Question(id="q", text="?", answer="a", verifier="mine")
+    with pytest.raises(
+        ConfigurationError, match=r"The verifier 'mine' (failed on the answer 'x' to question 'q'|returned)"
+    ):
+        verify(question, "x", verifiers={"mine": mine})
 
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:

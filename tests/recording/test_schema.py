@@ -183,6 +183,20 @@ def test_a_value_without_json_form_is_refused(value):
         dumps(a_trajectory(metadata={"v": value}))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"branch": "search"},
+        {"status": "abandoned"},
+        {"outcomes": (ToolOutcome(call_id="c", tool="t", arguments={}, status="skipped"),)},
+    ],
+    ids=["branch", "status", "call"],
+)
+def test_what_no_reader_takes_is_not_written(odd):
+    with pytest.raises(InputError, match=r"'t1' has '\w+' for its .*; choose of \('\w+', "):
+        dumps(a_trajectory(**odd))
+
+
 def test_nothing_nests_deeper_than_readers_go():
     def nested(levels, innermost):
         for _ in range(levels):
