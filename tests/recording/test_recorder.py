@@ -373,9 +373,7 @@ def test_the_record_says_what_the_messages_say_after_middleware_was_at_them():
         call_id="1", tool="look", arguments={"query": "Ann"}, status="ok", content="mail: ann@a.example"
     )
     calls = [
-        ModelCall(
-            node="act", step=0, text="for Ann", tool_calls=({"id": "1", "name": "look", "args": {"query": "Ann"}},)
-        ),
+        ModelCall(node="act", step=0, text="for Ann", tool_calls=(call("look", id="1", query="Ann"),)),
         ModelCall(node="act", step=1, text="done, ann@a.example"),
     ]
     state = {"messages": turn, "outcomes": [outcome], "calls": calls}
@@ -442,15 +440,11 @@ def test_token_records_are_kept_without_a_recorder_too(run):
 
 def test_trajectories_come_back_from_disk(run, tmp_path):
     store = TrajectoryStore(tmp_path)
-    chat = model(calling(call("look", query="x")), AIMessage("ok", response_metadata={TOKEN_RECORD: TOKENS}))
-    run(create_metis_agent(chat, [look], recorder=Recorder(store)))
+    twice = calling(call("look", id="1", query="x"), call("look", id="2", query="x"))
+    chat = model(twice, AIMessage("ok", response_metadata={TOKEN_RECORD: TOKENS}))
+    state = run(create_metis_agent(chat, [look], recorder=Recorder(store)))
     (trajectory,) = store.read()
     assert (trajectory.answer, trajectory.calls[1].prompt_ids, trajectory.tool_calls) == ("ok", (1, 2, 3), 1)
-    assert trajectory.decisions[0].allowed == ("look",)
-
-
-def test_every_test_of_failures_in_tools_holds_with_a_recorder(run, kept):
-    chat = model(calling(call("look", id="1", query="x"), call("look", id="2", query="x")), "ok")
-    state = run(create_metis_agent(chat, [look], recorder=Recorder(kept)))
-    assert sorted(outcome.status for outcome in state["outcomes"]) == ["ok", "repeated"]
-    assert kept.trajectories[0].outcomes == tuple(state["outcomes"])
+    assert trajectory.decisions == tuple(state["decisions"])
+    assert trajectory.outcomes == tuple(state["outcomes"])
+    assert sorted(outcome.status for outcome in trajectory.outcomes) == ["ok", "repeated"]

@@ -8,6 +8,7 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
+from metis_agent.traces import steps_of
 from tests.fakes import call, calling, model
 
 QUESTION, FOLLOW_UP = "How many people live in Oslo?", "And in Bergen?"
@@ -49,3 +50,23 @@ def converse(agent: Any, config: dict[str, Any]) -> None:
     """Both turns, the second with the first as its history."""
     first = agent.invoke({"messages": [("user", QUESTION)]}, config)
     agent.invoke({"messages": [*first["messages"], ("user", FOLLOW_UP)]}, config)
+
+
+def check_two_turns(report: Any, runs: Any, name: str) -> Any:
+    """What every format of importers says of `converse`; the two turns in order."""
+    first, second = sorted(runs, key=lambda run: run.started_at)
+    assert (report.format, report.traces, report.trajectories, report.rejected) == (name, 2, 2, 0)
+    assert report.tool_calls == 3
+    assert (first.question.text, first.answer) == (QUESTION, "717,710 people live in Oslo.")
+    assert (second.question.text, second.answer) == (FOLLOW_UP, "291,940 people live in Bergen.")
+    assert [message["type"] for message in first.history] == ["system"]
+    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "tool", "ai"]
+    assert (first.conversation, second.conversation, first.user) == ("t-1", "t-1", "u-1")
+    assert first.calls[0].usage == {"input_tokens": 40, "output_tokens": 5, "total_tokens": 45, "input_cache_read": 8}
+    assert [(o.call_id, o.tool, o.arguments, o.content, o.status) for o in first.outcomes] == [
+        ("c1", "look", {"query": "Oslo"}, "717,710", "ok"),
+        ("c2", "convert", {"amount": "1", "unit": "M"}, "1 M", "ok"),
+    ]
+    assert all(outcome.seconds > 0 for outcome in first.outcomes)
+    assert len(steps_of(first)) == 2
+    return first, second

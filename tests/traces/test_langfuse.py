@@ -13,9 +13,7 @@ from langfuse.api import ObservationV2
 from langfuse.langchain import CallbackHandler
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from metis_agent.recording.store import TrajectoryStore
-from metis_agent.traces import import_traces, steps_of
-from tests.traces.agents import FOLLOW_UP, QUESTION, converse, two_turns
+from tests.traces.agents import check_two_turns, converse, two_turns
 from tests.traces.receiver import receiver
 
 pytestmark = [
@@ -109,21 +107,7 @@ def as_blobs(rows, score):
 
 
 @pytest.mark.parametrize("form", [as_lines, as_pages, as_document, as_traces, as_blobs])
-def test_each_turn_is_a_trajectory(exported, tmp_path, form):
-    (tmp_path / "export.json").write_text(form(*exported))
-    with TrajectoryStore(tmp_path / "store") as store:
-        report = import_traces([tmp_path / "export.json"], store)
-        first, second = sorted(store.read(), key=lambda run: run.started_at)
-    assert (report.format, report.traces, report.rejected, report.tool_calls) == ("langfuse", 2, 0, 3)
-    assert (first.question.text, first.answer) == (QUESTION, "717,710 people live in Oslo.")
-    assert (second.question.text, second.answer) == (FOLLOW_UP, "291,940 people live in Bergen.")
-    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "tool", "ai"]
-    assert (first.conversation, first.user) == ("t-1", "u-1")
-    assert first.calls[0].usage == {"input_tokens": 40, "output_tokens": 5, "total_tokens": 45, "input_cache_read": 8}
-    assert [(o.call_id, o.tool, o.content) for o in first.outcomes] == [
-        ("c1", "look", "717,710"), ("c2", "convert", "1 M"),
-    ]  # fmt: skip
-    assert all(outcome.seconds > 0 for outcome in first.outcomes)
+def test_each_turn_is_a_trajectory(exported, imported, form):
+    first, second = check_two_turns(*imported(form(*exported), "export.json"), "langfuse")
     assert second.metadata["feedback"] == [{"key": "thumb", "score": 1.0, "comment": "good"}]
     assert "feedback" not in first.metadata
-    assert len(steps_of(first)) == 2

@@ -11,9 +11,8 @@ from langsmith import Client
 from langsmith._internal._beta_decorator import LangSmithDeprecationWarning
 from langsmith.types.run import Run as ApiRun
 
-from metis_agent.recording.store import TrajectoryStore
-from metis_agent.traces import import_traces, steps_of
-from tests.traces.agents import FOLLOW_UP, QUESTION, converse, two_turns
+from metis_agent.traces import steps_of
+from tests.traces.agents import check_two_turns, converse, two_turns
 from tests.traces.receiver import receiver
 
 pytestmark = [
@@ -71,42 +70,17 @@ def _roots(runs):
     return sorted(ended, key=lambda run: run["start_time"])
 
 
-def imported(folder, *lines, name="export.jsonl"):
-    (folder / name).write_text("\n".join(lines) + "\n")
-    with TrajectoryStore(folder / "store") as store:
-        report = import_traces([folder / name], store)
-        return report, sorted(store.read(), key=lambda run: run.started_at)
-
-
-def test_each_turn_is_a_trajectory(exported, tmp_path):
-    report, (first, second) = imported(tmp_path, *exported)
-    assert (report.format, report.traces, report.trajectories, report.rejected) == ("langsmith", 2, 2, 0)
-    assert report.tool_calls == 3
-    assert (first.question.text, first.answer) == (QUESTION, "717,710 people live in Oslo.")
-    assert (second.question.text, second.answer) == (FOLLOW_UP, "291,940 people live in Bergen.")
-    assert [message["type"] for message in first.history] == ["system"]
-    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "tool", "ai"]
-    assert first.conversation == second.conversation == "t-1"
-    assert first.user == "u-1"
+def test_each_turn_is_a_trajectory(exported, imported):
+    first, second = check_two_turns(*imported("\n".join(exported)), "langsmith")
     assert [(run.metadata["turn"], run.metadata["model"]) for run in (first, second)] == [
         (0, "gpt-x-1"),
         (1, "gpt-x-1"),
     ]
     assert "feedback" not in first.metadata
     assert second.metadata["feedback"] == [{"key": "thumb", "score": 1, "comment": "good"}]
-
-
-def test_calls_have_tokens_times_and_results(exported, tmp_path):
-    _, (first, _) = imported(tmp_path, *exported)
     asked, answered = first.calls
-    assert asked.usage == {"input_tokens": 40, "output_tokens": 5, "total_tokens": 45, "input_cache_read": 8}
     assert (asked.node, asked.model) == ("model", "gpt-x-1")
     assert 0 < answered.seconds < first.seconds
-    assert [(o.call_id, o.tool, o.arguments, o.content, o.status) for o in first.outcomes] == [
-        ("c1", "look", {"query": "Oslo"}, "717,710", "ok"),
-        ("c2", "convert", {"amount": "1", "unit": "M"}, "1 M", "ok"),
-    ]
-    assert all(outcome.seconds > 0 for outcome in first.outcomes)
     assert [tool["function"]["name"] for tool in first.tools] == ["look", "convert"]
     steps = steps_of(first)
     assert [step.model_call for step in steps] == [asked, answered]

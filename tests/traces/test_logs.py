@@ -13,6 +13,7 @@ from metis_agent.recording.store import TrajectoryStore
 from metis_agent.tools import redaction
 from metis_agent.traces import import_traces, steps_of
 from metis_agent.traces.importers.message_logs import OpenAI
+from tests.traces.exports import lines
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"query": "Oslo"}'}}
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}]
@@ -28,15 +29,8 @@ SPOKEN = [
 
 
 @pytest.fixture
-def imported(tmp_path):
-    def imported(*records, **options):
-        path = tmp_path / "log.jsonl"
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        with TrajectoryStore(tmp_path / "store") as store:
-            report = import_traces([path], store, **options)
-            return report, sorted(store.read(), key=lambda run: run.id)
-
-    return imported
+def imported(imported):
+    return lambda *records, **options: imported(lines(*records), **options)
 
 
 def test_a_conversation_is_a_trajectory_for_each_turn(imported):
@@ -135,7 +129,7 @@ def test_requests_that_send_only_what_is_new(imported, tmp_path, beside):
     assert first.conversation == second.conversation != ""
     # An import that was stopped after the first record knows of which conversation it was.
     reader = OpenAI()
-    keys = [key for it in reader.records(str(tmp_path / "log.jsonl"), 1) for key, _ in reader.parts(it.value)]
+    keys = [key for it in reader.records(str(tmp_path / "export.jsonl"), 1) for key, _ in reader.parts(it.value)]
     assert len(keys) == 2
     assert {run.id.split("/")[1] for run in (first, second)} == set(keys)
 

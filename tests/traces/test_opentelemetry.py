@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.trace import Status, StatusCode
 
-from metis_agent.recording.store import TrajectoryStore
-from metis_agent.traces import import_traces, steps_of
-from tests.traces.agents import FOLLOW_UP, QUESTION, converse, two_turns
+from metis_agent.traces import steps_of
+from tests.traces.agents import QUESTION, check_two_turns, converse, two_turns
+from tests.traces.exports import lines
 from tests.traces.receiver import receiver
 
 pytestmark = [
@@ -95,15 +95,8 @@ def phoenix_lines(provider):
         )  # fmt: skip
 
 
-def imported(folder, lines):
-    (folder / "export.jsonl").write_text("\n".join(lines) + "\n")
-    with TrajectoryStore(folder / "store") as store:
-        report = import_traces([folder / "export.jsonl"], store)
-        return report, sorted(store.read(), key=lambda run: run.started_at)
-
-
 @pytest.mark.parametrize("export", [otlp_lines, protobuf_lines, span_lines, phoenix_lines])
-def test_openinference(provider, tmp_path, export):
+def test_openinference(provider, imported, export):
     instrumentor = LangChainInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     try:
@@ -111,18 +104,7 @@ def test_openinference(provider, tmp_path, export):
             converse(two_turns(), {})
     finally:
         instrumentor.uninstrument()
-    report, (first, second) = imported(tmp_path, export(provider))
-    assert (report.format, report.traces, report.rejected, report.tool_calls) == ("opentelemetry", 2, 0, 3)
-    assert (first.question.text, first.answer) == (QUESTION, "717,710 people live in Oslo.")
-    assert (second.question.text, second.answer) == (FOLLOW_UP, "291,940 people live in Bergen.")
-    assert [message["type"] for message in second.history] == ["system", "human", "ai", "tool", "tool", "ai"]
-    assert (first.conversation, first.user) == ("t-1", "u-1")
-    assert first.calls[0].usage == {"input_tokens": 40, "output_tokens": 5, "total_tokens": 45, "input_cache_read": 8}
-    assert [(o.call_id, o.tool, o.content) for o in first.outcomes] == [
-        ("c1", "look", "717,710"), ("c2", "convert", "1 M"),
-    ]  # fmt: skip
-    assert all(outcome.seconds > 0 for outcome in first.outcomes)
-    assert len(steps_of(first)) == 2
+    first, _ = check_two_turns(*imported("\n".join(export(provider))), "opentelemetry")
     assert all(step.model_call for step in steps_of(first))
 
 
@@ -175,9 +157,9 @@ def spoken(style, tracer, *, fails=False):
 
 @pytest.mark.parametrize("export", [otlp_lines, span_lines])
 @pytest.mark.parametrize("style", ["messages", "events"])
-def test_genai_conventions_new_and_old(provider, tmp_path, style, export):
+def test_genai_conventions_new_and_old(provider, imported, style, export):
     spoken(style, provider.get_tracer("x"), fails=style == "events")
-    report, (run,) = imported(tmp_path, export(provider))
+    report, (run,) = imported("\n".join(export(provider)))
     assert (report.traces, report.rejected, report.handled) == (1, 0, {})
     assert (run.question.text, run.answer, run.conversation) == (QUESTION, "717,710.", "t-9")
     assert [message["type"] for message in run.history] == ["system"]
@@ -195,14 +177,14 @@ def test_genai_conventions_new_and_old(provider, tmp_path, style, export):
         assert run.tools[0]["function"]["name"] == "look"
 
 
-def test_a_document_over_several_lines(provider, tmp_path):
+def test_a_document_over_several_lines(provider, imported):
     spoken("messages", provider.get_tracer("x"))
     merged = {"resourceSpans": [entry for line in otlp_lines(provider) for entry in json.loads(line)["resourceSpans"]]}
-    report, (run,) = imported(tmp_path, [json.dumps(merged, indent=2)])
+    report, (run,) = imported(json.dumps(merged, indent=2))
     assert (report.records, report.trajectories, run.answer) == (4, 1, "717,710.")
 
 
-def test_a_dataframe_of_phoenix(tmp_path):
+def test_a_dataframe_of_phoenix(imported):
     """Columns for attributes, lists of messages with dotted keys; there is no client of Phoenix's to make it."""
     call = {"tool_call.id": "c1", "tool_call.function.name": "look", "tool_call.function.arguments": '{"q": "Oslo"}'}
     asked = {"message.role": "user", "message.content": QUESTION}
@@ -221,26 +203,26 @@ def test_a_dataframe_of_phoenix(tmp_path):
             [([asked], calls), ([asked, calls, result], {"message.role": "assistant", "message.content": "717,710."})]
         )
     ]  # fmt: skip
-    report, (run,) = imported(tmp_path, [json.dumps(row) for row in rows])
+    report, (run,) = imported(lines(*rows))
     assert (run.answer, run.outcomes[0].arguments, run.conversation) == ("717,710.", {"q": "Oslo"}, "c")
     assert run.calls[1].usage == {"input_tokens": 9, "total_tokens": 9}
     assert report.handled == {}
 
 
-def test_a_span_that_is_none_costs_no_other(provider, tmp_path):
+def test_a_span_that_is_none_costs_no_other(provider, imported):
     spoken("messages", provider.get_tracer("x"))
     (batch,) = map(json.loads, list(otlp_lines(provider))[-1:])
     scope = batch["resourceSpans"][0]["scopeSpans"][0]
     scope["spans"] = [None, *scope["spans"], "torn"]
     scope["spans"][1]["attributes"].append({"key": "mine", "value": {"intValue": "many"}})
     whole = list(otlp_lines(provider))[:-1]
-    report, (run,) = imported(tmp_path, [*whole, json.dumps(batch)])
+    report, (run,) = imported("\n".join([*whole, json.dumps(batch)]))
     assert run.answer == "717,710."
     assert report.reasons == {"2 of its spans or log records are no objects; the others were read": 1}
 
 
-def test_a_schema_of_a_later_major_version_is_refused(tmp_path):
+def test_a_schema_of_a_later_major_version_is_refused(imported):
     record = {"resourceSpans": [{"schemaUrl": "https://opentelemetry.io/schemas/2.0.0", "scopeSpans": []}]}
-    report, runs = imported(tmp_path, [json.dumps(record)])
+    report, runs = imported(lines(record))
     assert runs == []
     assert list(report.reasons) == ["OpenTelemetry schema 2, which is newer than this importer: it reads 1"]
