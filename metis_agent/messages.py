@@ -1,7 +1,10 @@
-"""Reading messages: the latest turn of a conversation, and the images in its blocks.
+"""Reading messages: the latest turn of a conversation, the images in its blocks, and calls written as text.
 
 A turn is the last human message and all that has come after it. A checkpointed thread holds many; budgets, the loop
 guard, gates and trajectories each look at the latest one only, and this is the one place that says where it begins.
+
+Llama 3 and Qwen2.5-Coder write a call as nothing but its JSON, bare or fenced. Our own chat models read such a reply
+wherever tools are on offer, and a turn's rules read that of any other model where a call was required.
 
 Images are read from content blocks, named, and written here alone. Nothing is decoded, so neither Pillow nor an HTTP
 client is needed.
@@ -10,18 +13,24 @@ client is needed.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 __all__ = [
+    "A_CALL_READS",
+    "bare_calls",
     "blocks_of",
     "conversation_images",
+    "decoded_call",
     "image_block",
     "image_source",
     "inner_block",
     "is_first_step",
+    "name_and_arguments",
     "provider_name",
     "seconds_of",
     "text_of",
@@ -29,6 +38,21 @@ __all__ = [
 ]
 
 MessageT = TypeVar("MessageT", bound=BaseMessage)
+
+# What may stand around a call that is nothing but its JSON: a fence, Llama's mark, or the tag in which Qwen's template
+# shows the tools. Several calls may stand one after another, or in a list.
+_CALL_WRAPPING = re.compile(
+    r"```[\w-]*\s|```|<\|python_tag\|>|</?tools>|</?function_call>|<\|(?:eom_id|eot_id|im_end)\|>|[\s;,]"
+)
+_CALL_BEGUN = re.compile(r'\{{1,2}\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:')
+# Qwen2.5-Coder's template shows a call in doubled braces; its models do as shown, and miscount those that close it.
+_DOUBLED = re.compile(r'\{(?=\{\s*"name"\s*:)')
+_CLOSING = re.compile(r"[\s}]*")
+_CALL_KEYS = {"name", "arguments", "parameters", "type", "id", "function"}
+
+# Not strict: small models break the lines of their code inside of a string.
+_DECODER = json.JSONDecoder(strict=False)
+A_CALL_READS = 'A call reads <tool_call>{"name": ..., "arguments": {...}}</tool_call>.'
 
 
 def turn_of(messages: Sequence[MessageT]) -> Sequence[MessageT]:
@@ -115,3 +139,56 @@ def conversation_images(messages: object) -> dict[str, str | bytes]:
 def image_block(content: bytes, mime_type: str) -> dict[str, Any]:
     """Return the LangChain content block of a file."""
     return {"type": "image", "base64": base64.b64encode(content).decode(), "mime_type": mime_type}
+
+
+def decoded_call(text: str, start: int) -> tuple[Any, int]:
+    """The JSON that begins here, and where it ends."""
+    doubled = _DOUBLED.match(text, start)
+    value, end = _DECODER.raw_decode(text, doubled.end() if doubled else start)
+    return value, _CLOSING.match(text, end).end() if doubled else end  # type: ignore[union-attr]
+
+
+def bare_calls(text: str, offered: Collection[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The calls, well-formed and malformed, of a text that is nothing but JSON which names offered tools; else none."""
+    valid: list[dict[str, Any]] = []
+    place = 0
+    while place < len(text):
+        if wrapping := _CALL_WRAPPING.match(text, place):
+            place = wrapping.end()
+            continue
+        begun = _CALL_BEGUN.match(text, place)
+        try:
+            value, place = decoded_call(text, place)
+        except (ValueError, RecursionError) as problem:
+            if begun and begun[1] in offered:
+                return valid, [{"name": begun[1], "args": text[place:].strip(), "error": f"{problem} {A_CALL_READS}"}]
+            return [], []
+        for call in value if isinstance(value, list) else [value]:
+            if not isinstance(call, dict) or not call.keys() <= _CALL_KEYS:
+                return [], []
+            try:
+                name, arguments = name_and_arguments(call)
+            except (ValueError, RecursionError):
+                return [], []
+            if name not in offered:
+                return [], []
+            valid.append({"name": name, "args": arguments})
+    return valid, []
+
+
+def name_and_arguments(call: object) -> tuple[str, dict[str, Any]]:
+    """The two parts of a decoded call, or ValueError with what is wrong."""
+    if not isinstance(call, dict):
+        raise ValueError(f"The call is {type(call).__name__}, not an object.")
+    function = call.get("function")
+    if isinstance(function, dict):  # as OpenAI's API writes a call
+        call = function
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'"name" is {name!r}, not a non-empty string.')
+    if isinstance(arguments, str):
+        # The OpenAI style: arguments as JSON in a string.
+        arguments = _DECODER.decode(arguments)
+    if not isinstance(arguments, dict):
+        raise ValueError(f'"arguments" is {type(arguments).__name__}, not an object.')
+    return name, arguments

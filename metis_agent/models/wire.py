@@ -9,7 +9,6 @@ data (an `invalid_tool_call` with the reason), not a crash. Needs no torch: the 
 
 from __future__ import annotations
 
-import json
 import re
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +27,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from metis_agent.errors import ConfigurationError, InputError, UnknownToolError
+from metis_agent.messages import A_CALL_READS, bare_calls, decoded_call, name_and_arguments
 
 __all__ = [
     "TOOL_CALL_OPENING",
@@ -49,20 +49,6 @@ _THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _THINK_TAIL = re.compile(r"\A((?:(?!<think>).)*?)</think>", re.DOTALL)
 _REASON = re.compile(r"<reason>(.*?)(?:</reason>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
-# What may stand around a call that is nothing but its JSON: a fence, Llama's mark, or the tag in which Qwen's template
-# shows the tools. Several calls may stand one after another, or in a list.
-_BARE_CALL_WRAPPING = re.compile(
-    r"```[\w-]*\s|```|<\|python_tag\|>|</?tools>|</?function_call>|<\|(?:eom_id|eot_id|im_end)\|>|[\s;,]"
-)
-_BARE_CALL_BEGUN = re.compile(r'\{{1,2}\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:')
-# Qwen2.5-Coder's template shows a call in doubled braces; its models do as shown, and miscount those that close it.
-_DOUBLED = re.compile(r'\{(?=\{\s*"name"\s*:)')
-_CLOSING = re.compile(r"[\s}]*")
-_BARE_CALL_KEYS = {"name", "arguments", "parameters", "type", "id", "function"}
-
-# Not strict: small models break the lines of their code inside of a string.
-_DECODER = json.JSONDecoder(strict=False)
-_A_CALL_READS = 'A call reads <tool_call>{"name": ..., "arguments": {...}}</tool_call>.'
 _TEXT_BLOCKS = ("text", "text-plain")
 _IMAGE_BLOCKS = ("image", "image_url")
 # Blocks of an assistant message that say nothing to the template: calls travel in `tool_calls`.
@@ -110,7 +96,7 @@ def parse_reply(text: str, *, calls: bool = True, stop: Sequence[str] = (), offe
             _read_call(match[1], closed=bool(match[2]), valid=valid, invalid=invalid)
         text = _CALL.sub("", text)
         if offered and not valid and not invalid:
-            valid, invalid = _bare_calls(text, offered)
+            valid, invalid = bare_calls(text, offered)
             text = "" if valid or invalid else text
     answer = _ANSWER.search(text)
     return Reply(
@@ -148,72 +134,19 @@ def _cut(text: str, pattern: re.Pattern[str], found: list[str]) -> str:
 def _read_call(raw: str, *, closed: bool, valid: list[dict[str, Any]], invalid: list[dict[str, Any]]) -> None:
     name, error = None, ""
     try:
-        call, end = _decoded(raw, len(raw) - len(raw.lstrip()))
+        call, end = decoded_call(raw, len(raw) - len(raw.lstrip()))
         if raw[end:].strip():
             raise ValueError(f"The call goes on after its JSON: {raw[end:].strip()[:40]!r}.")
-        name, arguments = _name_and_arguments(call)
+        name, arguments = name_and_arguments(call)
     except (ValueError, RecursionError) as problem:
         named = re.search(r'"name"\s*:\s*"([^"]*)"', raw)
         name = named[1] if named else None
-        error = f"{problem} {_A_CALL_READS}"
+        error = f"{problem} {A_CALL_READS}"
         if not closed:
             error = f"The call breaks off before </tool_call>. {error}"
         invalid.append({"name": name, "args": raw.strip(), "error": error})
     else:
         valid.append({"name": name, "args": arguments})
-
-
-def _decoded(text: str, start: int) -> tuple[Any, int]:
-    """The JSON that begins here, and where it ends."""
-    doubled = _DOUBLED.match(text, start)
-    value, end = _DECODER.raw_decode(text, doubled.end() if doubled else start)
-    return value, _CLOSING.match(text, end).end() if doubled else end  # type: ignore[union-attr]
-
-
-def _bare_calls(text: str, offered: Collection[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The calls, well-formed and malformed, of a text that is nothing but JSON which names offered tools; else none."""
-    valid: list[dict[str, Any]] = []
-    place = 0
-    while place < len(text):
-        if wrapping := _BARE_CALL_WRAPPING.match(text, place):
-            place = wrapping.end()
-            continue
-        begun = _BARE_CALL_BEGUN.match(text, place)
-        try:
-            value, place = _decoded(text, place)
-        except (ValueError, RecursionError) as problem:
-            if begun and begun[1] in offered:
-                return valid, [{"name": begun[1], "args": text[place:].strip(), "error": f"{problem} {_A_CALL_READS}"}]
-            return [], []
-        for call in value if isinstance(value, list) else [value]:
-            if not isinstance(call, dict) or not call.keys() <= _BARE_CALL_KEYS:
-                return [], []
-            try:
-                name, arguments = _name_and_arguments(call)
-            except (ValueError, RecursionError):
-                return [], []
-            if name not in offered:
-                return [], []
-            valid.append({"name": name, "args": arguments})
-    return valid, []
-
-
-def _name_and_arguments(call: object) -> tuple[str, dict[str, Any]]:
-    """The two parts of a decoded call, or ValueError with what is wrong."""
-    if not isinstance(call, dict):
-        raise ValueError(f"The call is {type(call).__name__}, not an object.")
-    function = call.get("function")
-    if isinstance(function, dict):  # as OpenAI's API writes a call
-        call = function
-    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
-    if not isinstance(name, str) or not name:
-        raise ValueError(f'"name" is {name!r}, not a non-empty string.')
-    if isinstance(arguments, str):
-        # The OpenAI style: arguments as JSON in a string.
-        arguments = _DECODER.decode(arguments)
-    if not isinstance(arguments, dict):
-        raise ValueError(f'"arguments" is {type(arguments).__name__}, not an object.')
-    return name, arguments
 
 
 def _to_chat_dict(message: BaseMessage, images: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,20 +9,35 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Generator, Mapping
+import uuid
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NotRequired, TypeVar
 
 from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
+from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
+from pydantic import BaseModel
 
 from metis_agent.deadline import DeadlineError, NotCalledError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
 from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_of
+from metis_agent.messages import bare_calls, blocks_of
 from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
-__all__ = ["Ask", "AskedGate", "Plan", "Reply", "SentCall", "Settled", "Step", "may_refuse", "no_tools_choice"]
+__all__ = [
+    "Ask",
+    "AskedGate",
+    "Plan",
+    "Reply",
+    "SentCall",
+    "Settled",
+    "Step",
+    "may_refuse",
+    "no_tools_choice",
+    "with_written_call",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +164,46 @@ def may_refuse(setting: str, error: Exception) -> bool:
     """
     status = getattr(error, "status_code", getattr(error, "code", None))
     return setting in str(error).lower() or status in (400, 422)
+
+
+def with_written_call(reply: Reply, tools: Sequence[Any], allowed: Collection[str]) -> Reply:
+    """The reply with the call that was required, where its whole text is the JSON of one.
+
+    Servers such as llama.cpp's do not hold a model to `tool_choice`, and a small model then writes its call as text.
+
+    Args:
+        reply: to a request in which a call was required.
+        tools: what was on offer.
+        allowed: names of those that may be called.
+    """
+    message = reply.message
+    if message is None or reply.structured is not None or open_calls(message):
+        return reply
+    if any(block.get("type") != "text" for block in blocks_of(message)):
+        return reply
+    valid, invalid = bare_calls(str(message.text), allowed)
+    fitting = [
+        ToolCall(name=call["name"], args=call["args"], id=f"call_{uuid.uuid4().hex}", type="tool_call")
+        for call in valid
+        if any(isinstance(tool, BaseTool) and tool.name == call["name"] and _fits(call["args"], tool) for tool in tools)
+    ]
+    if invalid or len(valid) != 1 or not fitting:
+        return reply
+    content: Any = "" if isinstance(message.content, str) else []
+    return replace(reply, message=message.model_copy(update={"content": content, "tool_calls": fitting}))
+
+
+def _fits(arguments: Mapping[str, Any], tool: BaseTool) -> bool:
+    schema = tool.tool_call_schema
+    if isinstance(schema, dict):
+        return set(schema.get("required", ())) <= arguments.keys()
+    if not issubclass(schema, BaseModel):
+        return False
+    try:
+        schema.model_validate(arguments)
+    except Exception:  # a schema may check with code of its own
+        return False
+    return True
 
 
 class AskedGate:

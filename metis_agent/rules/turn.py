@@ -19,7 +19,7 @@ from langgraph.types import Overwrite
 
 from metis_agent.recording.recorder import model_call_of
 from metis_agent.rules.answers import ask_again, call_again, fallback_answer
-from metis_agent.rules.asking import Ask, Reply, Settled, Step, may_refuse
+from metis_agent.rules.asking import Ask, Reply, Settled, Step, may_refuse, with_written_call
 from metis_agent.rules.budget import spending_of
 from metis_agent.rules.enforcement import (
     NONE_COULD_RUN,
@@ -341,13 +341,12 @@ def respond(
     """
     if reply is None:
         node: Literal["act", "answer"] = "act" if decision.allowed else "answer"
-        reply = yield Ask(node=node, allowed=decision.allowed, required=decision.required)
-        turn.take_reply(reply.message, node, offer)
+        asked = Ask(node=node, allowed=decision.allowed, required=decision.required)
+        reply = yield from _said(turn, offer, asked)
         if reply.message is not None and turn.ending == "paused":
             reply = yield from _resumed(turn, offer, decision, reply, reply.message)
         elif turn.ending == "slipped" and decision.allowed and reply.is_empty:
-            reply = yield Ask(node="act", allowed=decision.allowed, required=decision.required, after=(call_again(),))
-            turn.take_reply(reply.message, node, offer)
+            reply = yield from _said(turn, offer, replace(asked, after=(call_again(),)))
     message, answered = reply.message, reply.answered
     if message is None:
         return Settled(reply=reply, message=None)
@@ -387,6 +386,15 @@ def respond(
     else:
         turn.change(**fruitless_round(turn.notes, plan))
     return Settled(reply=reply, message=plan.message, plan=plan)
+
+
+def _said(turn: Turn, offer: Offer, asked: Ask) -> Step[Reply]:
+    """The reply to what a step asks, with the call in it that was required, also where it is written as text."""
+    reply: Reply = yield asked
+    if asked.required:
+        reply = with_written_call(reply, offer.tools, asked.allowed)
+    turn.take_reply(reply.message, asked.node, offer)
+    return reply
 
 
 def _is_the_hosts(turn: Turn, offer: Offer, decision: GateDecision, message: AIMessage) -> bool:

@@ -27,7 +27,8 @@ class GenerateContent(Dialect):
 
     def __init__(self) -> None:
         super().__init__()
-        self._signatures: set[str] = set()
+        # The first is what Google documents for calls that its model has not made.
+        self._signatures = {"skip_thought_signature_validator"}
 
     def is_streamed(self, path: str, body: dict[str, Any]) -> bool:
         return "streamGenerateContent" in path

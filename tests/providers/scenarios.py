@@ -205,6 +205,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "a call is required": Scenario(
         script=ONCE, gate=lambda: Steps(["look"], (), required=True), ran=("look",), shapes=_unsigned
     ),
+    "a required call written as text": Scenario(
+        script=(Reply('```json\n{"name": "look", "arguments": {"query": "x"}}\n```'), DONE), requests=2,
+        gate=lambda: Steps(["look"], (), required=True), ran=("look",), shapes=_unsigned, statuses=("ok",),
+    ),
     "then direct": Scenario(script=ONCE, gate=lambda: Steps(["look"], ()), ran=("look",), requests=2),
     "then direct, and it calls again": Scenario(
         script=(calls(look()), calls(pay()), DONE), gate=lambda: Steps(["look"], ()), ran=("look",), requests=3
