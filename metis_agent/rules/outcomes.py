@@ -7,7 +7,6 @@ middleware, which may look for a plain `ToolMessage`: it stays as the tool gave 
 from __future__ import annotations
 
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -208,22 +207,10 @@ class OutcomeBuffer:
     """
 
     def __init__(self) -> None:
-        self._maker = uuid.uuid4().hex
-        """Tells this buffer from that of another process, in which an interrupted turn may have begun."""
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, dict[tuple[int, str], ToolOutcome]] = OrderedDict()
         self._offers: OrderedDict[str, tuple[Offer, SystemMessage | None]] = OrderedDict()
         self._failed: OrderedDict[str, None] = OrderedDict()
-        self._under_way: OrderedDict[str, None] = OrderedDict()
-        """Turns whose calls have gone to their tools here, and that have not ended."""
-
-    def wait_for(self, notes: Notes) -> str:
-        """Calls of the turn go on to their tools here; gives what tells that from another process."""
-        with self._lock:
-            self._under_way[notes["id"]] = None
-            while len(self._under_way) > _KEPT_TURNS:
-                self._under_way.popitem(last=False)
-        return self._maker
 
     def add(self, notes: Notes, outcome: ToolOutcome) -> None:
         """Keep an outcome; where middleware runs a call again, the last one counts."""
@@ -253,7 +240,6 @@ class OutcomeBuffer:
             self._turns.pop(notes["id"], None)
             self._offers.pop(notes["id"], None)
             self._failed.pop(notes["id"], None)
-            self._under_way.pop(notes["id"], None)
 
     def fails_first(self, notes: Notes) -> bool:
         """True the first time that the turn is said to have failed: parallel calls may fail one by one."""
@@ -283,29 +269,25 @@ class OutcomeBuffer:
         for call in sent:
             message, outcome = replies.get(call["id"]), ran.pop(call["id"], None)
             if outcome is None:
-                outcome = self._unseen(notes, call, message)
+                outcome = _unseen(call, message)
             elif message is not None and (text := text_of(message)) != outcome.content:
                 # As other middleware has left it: what was taken out of the message stays out of the record.
                 outcome = replace(outcome, content=text)
             results.append(outcome)
         # What is left are calls that other middleware has brought in.
         results += ran.values()
-        refused = all(outcome.status == "blocked" for outcome in results)
-        # A person may also answer in a tool's place: that leads somewhere.
-        return results, refused and all(message.status == "error" for message in replies.values())
+        return results, all(outcome.status == "blocked" for outcome in results)
 
-    def _unseen(self, notes: Notes, call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
-        """The outcome of a call that did not run here."""
-        status: OutcomeStatus = "blocked"
-        # Of parallel calls, some may have run before an interrupt, and another process has gone on from there; or the
-        # turn has ended, and somebody goes back to a place within it.
-        elsewhere = notes["maker"] != self._maker or notes["id"] not in self._under_way
-        if elsewhere and message is not None and message.status == "success":
-            status = "ok"
-        content = text_of(message) if message is not None else ""
-        return ToolOutcome(
-            call_id=call["id"], tool=call["name"], arguments=call["args"], status=status, content=content
-        )
+
+def _unseen(call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
+    """The outcome of a call that did not run here.
+
+    It may have run in another process, before an interrupt; or a person, or other code, has answered in its tool's
+    place. What the model reads as a result counts as one, or a turn of such calls would have no end.
+    """
+    status: OutcomeStatus = "ok" if message is not None and message.status == "success" else "blocked"
+    content = str(message.text) if message is not None else ""
+    return ToolOutcome(call_id=call["id"], tool=call["name"], arguments=call["args"], status=status, content=content)
 
 
 def _message_for(call: ToolCall, items: Sequence[Any]) -> ToolMessage | None:

@@ -62,8 +62,6 @@ class Notes(TypedDict):
     pending: list[PendingCall]
     step: int
     """Counts the rounds of calls whose outcomes have been taken in."""
-    maker: str
-    """The process that sent them."""
     draft: dict[str, Any] | None
     """The turn's direct draft, where the gate has asked for one."""
     latest: list[str]
@@ -191,7 +189,7 @@ def new_notes(messages: Sequence[AnyMessage], task_id: str | None) -> Notes:
     """Notes on a turn that has just begun, in this task of a run."""
     question = next((message for message in reversed(messages) if message.type == "human"), None)
     return Notes(
-        id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0, maker="",
+        id=task_id or uuid.uuid4().hex, open=False, question=question, seconds=0.0, pending=[], step=0,
         draft=None, latest=[], digests=[], polls=False, stale=0, fruitless=0, refused=0, loop="",
     )  # fmt: skip
 

@@ -171,8 +171,7 @@ class Turn:
 
     def send(self, calls: list[PendingCall], *, polls: bool = False) -> None:
         """Note which calls go on to the tools, and whether some may bring the same again and again."""
-        maker = self._buffer.wait_for(self.notes) if self._buffer else ""
-        self.change(fruitless=0, pending=calls, polls=polls, maker=maker)
+        self.change(fruitless=0, pending=calls, polls=polls)
 
     def unsaid(self, reply: AIMessage) -> AIMessage:
         """A reply whose calls were answered at once, without its words, where other code does not get to see it.

@@ -11,6 +11,7 @@ from langchain.agents.middleware import (
     ToolCallLimitMiddleware,
     ToolErrorMiddleware,
     ToolRetryMiddleware,
+    wrap_tool_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -19,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from metis_agent import MetisGateMiddleware
+from metis_agent import Budget, MetisGateMiddleware
 from metis_agent.gates import ModelGate, NeverGate
 from tests.fakes import call, calling, model
 from tests.middleware.helpers import Only, answered, ask, gated, statuses
@@ -85,8 +86,26 @@ def test_a_person_who_answers_in_the_tools_place_does_not_end_the_turn(ran, tool
         state = agent.invoke(Command(resume={"decisions": [{"type": "respond", "message": f"did {number}"}]}), THREAD)
     assert ran == []
     assert answered(state) == {"0": "did 0", "1": "did 1", "2": "did 2"}
+    assert [(o.status, o.content, o.cost) for o in state["outcomes"]] == [("ok", f"did {n}", 0) for n in range(3)]
     assert state["messages"][-1].content == "done"
     assert {decision.gate for decision in state["decisions"]} == {"ModelGate"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("queries", ["xxxxxxxx", "abcdefgh"])
+def test_results_that_other_code_gives_in_a_tools_place_are_within_the_budget(ran, tools, first, queries):
+    @wrap_tool_call
+    def cached(request, handler):
+        call = request.tool_call
+        return ToolMessage(f"cached {call['args']['query']}", tool_call_id=call["id"], name=call["name"])
+
+    chat = model(*(calling(call("look", id=str(n), query=query)) for n, query in enumerate(queries)), "never")
+    gate = MetisGateMiddleware(ModelGate(), budget=Budget(calls=2))
+    state = ask(create_agent(chat, tools, middleware=[gate, cached] if first else [cached, gate]))
+    executed = [outcome.content for outcome in state["outcomes"] if outcome.executed]
+    assert executed == [f"cached {query}" for query in dict.fromkeys(queries)][:2]
+    assert "The model gave no answer" in state["messages"][-1].text
+    assert ran == []
 
 
 def test_nobody_is_asked_about_a_reply_of_which_nothing_may_run(ran, tools):
