@@ -231,7 +231,7 @@ def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate
         now: the state before the update.
         update: as `update_state` takes it.
     """
-    node = update.as_node or _left(setup, now)
+    node = update.as_node or _left(setup, now) or ""
     is_hook = node in setup.hook_nodes(*_OPENING, "after_model", "after_agent")
     if not (is_hook or node in ("gate", "act", "answer")) or not isinstance(update.values, Mapping | None):
         return update
@@ -240,13 +240,14 @@ def way_on(setup: Setup, now: StateSnapshot, update: StateUpdate) -> StateUpdate
     messages = _joined(now.values, values)
     if is_hook:
         jump = values.pop("jump_to", None)
-        way = _after_hook(setup, _following(setup).get(str(node)), {**now.values, **values}, messages, jump)
-        return update._replace(values=Command(update=values, goto=way), as_node=node)
-    known = {message.id for message in now.values.get("messages", [])}
-    answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
-    goto: Any = setup.finish if answered and node != "act" else _after(node, setup, {**now.values, **values}, messages)
-    if node == "act" and setup.replied and (isinstance(goto, list) or goto == setup.finish):
-        goto = setup.replied
+        goto = _after_hook(setup, _following(setup).get(node), {**now.values, **values}, messages, jump)
+    else:
+        known = {message.id for message in now.values.get("messages", [])}
+        answered = bool(messages) and isinstance(messages[-1], AIMessage) and messages[-1].id not in known
+        ends = answered and node != "act"
+        goto = setup.finish if ends else _after(node, setup, {**now.values, **values}, messages)
+        if node == "act" and setup.replied and (isinstance(goto, list) or goto == setup.finish):
+            goto = setup.replied
     made: Any = Command(update=values, goto=goto)
     return update._replace(values=made, as_node=node)
 
