@@ -28,6 +28,7 @@ __all__ = [
     "arun_in_thread",
     "arun_within",
     "is_async_only",
+    "is_sync_only",
     "run_async",
     "run_within",
     "start_in_thread",
@@ -134,6 +135,15 @@ def is_async_only(tool: BaseTool) -> bool:
         return False
     sync = inspect.unwrap(type(tool)._run)
     return inspect.isfunction(sync) and not any(step.opname.startswith("RETURN") for step in dis.get_instructions(sync))
+
+
+def is_sync_only(tool: BaseTool) -> bool:
+    """True where `ainvoke` would only run the sync code in a thread of the event loop's pool."""
+    from langchain_core.tools import BaseTool, StructuredTool, Tool
+
+    if isinstance(tool, StructuredTool | Tool):
+        return tool.coroutine is None
+    return type(tool)._arun is BaseTool._arun and type(tool).ainvoke is BaseTool.ainvoke
 
 
 def start_in_thread(call: Callable[..., R], *arguments: Any) -> Future[R]:

@@ -150,12 +150,7 @@ def train_run(
 ) -> list[dict[str, Any]]:
     """Train, or go on from the last checkpoint; the policy is left in `out/policy`, adapters merged into it.
 
-    Args:
-        run: The file.
-        loaded: The model, its tokenizer, and the processor of one that sees.
-        out: Where everything goes.
-        console: What shows the steps.
-        questions: To learn from, instead of the file's.
+    `console` shows the steps; everything else is as `build_trainer` takes it.
 
     Returns:
         The metrics of each step.

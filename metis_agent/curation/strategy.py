@@ -315,20 +315,18 @@ def choose_runs(
     verify: Callable[[Question, str], bool | None],
     *,
     longest: int,
-    each: int = 2,
     tokenizer: Any = None,
 ) -> Lessons:
     """Of a model's own runs down each branch those to start it from: right ones, of the branch that suits the question.
 
     Direct suits where it is right half the time, or as often as with a tool: there a call is redundant. A direct run is
     learnt under the prompt that a free run of its question had, with the tools in it, which is what the policy sees;
-    where no free run of the question finished, under its own.
+    where no free run of the question finished, under its own. Two different runs of a question are kept at most.
 
     Args:
         runs: Of each question some down each branch, with their tokens.
         verify: Judges the answers.
         longest: Tokens at which replies were cut off; such a run teaches to ramble, and is not kept.
-        each: Different runs of one question, at most.
         tokenizer: The model's. With it a reply that has made its call and then rambled to the limit is kept up to the
             end of that call, and teaches to stop there.
     """
@@ -355,7 +353,7 @@ def choose_runs(
             written = tuple(call.completion_ids or () for call in run.calls)
             if right and all(0 < len(ids) < longest for ids in written):
                 different.setdefault(written, run)
-        chosen = list(different.values())[:each]
+        chosen = list(different.values())[:2]
         asked = prompts.get(question_id) if suits == "direct" else None
         kept += [
             replace(run, calls=(replace(run.calls[0], prompt_ids=asked), *run.calls[1:])) if asked else run

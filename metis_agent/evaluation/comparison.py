@@ -122,13 +122,12 @@ def compare_rankings(
     return found
 
 
-def supervised_baselines(train: OutcomeTable, test: OutcomeTable, *, strength: float = 1.0) -> dict[str, Scored]:
+def supervised_baselines(train: OutcomeTable, test: OutcomeTable) -> dict[str, Scored]:
     """Fit each baseline on `train` and score `test`, by name.
 
     Args:
         train: Outcomes to fit on.
         test: Questions to score.
-        strength: C of the regressions.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -143,18 +142,17 @@ def supervised_baselines(train: OutcomeTable, test: OutcomeTable, *, strength: f
         vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         x = vectoriser.fit_transform(_texts(train, context))
         z = vectoriser.transform(_texts(test, context))
-        found |= {f"TF-IDF + {name}{suffix}": scored for name, scored in _regressions(x, z, train, strength).items()}
+        found |= {f"TF-IDF + {name}{suffix}": scored for name, scored in _regressions(x, z, train).items()}
     return found
 
 
-def feature_baselines(x: Any, z: Any, train: OutcomeTable, *, strength: float = 1.0) -> dict[str, Scored]:
+def feature_baselines(x: Any, z: Any, train: OutcomeTable) -> dict[str, Scored]:
     """Fit regressions on a policy's own inputs, by name.
 
     Args:
         x: CSR [n, D], inputs of `train`, such as `FeaturesPolicy.prepare(table).inputs(rows, rows)`.
         z: CSR [m, D], inputs of the questions to score.
         train: n outcomes.
-        strength: C of the regressions.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -162,15 +160,15 @@ def feature_baselines(x: Any, z: Any, train: OutcomeTable, *, strength: float = 
     _import_sklearn()
     from sklearn.linear_model import LogisticRegression
 
-    found = {f"features + {name}": scored for name, scored in _regressions(x, z, train, strength).items()}
+    found = {f"features + {name}": scored for name, scored in _regressions(x, z, train).items()}
     right = found["features + logistic regression"].direct_right
     worth, weighted = np.empty((len(right), len(train.tools))), np.empty((len(right), len(train.tools)))
     for tool, outcome in enumerate(train.correct.T[1:]):
-        fitted = LogisticRegression(C=strength, max_iter=500).fit(x, _label(outcome))
+        fitted = LogisticRegression(max_iter=500).fit(x, _label(outcome))
         worth[:, tool] = fitted.predict_proba(z)[:, 1] - right
         gap = outcome - train.correct[:, 0]
         apart = np.flatnonzero(gap)
-        fitted = LogisticRegression(C=strength, max_iter=500)
+        fitted = LogisticRegression(max_iter=500)
         fitted.fit(x[apart], gap[apart] > 0, sample_weight=np.abs(gap[apart]))
         weighted[:, tool] = fitted.predict_proba(z)[:, 1]
     found["features + logistic regression of each branch"] = Scored(direct_right=right, probabilities=worth)
@@ -189,12 +187,12 @@ def _import_sklearn() -> None:
         ) from missing
 
 
-def _regressions(x: Any, z: Any, train: OutcomeTable, strength: float) -> dict[str, Scored]:
+def _regressions(x: Any, z: Any, train: OutcomeTable) -> dict[str, Scored]:
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    fitted = LogisticRegression(C=strength, max_iter=500).fit(x, _label(train.correct[:, 0]))
+    fitted = LogisticRegression(max_iter=500).fit(x, _label(train.correct[:, 0]))
     right = fitted.predict_proba(z)[:, 1]
-    benefit = _matrix(Ridge(alpha=1 / strength).fit(x, train.correct[:, 1:] - train.correct[:, :1]).predict(z))
+    benefit = _matrix(Ridge().fit(x, train.correct[:, 1:] - train.correct[:, :1]).predict(z))
     return {
         "logistic regression": Scored(
             direct_right=right, probabilities=np.repeat(1 - right[:, None], len(train.tools), axis=1)

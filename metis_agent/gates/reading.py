@@ -163,13 +163,12 @@ def hashed_ngrams(
     return _counts("w", _word_ngrams(tokens), buckets), _counts("s", _skeleton_ngrams(tokens), buckets)
 
 
-def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> dict[int, int]:
+def hashed_conversation(question: str, history: str) -> dict[int, int]:
     """Counts by bucket of what was said before, alone and together with what is asked; empty where nothing was.
 
     Args:
         question: What is asked now.
         history: As `conversation_before` writes it.
-        buckets: Size of the hashed space.
     """
     lines = history.split("\n") if history else []
     tokens = [token for token in tokens_of(question) if token[0].isalnum()]
@@ -178,7 +177,7 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     before: dict[str, None] = dict.fromkeys(_state_words(asked, names, lines))
     counts: dict[int, int] = {}
     for line in reversed(lines):
-        words, said = _hashed_line(line, buckets)
+        words, said = _hashed_line(line)
         for bucket, times in said.items():
             counts[bucket] = counts.get(bucket, 0) + times
         before |= dict.fromkeys(words)
@@ -187,18 +186,18 @@ def hashed_conversation(question: str, history: str, buckets: int = BUCKETS) -> 
     for one in _encoded(heard):
         begun = zlib.crc32(one + b" | ", start)
         for other in others:
-            bucket = zlib.crc32(other, begun) % buckets
+            bucket = zlib.crc32(other, begun) % BUCKETS
             counts[bucket] = counts.get(bucket, 0) + 1
     return counts
 
 
 @lru_cache(maxsize=64)  # and the first states' lines are those of the later ones
-def _hashed_line(line: str, buckets: int) -> tuple[tuple[str, ...], Mapping[int, int]]:
+def _hashed_line(line: str) -> tuple[tuple[str, ...], Mapping[int, int]]:
     """Words of one line of a conversation, and counts by bucket of who said them, alone and in pairs."""
     who, _, text = line.partition(": ")
     words = [_shape(token) if token[0].isdigit() else token.lower() for token in tokens_of(text)]
     said = _encoded([f"{who} {word}" for word in words] + [f"{who} {a} {b}" for a, b in itertools.pairwise(words)])
-    return tuple(word for word in words if word[0].isalnum() or word[0] == "#"), _counts("h", said, buckets)
+    return tuple(word for word in words if word[0].isalnum() or word[0] == "#"), _counts("h", said)
 
 
 def ends_of(text: str, space: str = "d") -> str:
@@ -207,20 +206,19 @@ def ends_of(text: str, space: str = "d") -> str:
     return text if len(text) <= 2 * end else f"{text[:end]} {text[-end:]}"
 
 
-def hashed_words(space: str, text: str, buckets: int = BUCKETS) -> Mapping[int, int]:
+def hashed_words(space: str, text: str) -> Mapping[int, int]:
     """Counts by bucket of the words that a long text begins and ends with, alone and in pairs.
 
     Args:
         space: "c" for what came with a question, "d" for a draft of its answer.
         text: Any.
-        buckets: Size of the hashed space.
     """
     tokens = tokens_of(ends_of(text, space))
     first, last, _ = _ENDS[space]
     if len(tokens) > first + last:
         tokens = tokens[:first] + tokens[-last:]
     words = _encoded(_shape(token) if token[0].isdigit() else token.lower() for token in tokens)
-    return _counts(space, itertools.chain(words, map(b" ".join, itertools.pairwise(words))), buckets)
+    return _counts(space, itertools.chain(words, map(b" ".join, itertools.pairwise(words))))
 
 
 def _state_words(asked: Sequence[str], names: Set[str], lines: Sequence[str]) -> Iterator[str]:
@@ -441,7 +439,7 @@ def _skeleton(token: str) -> str:
     return token
 
 
-def _counts(space: str, ngrams: Iterable[bytes], buckets: int) -> Mapping[int, int]:
+def _counts(space: str, ngrams: Iterable[bytes], buckets: int = BUCKETS) -> Mapping[int, int]:
     start = zlib.crc32(space.encode())
     return Counter([zlib.crc32(ngram, start) % buckets for ngram in ngrams])
 

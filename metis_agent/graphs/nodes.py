@@ -23,7 +23,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest, msg_content_output
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
-from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, is_async_only, run_within
+from metis_agent.deadline import DeadlineError, arun_in_thread, arun_within, is_async_only, is_sync_only, run_within
 from metis_agent.errors import InfrastructureError
 from metis_agent.graphs.models import BoundModel, Setup
 from metis_agent.rules.answers import sendable
@@ -34,7 +34,6 @@ from metis_agent.rules.outcomes import (
     ToolResult,
     commands_of,
     failure_of,
-    is_sync_only,
     outcome_of,
 )
 from metis_agent.rules.state import check_question

@@ -370,18 +370,17 @@ def other_questions() -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line)
 
 
-def calibrate(questions: Sequence[str], fold: NDArray[np.int64], *, share: float = SHARE) -> Calibrated | None:
+def calibrate(questions: Sequence[str], fold: NDArray[np.int64]) -> Calibrated | None:
     """The score's weights and threshold.
 
     Args:
         questions: [N], of training.
         fold: [N], as `OutcomeTable.folds` gives them: what belongs together is in one.
-        share: See `SHARE`.
 
     Returns:
         `None` where there are too few questions for a threshold that keeps the share.
     """
-    rank = math.ceil((len(questions) + 1) * (1 - share))
+    rank = math.ceil((len(questions) + 1) * (1 - SHARE))
     if rank > len(questions):
         return None
     spaces = [[np.fromiter(counts, np.int64) for counts in hashed_ngrams(question, PLACES)] for question in questions]
@@ -414,7 +413,7 @@ def calibrate(questions: Sequence[str], fold: NDArray[np.int64], *, share: float
             "weights": weights.tolist(),
             "length": {"mean": mean, "deviation": deviation},
             "threshold": threshold,
-            "share": share,
+            "share": SHARE,
             "held_out_left": float((scores > threshold).mean()),
             "others_left": float((_scores(weights, strange) > threshold).mean()),
         },

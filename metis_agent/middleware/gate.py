@@ -35,7 +35,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from metis_agent.deadline import DeadlineError, arun_within, run_within
+from metis_agent.deadline import DeadlineError, arun_within, is_sync_only, run_within
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates.base import Gate, SupportsDecide, as_gate
 from metis_agent.gates.wrappers import ShadowGate
@@ -45,7 +45,7 @@ from metis_agent.recording.recorder import Recorder
 from metis_agent.rules.answers import sendable
 from metis_agent.rules.asking import Ask, AskedGate, Reply, Settled, Step
 from metis_agent.rules.budget import Budget
-from metis_agent.rules.outcomes import InThread, OutcomeBuffer, RecordsAsTold, is_sync_only
+from metis_agent.rules.outcomes import InThread, OutcomeBuffer, RecordsAsTold
 from metis_agent.rules.rules import DEFAULT_BLOCK_MESSAGE, Offer, Rules, check_seconds
 from metis_agent.rules.state import Latest, Notes, PendingCall, Records
 from metis_agent.rules.turn import Turn, adrive, decide, drive, respond

@@ -208,10 +208,10 @@ _MEANS_SOMETHING = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:=-])")
 _LONGEST = 500
 
 
-def inert(text: object, longest: int = _LONGEST) -> str:
+def inert(text: object) -> str:
     """The text on one line, every character that Markdown or HTML gives a meaning escaped, cut to size."""
     line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
-    cut = line if len(line) <= longest else line[: longest - 1] + "…"
+    cut = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
     return _MEANS_SOMETHING.sub(r"\\\1", cut)
 
 

@@ -341,14 +341,13 @@ MANY = 5000
 _Z = 1.959963984540054
 
 
-def mean_of(values: NDArray[np.float64], *, low: float = -math.inf, high: float = math.inf, seed: int = 0) -> Estimate:
+def mean_of(values: NDArray[np.float64], *, low: float = -math.inf, high: float = math.inf) -> Estimate:
     """The mean of the values that are numbers.
 
     Args:
         values: [N], one a question, NaN where it does not count.
         low: Below which no value can be.
         high: Above which none can be; with `low` it bounds what was the same everywhere.
-        seed: Of the bootstrap.
     """
     values = values[~np.isnan(values)]
     n = len(values)
@@ -363,7 +362,7 @@ def mean_of(values: NDArray[np.float64], *, low: float = -math.inf, high: float 
         error = _Z * float(values.std(ddof=1)) / math.sqrt(n)
         bottom, top = mean - error, mean + error
     else:
-        bottom, top = (float(edge) for edge in np.percentile(_resampled(values, seed), [2.5, 97.5]))
+        bottom, top = (float(edge) for edge in np.percentile(_resampled(values), [2.5, 97.5]))
     return Estimate(value=mean, low=bottom, high=top, questions=n)
 
 
@@ -386,6 +385,6 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _resampled(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def _resampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
     n = len(values)
-    return np.asarray(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ values / n)
+    return np.asarray(np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ values / n)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from langchain_core.messages import AnyMessage, SystemMessage, ToolCall, ToolMessage
-from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
+from langchain_core.tools import BaseTool, ToolException
 from langgraph import errors as langgraph_errors
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolInvocationError
@@ -39,7 +39,6 @@ __all__ = [
     "as_left",
     "commands_of",
     "failure_of",
-    "is_sync_only",
     "outcome_of",
     "records_as_told",
     "without_records",
@@ -190,13 +189,6 @@ class InLoop:
     def invoke(self, call: Any, config: Any) -> Any:
         """Run the tool."""
         return run_async(self._tool.ainvoke, call, config)
-
-
-def is_sync_only(tool: BaseTool) -> bool:
-    """True where `ainvoke` would only run the sync code in a thread."""
-    if isinstance(tool, StructuredTool | Tool):
-        return tool.coroutine is None
-    return type(tool)._arun is BaseTool._arun and type(tool).ainvoke is BaseTool.ainvoke
 
 
 class OutcomeBuffer:

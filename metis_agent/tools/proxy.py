@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool, StructuredTool, Tool
+from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr, SkipValidation
 
-from metis_agent.deadline import arun_in_thread, is_async_only, start_in_thread
+from metis_agent.deadline import arun_in_thread, is_async_only, is_sync_only, start_in_thread
 from metis_agent.errors import ConfigurationError
 
 __all__ = ["ProxyTool", "ResultCache", "injected"]
@@ -229,7 +229,7 @@ class ProxyTool(BaseTool):
 
     def __init__(self, tool: BaseTool, **fields: Any) -> None:
         super().__init__(tool=tool, **{name: getattr(tool, name) for name in _SAME}, **fields)
-        self._in_thread, self._async_only = _is_sync_only(tool), is_async_only(tool)
+        self._in_thread, self._async_only = is_sync_only(tool), is_async_only(tool)
         self._sync_wants, self._async_wants = _Wants.of(tool._run), _Wants.of(tool._arun)
 
     @property
@@ -288,10 +288,3 @@ def injected(tool: BaseTool) -> set[str]:
     taken = set(getattr(tool.get_input_schema(), "model_fields", {}))
     shown = getattr(tool.tool_call_schema, "model_fields", None)
     return (set() if shown is None else taken - set(shown)) | set(tool._injected_args_keys)
-
-
-def _is_sync_only(tool: BaseTool) -> bool:
-    """True where the async method would only run the sync one in a thread of the event loop's pool."""
-    if isinstance(tool, StructuredTool | Tool):
-        return tool.coroutine is None
-    return type(tool)._arun is BaseTool._arun

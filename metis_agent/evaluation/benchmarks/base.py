@@ -311,14 +311,13 @@ class Rows:
             raise InputError(f"row {number}: the picture {name[:200]!r} can't be read: {error.strerror}.") from error
 
 
-def open_rows(source: Source, data: Path | None = None, *, cache: Path | None = None) -> Rows:
+def open_rows(source: Source, data: Path | None = None) -> Rows:
     """Read a data set.
 
     Args:
         source: Where it is.
         data: A folder with a copy of the repository, or of the files that are needed; by default it is fetched from
             the hub, once.
-        cache: Where `datasets` keeps what it has read; by default its own folder.
 
     Raises:
         InputError: the folder lacks a file, or a file is no such data set.
@@ -332,10 +331,7 @@ def open_rows(source: Source, data: Path | None = None, *, cache: Path | None = 
     sets, names = [], []
     for path in _files(source, folder):
         try:
-            found = datasets.load_dataset(
-                _READERS[path.suffix], data_files=[str(path)], split="train",
-                cache_dir=None if cache is None else str(cache),
-            )  # fmt: skip
+            found = datasets.load_dataset(_READERS[path.suffix], data_files=[str(path)], split="train")
         except Exception as error:  # whatever a broken file makes of its readers
             cause = error.__cause__ or error
             raise InputError(f"{str(path)!r} can't be read: {type(cause).__name__}: {cause}.") from error

@@ -95,9 +95,7 @@ def fit_heads(
     run.keep_best()
 
 
-def logits_of(
-    heads: Heads, rows: Sequence[int], batch_size: int, progress: Callable[[int], None] = lambda _: None
-) -> NDArray[np.float64]:
+def logits_of(heads: Heads, rows: Sequence[int], batch_size: int) -> NDArray[np.float64]:
     """[n, H], in evaluation mode and without gradients."""
     heads.module.eval()
     parts = []
@@ -105,7 +103,6 @@ def logits_of(
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             parts.append(heads.logits(batch, None).double().cpu().numpy())
-            progress(len(batch))
     return np.concatenate(parts)
 
 
