@@ -4,7 +4,8 @@ Where it stands: `outcomes` -> **trainer** -> `export` -> the deployed `PolicyGa
 
 1. *Pool.* A question has been recorded once or a few times down each branch, which certifies nothing about it.
    So each branch's accuracy p_a(x) is estimated over all questions, cross-fitted: what is estimated for a
-   question never saw its outcomes.
+   question never saw its outcomes. One strength and one temperature serve all branches: what they have in common
+   cancels in a difference only where all are held back alike.
 2. *Contrast.* The advantage of action a over direct is A_a(x) = p_a(x) - p_D(x) - beta c_a, *not* z-scored.
    c_a <= 1 is the efficiency reward 1 / (1 + cost) that a right answer by the tool forgoes. The policy that
    maximises E[pi . A] + tau H(pi) over recorded branches has a closed form, pi(a | x) proportional to
@@ -217,17 +218,16 @@ def train_gate(
         found = cross_fit(np.tile(targets, len(tried)), np.repeat(tried, len(part.actions)))
         return np.split(found, len(tried), axis=1)
 
-    def best_of(logits: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
-        """[A]: the strength with the least loss for each head, by its place."""
-        return np.asarray(np.argmin([_log_losses(part.correct[judged], it[judged]) for it in logits], axis=0))
+    def best_of(logits: Sequence[NDArray[np.float64]]) -> int:
+        """The place of the strength with the least loss, at its own temperature, over all heads."""
+        return int(np.argmin([fit_temperature(it[judged], part.correct[judged])[1] for it in logits]))
 
     logits = by_strength(strengths)
-    while further and (best_of(logits) == len(strengths) - 1).any():
+    while further and best_of(logits) == len(strengths) - 1:
         rounds, strengths = rounds + 1, [*strengths, further.pop(0)]
         logits += by_strength(strengths[-1:])
     best = best_of(logits)
-    cross_fitted = np.stack([logits[choice][:, head] for head, choice in enumerate(best)], axis=1)
-    strength = np.array([strengths[choice] for choice in best])
+    cross_fitted, strength = logits[best], np.repeat(strengths[best], len(part.actions))
     recorded = part
     contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits, part if part.runs else None)
     for _ in range(sweeps):
@@ -284,13 +284,15 @@ def _step_saving(recorded: OutcomeTable, cost: NDArray[np.float64]) -> NDArray[n
     return np.asarray(total / np.maximum(1, np.bincount(steps)))
 
 
-def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
-    """The T in [0.05, 20] that minimises the log loss of sigmoid(logits / T); all arrays [n]."""
+def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[float, float]:
+    """The T in [0.05, 20] that minimises the mean log loss of sigmoid(logits / T), and that loss; of arrays alike."""
 
     def loss(log_temperature: float) -> float:
-        return float(_log_losses(targets[:, None], (logits / np.exp(log_temperature))[:, None])[0])
+        scaled = logits / np.exp(log_temperature)
+        return float((np.logaddexp(0, scaled) - targets * scaled).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(best.x)), float(best.fun)
 
 
 def _contrast(
@@ -305,16 +307,13 @@ def _contrast(
     # Of several tools the likelihood is also of which of them is right, and trust is not about that.
     tried = (0.5, 1.0) if len(table.actions) == 2 else (0.5,)
     trusts = (training.trust,) if training.trust is not None else tried if always_drafted else (1.0,)
-    branches = logits[:, : len(table.actions)]
-    temperatures = [fit_temperature(z, y) for z, y in zip(branches.T, table.correct.T, strict=True)]
-    if traits.one_temperature:
-        temperatures = [fit_temperature(branches.ravel(), table.correct.ravel())] * len(temperatures)
+    temperature, _ = fit_temperature(logits[:, : len(table.actions)], table.correct)
     contrast = Contrast(
         beta=training.beta,
         trust=trusts[0],
         saving=table.saving,
         mean_accuracy=table.correct.mean(axis=0),
-        head_temperature=np.array(temperatures),
+        head_temperature=np.full(len(table.actions), temperature),
         temperature=1.0,
         step_saving=_step_saving(recorded, table.cost[:, 1]) if recorded is not None else None,
         most_to_come=most_to_come,
@@ -339,11 +338,6 @@ def _decision_temperature(benefit: NDArray[np.float64], difference: NDArray[np.f
 
     best = minimize_scalar(nll, bounds=(np.log(0.02), np.log(5)), method="bounded")
     return float(np.exp(best.x)), float(best.fun)
-
-
-def _log_losses(targets: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[H]: mean log loss of each head; both arrays [n, H]."""
-    return np.asarray((np.logaddexp(0, logits) - targets * logits).mean(axis=0))
 
 
 SHARE = 0.02

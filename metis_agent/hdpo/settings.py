@@ -38,8 +38,8 @@ class GateTraining:
     folds: int | None = None
     """For the held-out estimates: so many fits and one more; by default 5, and 2 of 20,000 questions or more."""
     strengths: Sequence[float] | None = None
-    """Candidates for how closely to fit; the best by held-out log loss is taken, for each branch. By default
-    `gate_trainer.STRENGTHS`, and 1 alone of 20,000 questions or more."""
+    """Candidates for how closely to fit; the best by held-out log loss at its own temperature is taken, one for all
+    branches. By default `gate_trainer.STRENGTHS`, and 1 alone of 20,000 questions or more."""
     seed: int = 0
     """The same seed gives the same result."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,42 @@ def test_folds_and_strengths_that_are_given_are_used_of_a_large_table_too() -> N
     fits.clear()
     train_gate(table, policy=Noted())  # type: ignore[arg-type]
     assert fits == [[1.0, 1.0]] * 3
+
+
+class Sure:
+    """A policy that knows the kinds of `world`, much too surely, at strength 1 and nothing of them at others."""
+
+    kind = "sure"
+
+    def prepare(self, table: OutcomeTable) -> Sure:
+        self.kinds = np.array(["WSR".index(question[0]) for question in table.questions])
+        return self
+
+    def fit(self, rows: np.ndarray, targets: np.ndarray, strength: np.ndarray) -> Sure:
+        self.strength = strength
+        return self
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        known = 40.0 * np.array([[-1, 1, -1], [1, 1, -1]])
+        vague = np.array([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]])
+        heads = [(known if c == 1 else vague)[head % 2, self.kinds[rows]] for head, c in enumerate(self.strength)]
+        return np.stack(heads, axis=1)
+
+
+def test_how_closely_to_fit_is_judged_at_the_temperature_that_it_gets() -> None:
+    table = world(600)
+    gate = train_gate(table, GateTraining(strengths=(0.1, 1.0)), policy=Sure())
+    # Too sure to be believed, but what it tells apart is right.
+    assert gate.strength.tolist() == [1.0, 1.0]
+    assert gate.contrast.head_temperature == pytest.approx([20, 20], rel=0.3)
+
+
+def test_all_branches_are_held_back_alike() -> None:
+    # Only the direct answer can be told, so a strength and a temperature of its own would be the best for it.
+    table = world(600)
+    table = replace(table, correct=np.column_stack([table.correct[:, 0], np.arange(600) % 2]))
+    for gate in (train_gate(table), train_gate(table, policy=Sure())):
+        assert len({*gate.strength}) == len({*gate.contrast.head_temperature}) == 1
 
 
 def test_a_tool_that_is_always_right_can_be_learnt_for(tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ class Traits:
     searches_strength: bool = True
     """False where it finds by itself how closely to fit, so that one fit a fold is enough."""
     reads_drafts: bool = True
-    one_temperature: bool = False
-    """True where one temperature serves all heads, so that a new tool has one too."""
     counts_calls: bool = False
     """True where a head behind the actions' can say what is still to come; see `Contrast.to_come`."""
 

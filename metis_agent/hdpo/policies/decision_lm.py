@@ -106,7 +106,7 @@ class DecisionLMPolicy:
     device: str | None = None
     progress: FitProgress = field(default=lambda stage, done, total: None, compare=False)
     kind: str = "decision_lm"
-    traits: Traits = Traits(searches_strength=False, reads_drafts=False, one_temperature=True)
+    traits: Traits = Traits(searches_strength=False, reads_drafts=False)
 
     def __post_init__(self) -> None:
         import_transformers("The policy 'decision_lm'")
