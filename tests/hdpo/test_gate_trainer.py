@@ -334,7 +334,7 @@ class Sure:
 
 def test_how_closely_to_fit_is_judged_at_the_temperature_that_it_gets() -> None:
     table = world(600)
-    gate = train_gate(table, GateTraining(strengths=(0.1, 1.0)), policy=Sure())
+    gate = train_gate(table, GateTraining(strengths=(0.1, 1.0)), policy=Sure())  # type: ignore[arg-type]
     # Too sure to be believed, but what it tells apart is right.
     assert gate.strength.tolist() == [1.0, 1.0]
     assert gate.contrast.head_temperature == pytest.approx([20, 20], rel=0.3)
@@ -344,7 +344,7 @@ def test_all_branches_are_held_back_alike() -> None:
     # Only the direct answer can be told, so a strength and a temperature of its own would be the best for it.
     table = world(600)
     table = replace(table, correct=np.column_stack([table.correct[:, 0], np.arange(600) % 2]))
-    for gate in (train_gate(table), train_gate(table, policy=Sure())):
+    for gate in (train_gate(table), train_gate(table, policy=Sure())):  # type: ignore[arg-type]
         assert len({*gate.strength}) == len({*gate.contrast.head_temperature}) == 1
 
 
