@@ -16,11 +16,15 @@
         └── SchemaVersionError                 a record or artefact of a newer format
 
 Each also inherits the standard exception in brackets, so callers need not import this module.
-A message says what was wrong, the value, the rule, and the remedy. Last, how a package imports its public names when
+A message says what was wrong, the value, the rule, and the remedy. Then, outages that a model reads of and goes on
+from: rollouts hear of them here, and leave the answer out. Last, how a package imports its public names when
 they are asked for, so that what is not installed is missed by name, with the remedy.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
@@ -100,6 +104,39 @@ class CheckpointError(StorageError):
 
 class SchemaVersionError(StorageError):
     """A record or an artefact was written by a newer Metis."""
+
+
+_outages: ContextVar[list[str] | None] = ContextVar("metis_outages", default=None)
+_DOWN = re.compile(r"Connect|Timeout|RateLimit|Unavailable|TransportError")
+
+
+@contextmanager
+def noted_outages() -> Iterator[list[str]]:
+    """Of the tools within the block: what was said of services that did not answer.
+
+    A model reads of an outage and goes on, which is right for a user; an answer that it led to says nothing of the
+    tool, so rollouts leave it out.
+    """
+    noted: list[str] = []
+    token = _outages.set(noted)
+    try:
+        yield noted
+    finally:
+        _outages.reset(token)
+
+
+def note_outage(error: Exception) -> None:
+    """A tool could not do its work for want of a service."""
+    noted = _outages.get()
+    if noted is not None:
+        noted.append(f"{type(error).__name__}: {error}")
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether an error that a tool raised is the network's or its service's, by its class or its HTTP status."""
+    status = getattr(getattr(error, "response", None) or error, "status_code", None)
+    refused = isinstance(status, int) and (status == 429 or status >= 500)
+    return refused or any(_DOWN.search(kind.__name__) for kind in type(error).__mro__)
 
 
 def lazy_names(package: str, modules: Mapping[str, str], extra: str) -> Callable[[str], Any]:

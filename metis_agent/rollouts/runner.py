@@ -23,12 +23,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 
 from metis_agent.agent import MetisAgent
-from metis_agent.errors import ConfigurationError, InfrastructureError, InputError
+from metis_agent.errors import ConfigurationError, InfrastructureError, InputError, noted_outages
 from metis_agent.gates.base import Gate
 from metis_agent.gates.reference import BranchGate
 from metis_agent.recording.recorder import definitions_of, keep, trajectory_of
 from metis_agent.recording.store import TrajectoryStore
-from metis_agent.tools.search.base import SearchUnavailableError, noted_outages
 from metis_agent.types import Branch, Group, Question, Trajectory, TrajectoryStatus
 
 __all__ = [
@@ -206,8 +205,8 @@ async def roll_out(
 ) -> Trajectory:
     """Run one rollout through the agent of its branch.
 
-    A run in which a search's service gave no answer is `failed` as well: what was answered without it says nothing of
-    the search.
+    A run in which the service of a search, or of any other tool, gave no answer is `failed` as well: what was answered
+    without it says nothing of the tool.
 
     Args:
         agent: Made around that branch's gate.
@@ -233,7 +232,7 @@ async def roll_out(
     except excused as failure:
         status, error = "failed", f"{type(failure).__name__}: {failure}"
     if outages and status == "finished":  # the answer was given without what the search would have found
-        status, error = "failed", f"{SearchUnavailableError.__name__}: {outages[0]}"
+        status, error = "failed", outages[0]
     return trajectory_of(
         state, id=rollout.id, question=rollout.question, branch=rollout.branch, started_at=started,
         seconds=time.time() - started, status=status, error=error, metadata=metadata, tools=_definitions(agent),

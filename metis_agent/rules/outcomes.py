@@ -22,7 +22,7 @@ from langgraph.types import Command, Overwrite
 from pydantic import ValidationError
 
 from metis_agent.deadline import DeadlineError, NotCalledError, arun_in_thread, run_async
-from metis_agent.errors import InfrastructureError, ToolError
+from metis_agent.errors import InfrastructureError, ToolError, is_outage, note_outage
 from metis_agent.messages import text_of, turn_of
 from metis_agent.recording.recorder import as_told, outcomes_as_told
 from metis_agent.rules.rules import Offer, Offered
@@ -77,6 +77,8 @@ def failure_of(call: ToolCall, error: Exception, limit: float | None) -> tuple[O
     elif isinstance(error, ToolException | ToolError | ToolInvocationError):
         text = str(error)
     else:
+        if is_outage(error):
+            note_outage(error)
         text = f"{name} failed with {type(error).__name__}: {error}"
     return "error", ToolMessage(text, name=name, tool_call_id=call["id"], status="error")
 

@@ -26,6 +26,7 @@ from metis_agent.tools.search.base import (
     ImageSearchBackend,
     SearchUnavailableError,
     SimilarImageBackend,
+    as_told,
     cut,
     for_the_model,
     visible,
@@ -129,21 +130,19 @@ class ImageSearchTool(BaseTool):
         self, query: str = "", image: str = "", messages: Annotated[Any, InjectedState("messages")] = None
     ) -> _Answer:
         try:
-            return run_within(self.seconds + _GRACE, self._answer, query, image, messages)
+            with as_told(InputError):
+                return run_within(self.seconds + _GRACE, self._answer, query, image, messages)
         except DeadlineError:
             raise self._too_late() from None
-        except (ToolError, InputError) as error:
-            raise for_the_model(error) from error
 
     async def _arun(
         self, query: str = "", image: str = "", messages: Annotated[Any, InjectedState("messages")] = None
     ) -> _Answer:
         try:
-            return await arun_within(self.seconds + _GRACE, arun_in_thread(self._answer, query, image, messages))
+            with as_told(InputError):
+                return await arun_within(self.seconds + _GRACE, arun_in_thread(self._answer, query, image, messages))
         except DeadlineError:
             raise self._too_late() from None
-        except (ToolError, InputError) as error:
-            raise for_the_model(error) from error
 
     def _answer(self, query: str, image: str, messages: Any) -> _Answer:
         until = time.monotonic() + self.seconds

@@ -16,9 +16,8 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_validator
 
 from metis_agent.deadline import arun_in_thread
-from metis_agent.errors import ToolError
 from metis_agent.tools.search import AsyncSearchBackend, RetrieverSearch, SearchBackend, SearchHit
-from metis_agent.tools.search.base import cut, for_the_model, visible
+from metis_agent.tools.search.base import as_told, cut, visible
 
 __all__ = ["TextSearchInput", "TextSearchTool"]
 
@@ -92,22 +91,18 @@ class TextSearchTool(BaseTool):
     def _run(self, query: str) -> tuple[str, list[dict[str, Any]]]:
         if not query.strip():
             return _EMPTY_QUERY, []
-        try:
+        with as_told():
             hits = self._searcher.search(query, self.limit)
-        except ToolError as error:
-            raise for_the_model(error) from error
         return self._shown(query, hits)
 
     async def _arun(self, query: str) -> tuple[str, list[dict[str, Any]]]:
         if not query.strip():
             return _EMPTY_QUERY, []
-        try:
+        with as_told():
             if isinstance(self._searcher, AsyncSearchBackend):
                 hits = await self._searcher.asearch(query, self.limit)
             else:
                 hits = await arun_in_thread(self._searcher.search, query, self.limit)
-        except ToolError as error:
-            raise for_the_model(error) from error
         return self._shown(query, hits)
 
     def _shown(self, query: str, hits: Sequence[SearchHit]) -> tuple[str, list[dict[str, Any]]]:

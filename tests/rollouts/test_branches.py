@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.tools import BaseTool, tool
 
 from metis_agent.agent import MetisAgent, create_metis_agent
 from metis_agent.errors import ConfigurationError, InfrastructureError
@@ -244,3 +247,47 @@ def test_an_outage_of_a_search_is_no_wrong_answer(tmp_path: Path, fault: Excepti
         assert report.failures == {"SearchUnavailableError": 6}
         pool = OutcomePool().extend(store.read())
     assert (pool.coverage(), pool.dropped["failed run"]) == ({"direct": 6, "text_search": 0}, 6)
+
+
+class NotReady(BaseRetriever):
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        raise RuntimeError("index not ready")
+
+
+@tool
+def unreachable(query: str) -> str:
+    """Ask a service."""
+    raise ConnectionError("refused")
+
+
+@tool
+def wrongly_asked(query: str) -> str:
+    """Look a key up."""
+    raise KeyError(query)
+
+
+@pytest.mark.parametrize(
+    ("asked", "failures"),
+    [
+        (TextSearchTool(backend=NotReady()), {"RuntimeError": 6}),
+        (unreachable, {"ConnectionError": 6}),
+        (wrongly_asked, {}),
+    ],
+)
+def test_an_outage_in_no_words_of_ours_is_no_wrong_answer(
+    tmp_path: Path, asked: BaseTool, failures: dict[str, int]
+) -> None:
+    """A retriever that raises whatever its client raises, or any tool whose service is out of reach."""
+
+    class Asks(Plain):
+        def _generate(self, messages: list[BaseMessage], *arguments: Any, **keywords: Any) -> Any:
+            asks = keywords.get("tools") and messages[-1].type == "human"
+            self.script[:] = [calling(call(asked.name, query="x")) if asks else AIMessage("No idea.")]
+            return ScriptedChatModel._generate(self, messages, *arguments, **keywords)
+
+    with TrajectoryStore(tmp_path) as store:
+        recorder = BranchRecorder(
+            lambda gate: create_metis_agent(Asks(script=[]), [asked], gate=gate), store, concurrency=1, retries=0
+        )
+        report = recorder.record(branch_rollouts(QUESTIONS, [asked.name], BranchPlan(), name="r", seed=0))
+    assert (report.failures, report.finished) == (failures, 12 - sum(failures.values()))

@@ -12,7 +12,6 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import ToolException
 
-from metis_agent.errors import ToolError
+from metis_agent.errors import ToolError, note_outage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,9 +36,9 @@ __all__ = [
     "SearchRefusedError",
     "SearchUnavailableError",
     "SimilarImageBackend",
+    "as_told",
     "cut",
     "for_the_model",
-    "noted_outages",
     "plain_text",
     "visible",
     "web_link",
@@ -54,30 +53,27 @@ class SearchRefusedError(ToolError):
     """The search gave nothing, and does not say whether nothing matches or it refuses to answer for now."""
 
 
-_outages: ContextVar[list[str] | None] = ContextVar("metis_search_outages", default=None)
+def for_the_model(error: Exception) -> ToolException:
+    """The error of a search as LangChain hands it to the model; an outage is noted."""
+    if isinstance(error, SearchUnavailableError | SearchRefusedError):
+        note_outage(SearchUnavailableError(str(error)))
+    return ToolException(str(error))
 
 
 @contextmanager
-def noted_outages() -> Iterator[list[str]]:
-    """Of the searches within the block: what was said of those that a service did not answer.
+def as_told(*kinds: type[Exception]) -> Iterator[None]:
+    """Within it a backend searches: a `ToolError` is for the model to read, as an error of these kinds is.
 
-    A model reads of an outage and goes on, which is right for a user; an answer that it led to says nothing of the
-    search, so rollouts leave it out.
+    Any other error is raised as it is, and noted: the search gave no answer.
     """
-    noted: list[str] = []
-    token = _outages.set(noted)
+    told: tuple[type[Exception], ...] = (ToolError, *kinds)
     try:
-        yield noted
-    finally:
-        _outages.reset(token)
-
-
-def for_the_model(error: Exception) -> ToolException:
-    """The error of a search as LangChain hands it to the model; an outage is noted."""
-    noted = _outages.get()
-    if noted is not None and isinstance(error, SearchUnavailableError | SearchRefusedError):
-        noted.append(str(error))
-    return ToolException(str(error))
+        yield
+    except told as error:
+        raise for_the_model(error) from error
+    except Exception as error:
+        note_outage(error)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
