@@ -102,8 +102,9 @@ class OutcomeTable:
             raise InputError(
                 "Decision points have a run each, its states in order, and what tools had brought by then."
             )
-        if blank := [row for row, text in enumerate(self.questions) if not text.strip()]:
-            raise InputError(f"Row {blank[0]} has a blank question; every row needs one.")
+        for name in ("questions", "groups", "runs"):
+            if blank := [row for row, text in enumerate(getattr(self, name)) if not text.strip()]:
+                raise InputError(f"Row {blank[0]} has a blank {name[:-1]}; every row needs one.")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -393,7 +394,7 @@ def _checked(cell: Any, column: str, keys: set[str]) -> list[Mapping[str, Any]]:
 
 
 def _texts(table: Columns, name: str) -> tuple[str, ...]:
-    return tuple("" if value is None else str(value) for value in table[name])
+    return tuple("" if value is None or value != value else str(value) for value in table[name])  # NaN is no text
 
 
 def _numbers(table: Columns, name: str) -> NDArray[np.float64]:

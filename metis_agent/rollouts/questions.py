@@ -45,7 +45,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         InputError: the file can't be read; the message names the line where there is one.
         MissingDependencyError: the format needs an extra.
     """
-    reader = TABLE_FORMATS.get(path.suffix)
+    reader = TABLE_FORMATS.get(path.suffix.lower())
     if reader is None:
         raise ConfigurationError(
             f"{str(path)!r} is none of {sorted(TABLE_FORMATS)!r}: convert it, rename it if it is, or register its "
@@ -85,8 +85,17 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # a picture, or a long passage
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {name: value or None for name, value in row.items() if name is not None}  # an empty cell says nothing
+        reader = csv.DictReader(file)
+        names = [name for name in reader.fieldnames or () if name]
+        if len({*names}) < len(names):
+            raise InputError(f"{path.name} names a column twice, of {names!r}: each needs a name of its own.")
+        for row in reader:
+            if any(row.pop(None, ())):  # type: ignore[call-overload]  # where it keeps what is left over
+                raise InputError(
+                    f"{path.name} line {reader.line_num} has more cells than there are columns: put text with a comma "
+                    "or a line break into double quotes."
+                )
+            yield {name: value or None for name, value in row.items()}  # an empty cell says nothing
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -99,9 +108,18 @@ def _parquet(path: Path) -> Iterator[Row]:
         ) from missing
     try:
         for batch in pq.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield {name: _text_of(value) for name, value in row.items()}
     except pa.ArrowException as error:
         raise InputError(f"{str(path)!r} can't be read as '.parquet': {error}.") from error
+
+
+def _text_of(cell: Any) -> Any:
+    """Text that was written without saying that it is text; other bytes stay what they are."""
+    try:
+        return cell.decode() if isinstance(cell, bytes) else cell
+    except UnicodeDecodeError:
+        return cell
 
 
 TABLE_FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
@@ -142,11 +160,10 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
-    asked = str(row.get("question") or row.get("text") or "").strip()
+    asked = _said(row.get("question")).strip() or _said(row.get("text")).strip()
     if not asked:
         raise InputError(f"{place} has no question: its columns are {sorted(row)!r}; name one 'question'.")
-    answer = row.get("answer")
-    answer = None if answer is None or answer == "" else str(answer)
+    answer = None if row.get("answer") in (None, "") else str(row["answer"])
     verifier = str(row.get("verifier") or "prose")
     if verifier not in (known := [*VERIFIERS, JUDGE]):
         raise InputError(
@@ -156,19 +173,21 @@ def _question(row: Mapping[str, Any], folder: Path, place: str) -> Question:
     metadata = {name: value for name, value in row.items() if name not in _OWN and value is not None}
     if row.get(IMAGES):
         metadata[IMAGES] = question_images(row[IMAGES], folder, place)
-    context = str(row.get(CONTEXT) or "").strip()
-    if context:
+    if context := _said(row.get(CONTEXT)).strip():
         metadata[CONTEXT] = context
     text = f"{context}\n\n{asked}" if context else asked
-    id_ = row.get("id")
     return Question(
-        id=str(id_) if id_ not in (None, "") else _id_of(text, metadata.get(IMAGES) or ()),
+        id=_said(row.get("id")) or _id_of(text, metadata.get(IMAGES) or ()),
         text=text,
         answer=answer,
         verifier=verifier,
-        kind=str(row.get("kind") or ""),
+        kind=_said(row.get("kind")),
         metadata=metadata,
     )
+
+
+def _said(cell: Any) -> str:
+    return "" if cell is None else str(cell)
 
 
 def _id_of(text: str, images: Sequence[str]) -> str:
