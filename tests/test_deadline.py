@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from metis_agent.deadline import DeadlineError, NotCalledError, arun_in_thread, arun_within, run_within
+from metis_agent.deadline import DeadlineError, NotCalledError, arun_in_thread, arun_within, run_within, start_in_thread
 
 PLACE = ContextVar("PLACE", default="nowhere")
 
@@ -27,11 +27,13 @@ def test_a_tools_own_timeout_error_is_not_the_deadline():
         run_within(5, fail, TimeoutError("socket"))
 
 
-def test_what_hangs_is_left_behind():
+async def test_what_hangs_is_left_behind():
     release = threading.Event()
     started = time.perf_counter()
     with pytest.raises(DeadlineError):
         run_within(0.05, release.wait, 30)
+    with pytest.raises(DeadlineError):
+        await arun_within(0.05, arun_in_thread(release.wait, 30))
     assert time.perf_counter() - started < 5
     release.set()
 
@@ -90,14 +92,14 @@ async def test_a_run_that_is_broken_off_says_nothing_of_the_tool(monkeypatch):
 
 def test_the_callers_context_reaches_the_thread():
     token = PLACE.set("here")
-    assert run_within(5, PLACE.get) == "here"
+    assert run_within(5, PLACE.get) == start_in_thread(PLACE.get).result(5) == "here"
     PLACE.reset(token)
     assert run_within(5, PLACE.get) == "nowhere"
 
 
 def test_threads_are_used_again():
-    names = {run_within(5, lambda: threading.current_thread().ident) for _ in range(20)}
-    assert len(names) <= 2
+    first = run_within(5, threading.get_ident)
+    assert {run_within(5, threading.get_ident) for _ in range(20)} == {first}
 
 
 async def test_async_work_is_cancelled():
@@ -117,6 +119,10 @@ async def test_async_work_is_cancelled():
 
 async def test_async_results_and_own_timeouts_come_back():
     assert await arun_within(5, arun_in_thread(lambda: 7)) == 7
+    with pytest.raises(ZeroDivisionError):
+        await arun_in_thread(lambda: 1 / 0)
+    with pytest.raises(TimeoutError, match="socket"):
+        await arun_within(5, arun_in_thread(fail, TimeoutError("socket")))
 
     async def own():
         raise TimeoutError("mine")
@@ -138,3 +144,23 @@ def test_a_hung_call_keeps_neither_the_loop_nor_the_interpreter_alive():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "left behind"
+
+
+async def test_many_calls_of_one_loop_keep_their_results_and_contexts() -> None:
+    number_of: ContextVar[int] = ContextVar("number_of")
+
+    async def one(number: int) -> int:
+        number_of.set(number)
+        return await arun_in_thread(number_of.get)
+
+    assert await asyncio.gather(*[one(number) for number in range(50)]) == list(range(50))
+
+
+async def test_calls_that_wait_for_each_other_get_a_thread_each() -> None:
+    everybody = threading.Barrier(40)
+    await asyncio.wait_for(asyncio.gather(*[arun_in_thread(everybody.wait, 20) for _ in range(40)]), 25)
+
+
+async def test_a_stop_iteration_reaches_who_awaits() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(arun_in_thread(next, iter(())), 10)

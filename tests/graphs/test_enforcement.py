@@ -2,13 +2,13 @@
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
 
 from metis_agent.agent import create_metis_agent
 from metis_agent.gates import Gate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.fakes import call, calling, model
+from tests.middleware.helpers import make_tools
 
 
 class Only(Gate):
@@ -29,19 +29,7 @@ def ran():
 
 @pytest.fixture
 def tools(ran):
-    @tool
-    def look(query: str) -> str:
-        """Look it up."""
-        ran.append(("look", query))
-        return f"found {query}"
-
-    @tool
-    def pay(amount: int) -> str:
-        """Pay."""
-        ran.append(("pay", amount))
-        return f"paid {amount}"
-
-    return [look, pay]
+    return make_tools(ran)
 
 
 def run(chat, tools, **options):

@@ -26,22 +26,15 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from pydantic import BaseModel
 
 from metis_agent import Budget, MetisGateMiddleware, Recorder, TrajectoryStore, create_metis_agent
 from metis_agent.errors import ConfigurationError
 from metis_agent.gates import ModelGate, NeverGate
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only
+from tests.middleware.helpers import Only, Verdict
 
 THREAD = {"configurable": {"thread_id": "t"}}
 ASK = {"messages": [HumanMessage("q", id="q")]}
-
-
-class Answer(BaseModel):
-    """The answer."""
-
-    text: str
 
 
 @tool
@@ -90,21 +83,12 @@ def both(go, script, tools, middleware=lambda: [], given=ASK, **options):
 def hook_log():
     log = []
 
-    @before_agent
-    def opens(state, runtime):
-        log.append("before_agent")
+    def noting(hook):
+        def note(state, runtime):
+            log.append(hook.__name__)
 
-    @before_model
-    def precedes(state, runtime):
-        log.append("before_model")
-
-    @after_model
-    def follows(state, runtime):
-        log.append("after_model")
-
-    @after_agent
-    def closes(state, runtime):
-        log.append("after_agent")
+        note.__name__ = f"note_{hook.__name__}"
+        return hook(note)
 
     @wrap_model_call
     def around(request, handler):
@@ -116,7 +100,8 @@ def hook_log():
         log.append(request.tool_call["name"])
         return handler(request)
 
-    return log, [opens, precedes, follows, closes, around, around_tool]
+    notes = [noting(hook) for hook in (before_agent, before_model, after_model, after_agent)]
+    return log, [*notes, around, around_tool]
 
 
 def test_hooks_run_when_they_should(tmp_path):
@@ -259,42 +244,42 @@ def _of(middleware, hook):
 
 
 def test_an_answer_by_a_call(go):
-    script = [calling(call("look", query="x")), calling(call("Answer", id="2", text="hi"))]
-    plain, ours = both(go, script, [look], response_format=ToolStrategy(Answer))
-    assert plain["structured_response"] == ours["structured_response"] == Answer(text="hi")
+    script = [calling(call("look", query="x")), calling(call("Verdict", id="2", text="hi"))]
+    plain, ours = both(go, script, [look], response_format=ToolStrategy(Verdict))
+    assert plain["structured_response"] == ours["structured_response"] == Verdict(text="hi")
     assert [outcome.tool for outcome in ours["outcomes"]] == ["look"]
 
 
 def test_an_answer_by_a_call_where_the_gate_answers(go):
-    chat = model(calling(call("Answer", text="hi")))
-    state = go(create_metis_agent(chat, [look], gate=NeverGate(), response_format=Answer))
-    assert state["structured_response"] == Answer(text="hi")
-    assert chat.asked[0].tools == ("Answer",)
+    chat = model(calling(call("Verdict", text="hi")))
+    state = go(create_metis_agent(chat, [look], gate=NeverGate(), response_format=Verdict))
+    assert state["structured_response"] == Verdict(text="hi")
+    assert chat.asked[0].tools == ("Verdict",)
 
 
 def test_an_answer_that_does_not_have_the_format_is_mended(go):
-    script = [calling(call("Answer", wrong="hi")), calling(call("Answer", id="2", text="hi"))]
-    _plain, ours = both(go, script, [look], response_format=ToolStrategy(Answer))
-    assert ours["structured_response"] == Answer(text="hi")
+    script = [calling(call("Verdict", wrong="hi")), calling(call("Verdict", id="2", text="hi"))]
+    _plain, ours = both(go, script, [look], response_format=ToolStrategy(Verdict))
+    assert ours["structured_response"] == Verdict(text="hi")
 
 
 def test_an_answer_in_the_providers_own_format(go):
     script = [calling(call("look", query="x")), '{"text": "hi"}']
-    plain, ours = both(go, script, [look], response_format=ProviderStrategy(Answer))
-    assert plain["structured_response"] == ours["structured_response"] == Answer(text="hi")
+    plain, ours = both(go, script, [look], response_format=ProviderStrategy(Verdict))
+    assert plain["structured_response"] == ours["structured_response"] == Verdict(text="hi")
 
 
 def test_each_turn_has_an_answer_of_its_own(go):
-    chat = model(calling(call("Answer", text="one")), "in words", "in words")
-    agent = create_metis_agent(chat, [look], response_format=ToolStrategy(Answer), checkpointer=InMemorySaver())
-    assert go(agent, ASK, THREAD)["structured_response"] == Answer(text="one")
+    chat = model(calling(call("Verdict", text="one")), "in words", "in words")
+    agent = create_metis_agent(chat, [look], response_format=ToolStrategy(Verdict), checkpointer=InMemorySaver())
+    assert go(agent, ASK, THREAD)["structured_response"] == Verdict(text="one")
     assert go(agent, {"messages": [HumanMessage("again")]}, THREAD).get("structured_response") is None
 
 
 def test_an_answer_beside_a_call(go):
-    beside = calling(call("look", query="x"), call("Answer", id="2", text="early"))
-    _plain, state = both(go, [beside, "never asked"], [look], response_format=ToolStrategy(Answer))
-    assert state["structured_response"] == Answer(text="early")
+    beside = calling(call("look", query="x"), call("Verdict", id="2", text="early"))
+    _plain, state = both(go, [beside, "never asked"], [look], response_format=ToolStrategy(Verdict))
+    assert state["structured_response"] == Verdict(text="early")
     assert [outcome.content for outcome in state["outcomes"]] == ["found x"]
     asked = {one["id"] for message in state["messages"] if isinstance(message, AIMessage) for one in message.tool_calls}
     assert asked == {message.tool_call_id for message in state["messages"] if isinstance(message, ToolMessage)}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_another_rubric_asks_anew(tmp_path: Path) -> None:
     assert model.prompts[0][0].startswith("Everything in French is right.")
 
 
-def test_many_are_asked_side_by_side_and_equal_ones_once() -> None:
+def four_at_once() -> Callable[[dict[str, str]], dict[str, object]]:
     together = threading.Barrier(4, timeout=30)
 
     def rule(record: dict[str, str]) -> dict[str, object]:
@@ -204,7 +205,11 @@ def test_many_are_asked_side_by_side_and_equal_ones_once() -> None:
             together.wait()  # passes only if four are under way at once
         return {"reason": "", "right": record["answer"].casefold() == record["reference"].casefold()}
 
-    model = SimulatedJudge(rule=rule)
+    return rule
+
+
+def test_many_are_asked_side_by_side_and_equal_ones_once() -> None:
+    model = SimulatedJudge(rule=four_at_once())
     judge = AnswerJudge(model, asking=Asking(concurrency=4, attempts=1))
     answers = [f"city {number}" for number in range(4)] * 5
     assert [it.right for it in judge.judge([(CAPITAL, answer) for answer in answers])] == [False] * 20
@@ -223,15 +228,8 @@ def test_content_keys_do_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_scoring_asks_a_judge_for_many_at_once() -> None:
-    together = threading.Barrier(4, timeout=30)
-
-    def rule(record: dict[str, str]) -> dict[str, object]:
-        if record["answer"].startswith("city"):
-            together.wait()  # passes only if four are under way at once
-        return {"reason": "", "right": record["answer"].casefold() == record["reference"].casefold()}
-
     question = replace(CAPITAL, verifier="judge")
-    judge = AnswerJudge(SimulatedJudge(rule=rule), asking=Asking(concurrency=4, attempts=1))
+    judge = AnswerJudge(SimulatedJudge(rule=four_at_once()), asking=Asking(concurrency=4, attempts=1))
     runs = [trajectory(f"city {number}", question=question) for number in range(8)]
     scores = score([group(*runs)], partial(verify, verifiers={**VERIFIERS, "judge": judge}))
     assert not scores.correct.any()

@@ -3,10 +3,17 @@
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from pydantic import BaseModel
 
 from metis_agent import MetisGateMiddleware
 from metis_agent.gates import Gate
 from metis_agent.types import GateDecision
+
+
+class Verdict(BaseModel):
+    """The answer."""
+
+    text: str
 
 
 class Only(Gate):

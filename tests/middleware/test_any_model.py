@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from pydantic import BaseModel
 
 from metis_agent.gates import Gate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import GateDecision
 from tests.any_reply import NAMES, allowed_sets, check_repetitions, replies, sound
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import gated
+from tests.middleware.helpers import Verdict, gated
 
 BUDGETS = (
     Budget(calls=0),
@@ -24,12 +23,6 @@ BUDGETS = (
     Budget(calls=4, cost=0.5),
     Budget(),
 )
-
-
-class Verdict(BaseModel):
-    """The answer."""
-
-    text: str
 
 
 decisions = st.lists(st.tuples(allowed_sets, st.booleans()), min_size=1, max_size=3)

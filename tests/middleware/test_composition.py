@@ -18,20 +18,13 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from pydantic import BaseModel
 
 from metis_agent import Budget, MetisGateMiddleware
 from metis_agent.gates import ModelGate, NeverGate
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, ask, gated, statuses
+from tests.middleware.helpers import Only, Verdict, answered, ask, gated, statuses
 
 THREAD = {"configurable": {"thread_id": "t"}}
-
-
-class Verdict(BaseModel):
-    """The answer."""
-
-    text: str
 
 
 def reviewed(chat, tools, gate, mode="batched"):

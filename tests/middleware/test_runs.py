@@ -13,14 +13,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
-from pydantic import BaseModel
 
 from metis_agent import MetisGateMiddleware, Recorder, TrajectoryStore
 from metis_agent.gates import Gate, ModelGate, NeverGate
 from metis_agent.rules.budget import Budget
 from metis_agent.types import TOKEN_RECORD, GateDecision
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only, answered, ask, gated, statuses
+from tests.middleware.helpers import Only, Verdict, answered, ask, gated, statuses
 
 QUESTION = {"messages": [HumanMessage("q")]}
 
@@ -341,11 +340,6 @@ def test_calls_in_a_draft_are_taken_out(ran, tools):
 
 
 def test_a_structured_draft_is_a_structured_answer(tools):
-    class Verdict(BaseModel):
-        """The answer."""
-
-        text: str
-
     reply = AIMessage("", tool_calls=[call("Verdict", text="yes")], response_metadata=draft("", -0.1).response_metadata)
     gate = Sure()
     state = ask(gated(model(reply), tools, gate, agent={"response_format": ToolStrategy(Verdict)}))

@@ -11,20 +11,13 @@ from langchain.agents.middleware import ToolCallLimitMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import BaseModel
 
 from metis_agent import MetisGateMiddleware, Recorder, TrajectoryStore
 from metis_agent.gates import Gate, NeverGate
 from metis_agent.gates.wrappers import ShadowGate
 from metis_agent.rules.budget import Budget
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import ask, make_tools
-
-
-class Verdict(BaseModel):
-    """The answer."""
-
-    text: str
+from tests.middleware.helpers import Verdict, ask, make_tools
 
 
 class Broken(Gate):

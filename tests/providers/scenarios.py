@@ -11,11 +11,11 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException, tool
-from pydantic import BaseModel
 
 from metis_agent import Budget
 from metis_agent.gates import Gate, ModelGate, NeverGate
 from metis_agent.types import GateDecision, GateRequest
+from tests.middleware.helpers import Verdict
 from tests.providers.server import Call, Reply
 from tests.providers.shapes import Shape
 
@@ -42,12 +42,6 @@ class Steps(Gate):
         self._next += 1
         allowed = tuple(spec.name for spec in request.tools if spec.name in names)
         return GateDecision(allowed=allowed, required=bool(allowed) and self.required, gate="steps")
-
-
-class Verdict(BaseModel):
-    """The answer."""
-
-    text: str
 
 
 RAN: list[str] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metis_agent.recording.store import TrajectoryStore
+from metis_agent.report.figures import RunTable
 from metis_agent.types import Branch, GateDecision, Question, ToolOutcome, Trajectory
 
 QUESTIONS = {
@@ -19,6 +20,13 @@ QUESTIONS = {
     "q4": Question(id="q4", text="When was Dadote founded?", answer="1843", kind="fact"),
     "q5": Question(id="q5", text="Shall we dance?", kind="chat"),
 }
+
+
+def table_of(runs: tuple[Trajectory, ...]) -> RunTable:
+    table = RunTable()
+    for each in runs:
+        table.add(each)
+    return table
 
 
 def outcome(tool: str, number: int = 0, *, status: Any = "ok", content: str = "found") -> ToolOutcome:

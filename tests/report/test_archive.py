@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 
 from metis_agent.report.facts import ReportInputs, gather
-from metis_agent.report.figures import RunTable
 from metis_agent.report.transcript import Archive, choose
 from metis_agent.types import Question, Trajectory
-from tests.report.stores import AFTER, BEFORE, run, store
+from tests.report.stores import AFTER, BEFORE, run, store, table_of
 
 
 def unpacked(block: str) -> Any:
     return json.loads(gzip.decompress(base64.b64decode(block)))
-
-
-def table_of(runs: tuple[Trajectory, ...]) -> RunTable:
-    table = RunTable()
-    for each in runs:
-        table.add(each)
-    return table
 
 
 def test_within_the_limit_all_are_carried() -> None:

@@ -11,16 +11,9 @@ import pytest
 from metis_agent.errors import InputError, StorageError
 from metis_agent.evaluation.agents import evaluate, share_right
 from metis_agent.report.facts import Facts, ReportInputs, gather
-from metis_agent.report.figures import Agent, RunTable, agent_of, labels
+from metis_agent.report.figures import Agent, agent_of, labels
 from metis_agent.types import GateDecision, Question, Trajectory
-from tests.report.stores import AFTER, BEFORE, PROBES, outcome, run, store
-
-
-def table_of(runs: tuple[Trajectory, ...]) -> RunTable:
-    table = RunTable()
-    for each in runs:
-        table.add(each)
-    return table
+from tests.report.stores import AFTER, BEFORE, PROBES, outcome, run, store, table_of
 
 
 def agent(runs: tuple[Trajectory, ...]) -> Agent:

@@ -9,23 +9,16 @@ from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import BaseModel
 
 from metis_agent import MetisGateMiddleware, create_metis_agent
 from metis_agent.gates import ModelGate, ShadowGate
 from metis_agent.recording.recorder import Recorder
 from metis_agent.recording.store import TrajectoryStore
 from tests.fakes import call, calling, model
-from tests.middleware.helpers import Only
+from tests.middleware.helpers import Only, Verdict
 
 THREAD = {"configurable": {"thread_id": "t"}}
 QUESTION = {"messages": [("user", "Who is dave@example.com?")]}
-
-
-class Answer(BaseModel):
-    """The answer."""
-
-    text: str
 
 
 @tool
@@ -88,11 +81,11 @@ def test_no_reply_is_kept_as_it_was_said(make, replies, flavour, tmp_path):
 
 
 def test_nor_is_one_that_does_not_have_the_format(make):
-    wrong = calling(call("Answer", txt=""), text="alice@example.com")
-    agent = make(model(wrong, calling(call("Answer", id="2", text="ok"))), ModelGate(), record_calls=True,
-                 response_format=ToolStrategy(Answer))  # fmt: skip
+    wrong = calling(call("Verdict", txt=""), text="alice@example.com")
+    agent = make(model(wrong, calling(call("Verdict", id="2", text="ok"))), ModelGate(), record_calls=True,
+                 response_format=ToolStrategy(Verdict))  # fmt: skip
     state = agent.invoke(QUESTION, THREAD)
-    assert state["structured_response"] == Answer(text="ok")
+    assert state["structured_response"] == Verdict(text="ok")
     assert "@" not in f"{state} {agent.get_state(THREAD).values}"
 
 

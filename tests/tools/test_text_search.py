@@ -50,7 +50,7 @@ def call(tool, query):
     return tool.invoke({"type": "tool_call", "id": "c1", "name": "text_search", "args": {"query": query}})
 
 
-class TestUnit(ToolsUnitTests):
+class Standard:
     @property
     def tool_constructor(self):
         return TextSearchTool
@@ -64,18 +64,12 @@ class TestUnit(ToolsUnitTests):
         return {"query": "capital of France"}
 
 
-class TestIntegration(ToolsIntegrationTests):
-    @property
-    def tool_constructor(self):
-        return TextSearchTool
+class TestUnit(Standard, ToolsUnitTests):
+    pass
 
-    @property
-    def tool_constructor_params(self):
-        return {"backend": CORPUS}
 
-    @property
-    def tool_invoke_params_example(self):
-        return {"query": "capital of France"}
+class TestIntegration(Standard, ToolsIntegrationTests):
+    pass
 
 
 def test_what_the_model_reads():
