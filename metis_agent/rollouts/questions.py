@@ -90,7 +90,7 @@ def _csv(path: Path) -> Iterator[Row]:
         if len({*names}) < len(names):
             raise InputError(f"{path.name} names a column twice, of {names!r}: each needs a name of its own.")
         for row in reader:
-            if any(row.pop(None, ())):  # type: ignore[call-overload]  # where it keeps what is left over
+            if any(row.pop(None, ())):  # where it keeps what is left over
                 raise InputError(
                     f"{path.name} line {reader.line_num} has more cells than there are columns: put text with a comma "
                     "or a line break into double quotes."
