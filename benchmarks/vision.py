@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-METHODS = ("cold start", "HDPO", "GRPO")
+METHODS = {"cold start": "hdpo", "HDPO": "hdpo", "contrast": "contrast", "GRPO": "grpo"}
+"""Name -> objective; the cold start is not trained."""
 
 
 def measured(method: str, seed: int, root: Path, questions: int) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def measured(method: str, seed: int, root: Path, questions: int) -> dict[str, An
     done = folder / "result.json"
     if done.exists():
         return dict(json.loads(done.read_text()))
-    objective = Objective(name="grpo") if method == "GRPO" else Objective()
+    objective = Objective(name=METHODS[method])
     experiment = Experiment(folder=folder, seed=seed, test_questions=questions, objective=objective)
     unseen = Experiment(
         folder=folder / "held-out-font", seed=seed, test_questions=questions, fonts=(HELD_OUT_FONT,),
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=210, help="held-out pictures (default %(default)s)")
     parser.add_argument("--control-steps", type=int, default=500)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-vision"))
     chosen = parser.parse_args()
     import torch
