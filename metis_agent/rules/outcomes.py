@@ -280,7 +280,7 @@ def _unseen(call: PendingCall, message: ToolMessage | None) -> ToolOutcome:
     place. What the model reads as a result counts as one, or a turn of such calls would have no end.
     """
     status: OutcomeStatus = "ok" if message is not None and message.status == "success" else "blocked"
-    content = str(message.text) if message is not None else ""
+    content = text_of(message) if message is not None else ""
     return ToolOutcome(call_id=call["id"], tool=call["name"], arguments=call["args"], status=status, content=content)
 
 

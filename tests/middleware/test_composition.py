@@ -84,13 +84,16 @@ def test_a_person_who_answers_in_the_tools_place_does_not_end_the_turn(ran, tool
     assert {decision.gate for decision in state["decisions"]} == {"ModelGate"}
 
 
+@pytest.mark.parametrize("free_form", [False, True])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("queries", ["xxxxxxxx", "abcdefgh"])
-def test_results_that_other_code_gives_in_a_tools_place_are_within_the_budget(ran, tools, first, queries):
+def test_results_that_other_code_gives_in_a_tools_place_are_within_the_budget(ran, tools, first, queries, free_form):
     @wrap_tool_call
     def cached(request, handler):
         call = request.tool_call
-        return ToolMessage(f"cached {call['args']['query']}", tool_call_id=call["id"], name=call["name"])
+        said = f"cached {call['args']['query']}"
+        content = [{"type": "custom_tool_call_output", "output": said}] if free_form else said
+        return ToolMessage(content, tool_call_id=call["id"], name=call["name"])
 
     chat = model(*(calling(call("look", id=str(n), query=query)) for n, query in enumerate(queries)), "never")
     gate = MetisGateMiddleware(ModelGate(), budget=Budget(calls=2))
