@@ -218,15 +218,17 @@ def train_gate(
         found = cross_fit(np.tile(targets, len(tried)), np.repeat(tried, len(part.actions)))
         return np.split(found, len(tried), axis=1)
 
-    def best_of(logits: Sequence[NDArray[np.float64]]) -> int:
-        """The place of the strength with the least loss, at its own temperature, over all heads."""
-        return int(np.argmin([fit_temperature(it[judged], part.correct[judged])[1] for it in logits]))
+    def loss_of(logits: NDArray[np.float64]) -> float:
+        """Of a strength, over all heads, at its own temperature."""
+        return fit_temperature(logits[judged], part.correct[judged])[1]
 
     logits = by_strength(strengths)
-    while further and best_of(logits) == len(strengths) - 1:
+    losses = [loss_of(it) for it in logits]
+    while further and np.argmin(losses) == len(strengths) - 1:
         rounds, strengths = rounds + 1, [*strengths, further.pop(0)]
         logits += by_strength(strengths[-1:])
-    best = best_of(logits)
+        losses.append(loss_of(logits[-1]))
+    best = int(np.argmin(losses))
     cross_fitted, strength = logits[best], np.repeat(strengths[best], len(part.actions))
     recorded = part
     contrast = _contrast(part.take(judged), cross_fitted[judged], training, traits, part if part.runs else None)
