@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
@@ -31,6 +32,7 @@ __all__ = [
     "inner_block",
     "is_first_step",
     "name_and_arguments",
+    "new_call_id",
     "provider_name",
     "seconds_of",
     "text_of",
@@ -139,6 +141,11 @@ def conversation_images(messages: object) -> dict[str, str | bytes]:
 def image_block(content: bytes, mime_type: str) -> dict[str, Any]:
     """Return the LangChain content block of a file."""
     return {"type": "image", "base64": base64.b64encode(content).decode(), "mime_type": mime_type}
+
+
+def new_call_id() -> str:
+    """An id for a call that has none."""
+    return f"call_{uuid4().hex}"
 
 
 def decoded_call(text: str, start: int) -> tuple[Any, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from uuid import uuid4
 
 import torch
 from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metis_agent.errors import InfrastructureError
+from metis_agent.messages import new_call_id
 from metis_agent.models.decoding import RowSampling
 from metis_agent.models.prompt import Prompt
 from metis_agent.models.vision import SeenImage
@@ -235,18 +235,14 @@ class Call:
 
 def _tool_calls(reply: Reply) -> list[ToolCall]:
     return [
-        ToolCall(name=call["name"], args=call["args"], id=_call_id(), type="tool_call") for call in reply.tool_calls
+        ToolCall(name=call["name"], args=call["args"], id=new_call_id(), type="tool_call") for call in reply.tool_calls
     ]
 
 
 def _invalid_tool_calls(reply: Reply) -> list[InvalidToolCall]:
     return [
         InvalidToolCall(
-            name=call["name"], args=call["args"], id=_call_id(), error=call["error"], type="invalid_tool_call"
+            name=call["name"], args=call["args"], id=new_call_id(), error=call["error"], type="invalid_tool_call"
         )
         for call in reply.invalid_tool_calls
     ]
-
-
-def _call_id() -> str:
-    return f"call_{uuid4().hex}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NotRequired, TypeVar
@@ -22,7 +21,7 @@ from pydantic import BaseModel
 from metis_agent.deadline import DeadlineError, NotCalledError, arun_within, run_within
 from metis_agent.gates.base import Gate, offered_only
 from metis_agent.gates.reference import AlwaysGate, ModelGate, NeverGate, draft_of
-from metis_agent.messages import bare_calls, blocks_of
+from metis_agent.messages import bare_calls, blocks_of, new_call_id
 from metis_agent.rules.shapes import has_answer, open_calls, refusal_in
 from metis_agent.types import Draft, GateDecision, GateRequest, ToolOutcome
 
@@ -183,7 +182,7 @@ def with_written_call(reply: Reply, tools: Sequence[Any], allowed: Collection[st
         return reply
     valid, invalid = bare_calls(str(message.text), allowed)
     fitting = [
-        ToolCall(name=call["name"], args=call["args"], id=f"call_{uuid.uuid4().hex}", type="tool_call")
+        ToolCall(name=call["name"], args=call["args"], id=new_call_id(), type="tool_call")
         for call in valid
         if any(isinstance(tool, BaseTool) and tool.name == call["name"] and _fits(call["args"], tool) for tool in tools)
     ]

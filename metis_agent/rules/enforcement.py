@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -21,7 +20,7 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage, AnyMessage, InvalidToolCall, ToolCall, ToolMessage
 from langchain_core.utils.json import parse_partial_json
 
-from metis_agent.messages import text_of
+from metis_agent.messages import new_call_id, text_of
 from metis_agent.rules.asking import Plan, SentCall
 from metis_agent.rules.budget import ToolTerms
 from metis_agent.rules.rules import Offer, Rules
@@ -335,6 +334,6 @@ def _read(raw: Any, offer: Offer, taken: Collection[str], ids: set[str], as_give
         # No provider would take it back.
         fault, name = fault or f"there is no tool of the name {name!r}", _NOT_IN_NAMES.sub("_", name)[:64]
     if id_ is None or id_ in taken:
-        id_ = f"call_{uuid.uuid4().hex}"
+        id_ = new_call_id()
     ids.add(raw["id"] if isinstance(raw.get("id"), str) else id_)
     return _Call(id=id_, tool=name, arguments=arguments, fault=fault)
